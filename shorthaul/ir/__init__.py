@@ -1,0 +1,1 @@
+"""The intermediate representation: containers, memlets, nodes, programs and how to change them."""

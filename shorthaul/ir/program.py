@@ -1,0 +1,198 @@
+"""A Program: containers, nodes in dataflow order, and the signature by which the outside calls it.
+
+One class carries the three forms of a network on its way down:
+
+- `OPERATORS`: nodes are Operators (and LibraryCalls of what the registry does not know, Loops, Branches);
+- `MAPS`: operators are expanded into Maps and LibraryCalls;
+- `SCHEDULED`: every top-level map is a kernel with a schedule, views are aliases, memory is planned.
+
+A training program holds forward and backward in one graph: a node's `phase` says when it runs. The forward phase computes the
+outputs and the updates of buffers; the backward phase starts from one cotangent per differentiable output and computes the gradients.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
+
+import numpy as np
+
+from shorthaul.symbolic import Expr, Symbol
+
+from .containers import Container
+from .edit import Edit, Rewrite
+from .nodes import Node
+
+
+IntLike = Union[int, Expr]
+
+
+class Form(enum.IntEnum):
+    """How far a program has come down."""
+
+    OPERATORS = 0
+    MAPS = 1
+    SCHEDULED = 2
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How the outside calls a program; all entries are container names.
+
+    inputs: what the caller passes, in order (parameters, buffers and inputs). outputs: what the forward phase returns, in order (an
+    output may be an input). cotangents: (output, container of its incoming gradient). gradients: (input, container of its gradient).
+    updates: (input, container of the value that is written back to it after the forward phase).
+    """
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    cotangents: tuple[tuple[str, str], ...] = ()
+    gradients: tuple[tuple[str, str], ...] = ()
+    updates: tuple[tuple[str, str], ...] = ()
+
+    def with_(self, **changes: Any) -> Signature:
+        return replace(self, **changes)
+
+    @property
+    def results(self) -> frozenset[str]:
+        """Containers that must exist after the program ran."""
+        return frozenset(self.outputs) | {g for _, g in self.gradients} | {u for _, u in self.updates}
+
+
+@dataclass(eq=False)
+class Program:
+    """See the module's page. `symbols` are the free sizes; `constants` the values of constant containers; `log` the rewrites so far."""
+
+    name: str = "program"
+    form: Form = Form.OPERATORS
+    containers: dict[str, Container] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    signature: Signature = field(default_factory=Signature)
+    symbols: tuple[Symbol, ...] = ()
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    log: list[Rewrite] = field(default_factory=list)
+    version: int = 0
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._readers: dict[str, dict[int, Node]] = {}
+        self._writers: dict[str, dict[int, Node]] = {}
+        self._uses: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
+        self._names: dict[str, int] = {}
+        for node in self.nodes:
+            self._register(node)
+
+    # queries ----------------------------------------------------------------------------------------------------------
+    def readers(self, container: str) -> list[Node]:
+        """Top-level nodes that read the container, in the order they were added."""
+        return list(self._readers.get(container, {}).values())
+
+    def writers(self, container: str) -> list[Node]:
+        """Top-level nodes that write the container."""
+        return list(self._writers.get(container, {}).values())
+
+    def reads_of(self, node: Node) -> frozenset[str]:
+        """Containers that a node of this program reads (cached)."""
+        return self._uses[node.id][0]
+
+    def writes_of(self, node: Node) -> frozenset[str]:
+        return self._uses[node.id][1]
+
+    def producers(self, node: Node) -> Iterator[Node]:
+        """Nodes that write what the node reads."""
+        for c in self.reads_of(node):
+            yield from self._writers.get(c, {}).values()
+
+    def consumers(self, node: Node) -> Iterator[Node]:
+        """Nodes that read what the node writes."""
+        for c in self.writes_of(node):
+            yield from self._readers.get(c, {}).values()
+
+    def node(self, id: int) -> Node:
+        """The node with that id; raises KeyError when a rewrite removed it (see `resolve`)."""
+        for n in self.nodes:
+            if n.id == id:
+                return n
+        raise KeyError(f"program {self.name} has no node #{id}; it was rewritten: ask resolve({id})")
+
+    def resolve(self, id: int) -> list[Node]:
+        """The nodes that a handle stands for today: the node itself or what rewrites made of it."""
+        ids = {id}
+        for rewrite in self.log:
+            if ids & rewrite.removed:
+                ids = (ids - rewrite.removed) | rewrite.created
+        return [n for n in self.nodes if n.id in ids]
+
+    def contains(self, node: Node) -> bool:
+        """Whether this very object is in the program now."""
+        return node.id in self._uses and any(n is node for n in self.nodes)
+
+    def size(self, name: str) -> Container:
+        return self.containers[name]
+
+    def fresh(self, hint: str) -> str:
+        """A container name that is not taken."""
+        base = hint or "t"
+        if base not in self.containers and base not in self._names:
+            self._names[base] = 0
+            return base
+        while True:
+            self._names[base] = self._names.get(base, 0) + 1
+            name = f"{base}_{self._names[base]}"
+            if name not in self.containers:
+                return name
+
+    @property
+    def results(self) -> frozenset[str]:
+        return self.signature.results
+
+    # changes ----------------------------------------------------------------------------------------------------------
+    def edit(self, name: str, parameters: Mapping[str, Any] | None = None, **notes: Any) -> Edit:
+        """Start a transactional change: `with program.edit("MapFusion") as edit: ...`. An exception rolls it back."""
+        return Edit(self, name, dict(parameters or {}), notes)
+
+    def undo(self, steps: int = 1) -> None:
+        """Take back the last rewrites. Raises IndexError when there are fewer."""
+        if steps > len(self.log):
+            raise IndexError(f"cannot undo {steps} rewrites: the log holds {len(self.log)}")
+        for _ in range(steps):
+            self.log.pop().revert(self)
+            self.version += 1
+
+    def clone(self) -> Program:
+        """An independent copy (nodes are immutable and shared; ids stay)."""
+        return Program(self.name, self.form, dict(self.containers), list(self.nodes), self.signature, self.symbols,
+                       dict(self.constants), list(self.log), self.version, dict(self.attributes))  # fmt: skip
+
+    # used by Edit only -----------------------------------------------------------------------------------------------
+    def _register(self, node: Node) -> None:
+        reads, writes = node.read_containers(), node.written_containers()
+        self._uses[node.id] = (reads, writes)
+        for c in reads:
+            self._readers.setdefault(c, {})[node.id] = node
+        for c in writes:
+            self._writers.setdefault(c, {})[node.id] = node
+
+    def _unregister(self, node: Node) -> None:
+        reads, writes = self._uses.pop(node.id)
+        for c in reads:
+            del self._readers[c][node.id]
+        for c in writes:
+            del self._writers[c][node.id]
+
+    def __str__(self) -> str:
+        from .printer import print_program
+
+        return print_program(self)
+
+
+def program_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Nodes in order with the bodies of maps, outer before inner."""
+    from .nodes import Map
+
+    for node in nodes:
+        yield node
+        if isinstance(node, Map):
+            yield from program_nodes(node.body)
