@@ -1,0 +1,1 @@
+"""Measured speed: networks in plain PyTorch, and the programs that time their training."""

@@ -1,0 +1,108 @@
+"""Networks in plain PyTorch, used by benchmarks and tests. Nothing here imports Shorthaul.
+
+    net = network("mbconv", small=True)
+    loss = net.loss_fn(net.module(*net.inputs), net.targets)
+
+Each network is one file with a module class; this file lists them with their sizes and their batches.
+`small=True` gives the same structure at a size for tests (a step in milliseconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.networks import bert, chain, lenet, mbconv, mlp, resnet
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+class Network(NamedTuple):
+    """A module in training mode with one batch and the loss that trains it."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    loss_fn: Loss
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a named network is built and fed.
+
+    `build(small, dropout)` makes the module; `dropout=None` means the probabilities usual for this network, a number
+    replaces all of them (stochastic depth included). `batch(size, small, generator)` makes inputs and targets;
+    `size=None` means the usual batch. Where `cotangent` is set, `targets` has the shape of the output and is what a
+    benchmark passes to `output.backward`, so that nothing but the network is timed.
+    """
+
+    summary: str
+    build: Callable[[bool, float | None], nn.Module]
+    batch: Callable[[int | None, bool, torch.Generator], tuple[tuple[Tensor, ...], Tensor]]
+    loss_fn: Loss
+    cotangent: bool = False
+
+
+def _images(channels: int, full: tuple[int, int], small: tuple[int, int], classes: tuple[int, int]) -> Any:
+    """Random images and labels; `full` and `small` are (batch, pixels a side)."""
+
+    def batch(size: int | None, is_small: bool, generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
+        count, side = small if is_small else full
+        count = size or count
+        images = torch.randn(count, channels, side, side, generator=generator)
+        return (images,), torch.randint(0, classes[is_small], (count,), generator=generator)
+
+    return batch
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def _already_a_loss(output: Tensor, _: Tensor) -> Tensor:
+    return output
+
+
+def _inner_product(output: Tensor, cotangent: Tensor) -> Tensor:
+    return (output * cotangent).sum()
+
+
+REGISTRY: dict[str, Entry] = {
+    "mlp": Entry("three linear layers with ReLU and dropout", mlp.build, mlp.batch, _cross_entropy),
+    "lenet": Entry("LeNet-5: convolutions, pooling, linear layers", lenet.build,
+                   _images(1, (128, 28), (4, 28), (10, 10)), _cross_entropy),
+    "resnet18": Entry("ResNet-18 with batch norm in training mode, 128×128 images", resnet.build,
+                      _images(3, (8, 128), (4, 16), (1000, 10)), _cross_entropy),
+    "mbconv": Entry("inverted residuals (EfficientNet-B0's shape), 128×128 images", mbconv.build,
+                    _images(3, (8, 128), (4, 16), (1000, 10)), _cross_entropy),
+    "bert": Entry("BERT encoder with masked-word loss, 4 layers of 256, 128 tokens", bert.build, bert.batch,
+                  _already_a_loss),
+    "chain": Entry("tanh·sigmoid → layer norm → softmax on 2048×1024", chain.build, chain.batch, _inner_product,
+                   cotangent=True),
+}  # fmt: skip
+
+
+def entry(name: str) -> Entry:
+    """The registered network, or a `KeyError` that lists the names there are."""
+    if name not in REGISTRY:
+        raise KeyError(f"no network named {name!r}; there are: {', '.join(REGISTRY)}")
+    return REGISTRY[name]
+
+
+def network(name: str, small: bool = False, *, dropout: float | None = None, seed: int = 0) -> Network:
+    """The named network with parameters drawn from `seed`, in training mode, and its first batch."""
+    found = entry(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = found.build(small, dropout).train()
+    inputs, targets = batch(name, small, seed=seed)
+    return Network(module, inputs, targets, found.loss_fn)
+
+
+def batch(name: str, small: bool = False, *, size: int | None = None, seed: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Inputs and targets for the named network; `size` replaces the usual number of samples."""
+    return entry(name).batch(size, small, torch.Generator().manual_seed(seed))

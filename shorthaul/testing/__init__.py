@@ -1,0 +1,7 @@
+"""Helpers for testing compilers of training: numerical agreement judged against float64, and sampling of suites."""
+
+from shorthaul.testing.numerics import Agreement, Row, compare, pool
+from shorthaul.testing.sampling import full, sample
+from shorthaul.testing.training import Run, assert_trains_like_eager, train_steps
+
+__all__ = ["Agreement", "Row", "Run", "assert_trains_like_eager", "compare", "full", "pool", "sample", "train_steps"]

@@ -1,0 +1,193 @@
+"""Train a network for some steps with a named engine, and judge the outcome against eager PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shorthaul.testing.numerics import Agreement, compare, pool
+
+Batch = tuple[tuple[Any, ...], Any]  # inputs, targets
+Loss = Callable[[Any, Any], Tensor]
+Engine = str | Callable[[nn.Module], Any]
+OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, OptimizerFactory] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+}
+
+
+@dataclass
+class Run:
+    """What a training run left behind: every dictionary maps a name to a detached copy.
+
+    `gradients` and `input_gradients` are those of the first step, which no earlier step's rounding has touched, and, with
+    `[last]` after the name, of the last one. `losses["loss"]` has one element a step.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    input_gradients: dict[str, Tensor] = field(default_factory=dict)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    module: nn.Module | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything in one dictionary, as `kind/name`, ready for `compare`."""
+        kinds = {
+            "loss": self.losses,
+            "gradient": self.gradients,
+            "input": self.input_gradients,
+            "parameter": self.parameters,
+            "buffer": self.buffers,
+        }
+        return {f"{kind}/{name}": value for kind, named in kinds.items() for name, value in named.items()}
+
+
+def apply_engine(module: nn.Module, engine: Engine) -> Any:
+    """`module` as `engine` runs it: "eager", "shorthaul", "torch.compile", or a function of the module."""
+    if callable(engine):
+        return engine(module)
+    if engine == "eager":
+        return module
+    if engine == "shorthaul":
+        import shorthaul
+
+        return shorthaul.optimize(module, strict=True)
+    if engine == "torch.compile":
+        return torch.compile(module)
+    raise ValueError(f"unknown engine {engine!r}; use 'eager', 'shorthaul', 'torch.compile' or a function of the module")
+
+
+def train_steps(
+    model_factory: Callable[[], nn.Module],
+    optimizer_factory: OptimizerFactory | str,
+    batches: Sequence[Batch],
+    engine: Engine = "eager",
+    dtype: torch.dtype = torch.float32,
+    steps: int | None = None,
+    seed: int = 0,
+    *,
+    loss_fn: Loss,
+    restride: bool = False,
+) -> Run:
+    """Train for `steps` steps (default: one a batch; batches are taken in turn) and return what came out.
+
+    The model is made in float32 from `seed` and then cast to `dtype`, so that runs of different dtypes start at the same
+    point. `restride` keeps parameters and inputs in another memory layout (for eager's own spread).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = model_factory().train().to(dtype)
+        if restride:
+            _restride_parameters(module)
+        make = OPTIMIZERS[optimizer_factory] if isinstance(optimizer_factory, str) else optimizer_factory
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        optimizer = make(trainable) if trainable else None
+        runnable = apply_engine(module, engine)
+        run, losses = Run(module=module), []
+        count = len(batches) if steps is None else steps
+        for step in range(count):
+            inputs, targets = batches[step % len(batches)]
+            placed = tuple(_place(x, dtype, restride) for x in inputs)
+            module.zero_grad(set_to_none=True)
+            loss = loss_fn(runnable(*placed), _place(targets, dtype, False))
+            loss.backward()
+            losses.append(loss.detach().clone())
+            for suffix in [""] * (step == 0) + ["[last]"] * (step == count - 1 and count > 1):
+                for name, p in module.named_parameters():
+                    if p.grad is not None:
+                        run.gradients[name + suffix] = p.grad.detach().clone()
+                for i, x in enumerate(placed):
+                    if isinstance(x, Tensor) and x.grad is not None:
+                        run.input_gradients[f"{i}{suffix}"] = x.grad.detach().clone()
+            if optimizer is not None:
+                optimizer.step()
+    run.losses["loss"] = torch.stack(losses)
+    run.parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
+    run.buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    return run
+
+
+def judge_training(
+    model_factory: Callable[[], nn.Module],
+    loss_fn: Loss,
+    make_batches: Callable[[int], Sequence[Batch]],
+    *,
+    engine: Engine = "shorthaul",
+    optimizer: OptimizerFactory | str = "sgd",
+    dtype: torch.dtype = torch.float32,
+    steps: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    title: str = "",
+) -> Agreement:
+    """Train with `engine`, with eager and with eager in float64, once a seed, and judge all tensors together.
+
+    `make_batches(seed)` gives the batches of a seed; they may differ in size.
+    """
+    verdicts = []
+    for seed in seeds:
+        batches = make_batches(seed)
+
+        def run(engine: Engine, dtype: torch.dtype, batches: Sequence[Batch] = batches, seed: int = seed,
+                restride: bool = False) -> dict[str, Tensor]:  # fmt: skip
+            return train_steps(model_factory, optimizer, batches, engine, dtype, steps, seed, loss_fn=loss_fn,
+                               restride=restride).tensors()  # fmt: skip
+
+        eager = run("eager", dtype)
+        exact = eager if dtype == torch.float64 else run("eager", torch.float64)
+        spread = run("eager", dtype, restride=True)
+        verdicts.append(compare(run(engine, dtype), eager, exact, spread=spread))
+    return pool(verdicts, title)
+
+
+def assert_trains_like_eager(
+    model_factory: Callable[[], nn.Module],
+    loss_fn: Loss,
+    make_batches: Callable[[int], Sequence[Batch]],
+    *,
+    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
+    **options: Any,
+) -> list[Agreement]:
+    """`judge_training` in each of `dtypes` (float64 with one seed: its limit is absolute); AssertionError with the table."""
+    verdicts = []
+    for dtype in dtypes:
+        choice = dict(options)
+        if dtype == torch.float64:
+            choice["seeds"] = tuple(choice.get("seeds", (0,)))[:1]
+        verdict = judge_training(model_factory, loss_fn, make_batches, dtype=dtype, **choice)
+        if not verdict.ok:
+            raise AssertionError(f"{dtype}: {verdict}")
+        verdicts.append(verdict)
+    return verdicts
+
+
+def _place(x: Any, dtype: torch.dtype, restride: bool) -> Any:
+    """A copy of a tensor, floating ones in `dtype`; anything else as it is."""
+    if not isinstance(x, Tensor):
+        return copy.copy(x)
+    placed = x.detach().to(dtype) if x.is_floating_point() else x.detach()
+    placed = _other_layout(placed) if restride else placed.clone()
+    return placed.requires_grad_(x.requires_grad)
+
+
+def _restride_parameters(module: nn.Module) -> None:
+    with torch.no_grad():
+        for p in module.parameters():
+            p.data = _other_layout(p.data)
+
+
+def _other_layout(x: Tensor) -> Tensor:
+    """The same values: channels last for four dimensions, else the strides of the transpose."""
+    if x.ndim == 4:
+        return x.clone(memory_format=torch.channels_last)
+    if x.ndim < 2:
+        return x.clone()
+    order = tuple(reversed(range(x.ndim)))
+    return x.permute(order).contiguous().permute(order)
