@@ -12,6 +12,8 @@ bounds of their symbols prove. Nodes are interned: equal canonical forms are the
     True
 """
 
+from .bounds import bounds
+from .division import ceildiv, divide, floordiv, mod
 from .expr import (
     Atom,
     Expr,
@@ -28,16 +30,14 @@ from .expr import (
     product,
     summation,
 )
-from .bounds import bounds
-from .division import ceildiv, divide, floordiv, mod
 from .extrema import maximum, minimum
-from .substitute import affine, evaluate, substitute
-from .prove import prove_divisible, prove_eq, prove_le, prove_lt
 from .printing import C_HELPERS, from_json, to_c, to_json, to_python, to_text
+from .prove import prove_divisible, prove_eq, prove_le, prove_lt
+from .substitute import affine, evaluate, substitute
 
 __all__ = [
-    "Atom",
     "C_HELPERS",
+    "Atom",
     "Expr",
     "FloorDiv",
     "IntLike",

@@ -363,4 +363,3 @@ def _combine_remainder(
                         accumulate(rest, more, 1)
                         return rest, const + k
     return None
-

@@ -21,8 +21,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from operator import attrgetter, index as _operator_index
-from typing import Any, Union
+from operator import attrgetter
+from operator import index as _operator_index
+from typing import Any
 
 Monomial = tuple["Atom", ...]
 """A product of atoms, ordered by creation, with repetition for powers."""
@@ -42,7 +43,7 @@ class Expr:
     ``terms`` maps each product of atoms to its non-zero coefficient (do not modify it); ``const`` is the constant.
     """
 
-    __slots__ = ("terms", "const", "has_division", "_lower", "_free", "_text", "__weakref__")
+    __slots__ = ("__weakref__", "_free", "_lower", "_text", "const", "has_division", "terms")
 
     terms: dict[Monomial, int]
     const: int
@@ -142,7 +143,7 @@ class Expr:
         return self
 
 
-IntLike = Union[int, Expr]
+IntLike = int | Expr
 
 
 class Sum(Expr):
@@ -158,7 +159,7 @@ class Atom(Expr):
     is a known constant divisor of its value (at least 1).
     """
 
-    __slots__ = ("uid", "rank", "multiple", "_range")
+    __slots__ = ("_range", "multiple", "rank", "uid")
 
     uid: int
     rank: int
@@ -188,7 +189,7 @@ class Symbol(Atom):
     N
     """
 
-    __slots__ = ("name", "lower", "upper", "multiple_of")
+    __slots__ = ("lower", "multiple_of", "name", "upper")
 
     name: str
     lower: IntLike | None
@@ -504,4 +505,5 @@ def _checked_bound(name: str, which: str, bound: object) -> IntLike | None:
 
 
 # The operators need division and printing, which are written in terms of the nodes above.
-from . import division as _division, printing as _printing  # noqa: E402
+from . import division as _division  # noqa: E402
+from . import printing as _printing

@@ -7,8 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import bounds as _bounds
-from .expr import _UNSET, Atom, Expr, FloorDiv, IntLike, Max, Min, Mod, Monomial, Sum, Symbol, intern_sum
-from .expr import multiply_monomials
+from .expr import (
+    _UNSET,
+    Atom,
+    Expr,
+    FloorDiv,
+    IntLike,
+    Max,
+    Min,
+    Mod,
+    Monomial,
+    Sum,
+    Symbol,
+    intern_sum,
+    multiply_monomials,
+)
 
 Name = Callable[[Symbol], str]
 
@@ -27,7 +40,7 @@ def to_text(e: IntLike) -> str:
     if isinstance(e, int):
         return str(e)
     if e._text is _UNSET:
-        e._text = _render(e, _text_atom)
+        e._text = _strip(_render(e, _text_atom))
     return e._text
 
 
@@ -88,9 +101,13 @@ def _text_atom(a: Atom) -> str:
         return a.name
     if isinstance(a, (FloorDiv, Mod)):
         operator = "//" if isinstance(a, FloorDiv) else "%"
-        sides = [f"({to_text(x)})" if isinstance(x, Sum) else to_text(x) for x in (a.dividend, a.divisor)]
+        sides = [_text_operand(x) for x in (a.dividend, a.divisor)]
         return f"({sides[0]}{operator}{sides[1]})"
     return f"{'min' if isinstance(a, Min) else 'max'}({', '.join(to_text(x) for x in _ordered_args(a))})"
+
+
+def _text_operand(x: IntLike) -> str:
+    return f"({to_text(x)})" if isinstance(x, (Sum, FloorDiv, Mod)) else to_text(x)
 
 
 def _strip(text: str) -> str:
@@ -130,8 +147,10 @@ def _render(e: IntLike, atom: Callable[[Atom], str]) -> str:
 
 def _atom_key(a: Atom) -> tuple:
     kind = (Symbol, FloorDiv, Mod, Min, Max).index(type(a))
-    return kind, _text_atom(a), *(
-        (_bound_text(a.lower), _bound_text(a.upper), a.multiple_of) if isinstance(a, Symbol) else ()
+    return (
+        kind,
+        _text_atom(a),
+        *((_bound_text(a.lower), _bound_text(a.upper), a.multiple_of) if isinstance(a, Symbol) else ()),
     )
 
 

@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .division import divide
-from .expr import Atom, Expr, FloorDiv, IntLike, Mod, Monomial, Symbol, accumulate, checked, free_symbols, make_sum
-from .expr import Max, Min, summation, terms_of
+from .expr import (
+    Atom,
+    Expr,
+    FloorDiv,
+    IntLike,
+    Max,
+    Min,
+    Mod,
+    Monomial,
+    Symbol,
+    accumulate,
+    checked,
+    free_symbols,
+    make_sum,
+    summation,
+    terms_of,
+)
 from .extrema import rebuild
 
 
