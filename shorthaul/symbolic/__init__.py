@@ -12,9 +12,8 @@ bounds of their symbols prove. Nodes are interned: equal canonical forms are the
     True
 """
 
-from .bounds import bounds
-from .division import ceildiv, divide, floordiv, mod
-from .expr import (
+# First: expr imports division and printing itself, once its own classes are complete.
+from .expr import (  # isort: skip
     Atom,
     Expr,
     FloorDiv,
@@ -30,6 +29,8 @@ from .expr import (
     product,
     summation,
 )
+from .bounds import bounds
+from .division import ceildiv, divide, floordiv, mod
 from .extrema import maximum, minimum
 from .printing import C_HELPERS, from_json, to_c, to_json, to_python, to_text
 from .prove import prove_divisible, prove_eq, prove_le, prove_lt

@@ -334,7 +334,7 @@ def _combine_exact(
         return None
     rest = dict(terms)
     del rest[mono]
-    more, k = terms_of(monomial_expr(others, c // atom.divisor) * atom.dividend)  # type: ignore[operator]
+    more, k = terms_of(monomial_expr(others, c // atom.divisor) * atom.dividend)  # type: ignore[operator,arg-type]
     accumulate(rest, more, 1)
     return rest, const + k
 

@@ -34,7 +34,7 @@ _UNSET: Any = object()
 
 _SYMBOLS: dict[tuple, Symbol] = {}
 _SUMS: dict[tuple, Sum] = {}
-_COMPOUNDS: dict[tuple, Atom] = {}
+_COMPOUNDS: dict[tuple, Any] = {}
 
 
 class Expr:
@@ -47,6 +47,9 @@ class Expr:
 
     terms: dict[Monomial, int]
     const: int
+    _lower: Any  # cached by bounds
+    _free: Any
+    _text: Any
     has_division: bool  # some term has a FloorDiv or Mod factor, so new terms may combine with it
 
     def __add__(self, other: IntLike) -> IntLike:
@@ -56,8 +59,8 @@ class Expr:
             terms = dict(self.terms)
             accumulate(terms, other.terms, 1)
             return make_sum(terms, self.const + other.const, self.has_division or other.has_division)
-        other = _plain_int(other)
-        return NotImplemented if other is None else self + other
+        value = _plain_int(other)
+        return NotImplemented if value is None else self + value
 
     __radd__ = __add__
 
@@ -70,12 +73,12 @@ class Expr:
             terms = dict(self.terms)
             accumulate(terms, other.terms, -1)
             return make_sum(terms, self.const - other.const, self.has_division or other.has_division)
-        other = _plain_int(other)
-        return NotImplemented if other is None else self - other
+        value = _plain_int(other)
+        return NotImplemented if value is None else self - value
 
     def __rsub__(self, other: IntLike) -> IntLike:
-        other = _plain_int(other)
-        return NotImplemented if other is None else -self + other
+        value = _plain_int(other)
+        return NotImplemented if value is None else -self + value
 
     def __neg__(self) -> IntLike:
         return intern_sum({mono: -c for mono, c in self.terms.items()}, -self.const)
@@ -98,30 +101,30 @@ class Expr:
             if self.const:
                 accumulate(terms, other.terms, self.const)
             return make_sum(terms, self.const * other.const, self.has_division or other.has_division)
-        other = _plain_int(other)
-        return NotImplemented if other is None else self * other
+        value = _plain_int(other)
+        return NotImplemented if value is None else self * value
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: IntLike) -> IntLike:
-        other = _operand(other)
-        return NotImplemented if other is None else _division.divide(self, other)[0]
+        value = _operand(other)
+        return NotImplemented if value is None else _division.divide(self, value)[0]
 
     def __rfloordiv__(self, other: IntLike) -> IntLike:
-        other = _operand(other)
-        return NotImplemented if other is None else _division.divide(other, self)[0]
+        value = _operand(other)
+        return NotImplemented if value is None else _division.divide(value, self)[0]
 
     def __mod__(self, other: IntLike) -> IntLike:
-        other = _operand(other)
-        return NotImplemented if other is None else _division.divide(self, other)[1]
+        value = _operand(other)
+        return NotImplemented if value is None else _division.divide(self, value)[1]
 
     def __rmod__(self, other: IntLike) -> IntLike:
-        other = _operand(other)
-        return NotImplemented if other is None else _division.divide(other, self)[1]
+        value = _operand(other)
+        return NotImplemented if value is None else _division.divide(value, self)[1]
 
     def __divmod__(self, other: IntLike) -> tuple[IntLike, IntLike]:
-        other = _operand(other)
-        return NotImplemented if other is None else _division.divide(self, other)
+        value = _operand(other)
+        return NotImplemented if value is None else _division.divide(self, value)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -253,7 +256,9 @@ class FloorDiv(Atom):
             multiple = known_divisor(dividend)
             node.exact = isinstance(divisor, int) and multiple % divisor == 0
             node._initialize(
-                1 + max(_rank(dividend), _rank(divisor)), abs(multiple // divisor) if node.exact else 1, True
+                1 + max(_rank(dividend), _rank(divisor)),
+                multiple // abs(divisor) if isinstance(divisor, int) and node.exact else 1,
+                True,
             )
             node.dividend, node.divisor = dividend, divisor
             node = _COMPOUNDS.setdefault(key, node)
@@ -506,4 +511,4 @@ def _checked_bound(name: str, which: str, bound: object) -> IntLike | None:
 
 # The operators need division and printing, which are written in terms of the nodes above.
 from . import division as _division  # noqa: E402
-from . import printing as _printing
+from . import printing as _printing  # noqa: E402

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import bounds as _bounds
+from .bounds import is_nonnegative
 from .expr import (
     _UNSET,
     Atom,
@@ -73,7 +73,7 @@ def to_c(e: IntLike, name: Name = _plain_name) -> str:
         if isinstance(a, Symbol):
             return name(a)
         if isinstance(a, (FloorDiv, Mod)):
-            if _bounds.is_nonnegative(a.dividend) and _bounds.is_nonnegative(a.divisor):
+            if is_nonnegative(a.dividend) and is_nonnegative(a.divisor):
                 operator = "/" if isinstance(a, FloorDiv) else "%"
                 return f"({show(a.dividend)} {operator} {show(a.divisor)})"
             function = "sh_floordiv" if isinstance(a, FloorDiv) else "sh_mod"

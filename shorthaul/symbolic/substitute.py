@@ -110,7 +110,7 @@ def _evaluate(e: IntLike, values: Mapping, memo: dict[Expr, int]) -> int:
             known = ", ".join(sorted(str(k) for k in values)) or "none"
             raise KeyError(f"no value for symbol {e.name!r}; values were given for: {known}")
         if not isinstance(result, int):
-            result = int(checked(result))  # type: ignore[call-overload]
+            result = int(result)
     elif isinstance(e, FloorDiv):
         result = _evaluate(e.dividend, values, memo) // _evaluate(e.divisor, values, memo)
     elif isinstance(e, Mod):
