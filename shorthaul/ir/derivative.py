@@ -1,0 +1,72 @@
+"""Reverse-mode derivatives of scalar code, from the rule table of `scalar_ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .scalar import Scalar, apply, cast, const, walk
+from .scalar_ops import SCALAR_OPS
+
+
+class NotDifferentiable(ValueError):
+    """Scalar code uses an operation without a derivative rule."""
+
+
+def adjoints(root: Scalar, seed: Scalar | None = None) -> dict[Scalar, Scalar]:
+    """d root / d node for every node of the code that root depends on differentiably (times `seed`, default one).
+
+    Raises NotDifferentiable for an operation whose row has no derivative.
+    """
+    order = [n for n in walk(root) if n.dtype.is_float]
+    active = _active(root)
+    adjoint: dict[Scalar, Scalar] = {root: const(1, root.dtype) if seed is None else seed}
+    for node in reversed(order):
+        incoming = adjoint.get(node)
+        if incoming is None or not node.args:
+            continue
+        if node.op == "cast":
+            source = node.args[0]
+            if source.dtype.is_float:
+                _accumulate(adjoint, source, cast(incoming, source.dtype))
+            continue
+        if not any(a in active for a in node.args):
+            continue
+        rule = SCALAR_OPS[node.op].derivative
+        if rule is None:
+            raise NotDifferentiable(f"scalar operation {node.op} has no derivative rule")
+        if node.op == "where":
+            # select the gradient instead of multiplying it by a mask: no NaN comes out of the branch that was not taken
+            condition, a, b = node.args
+            zero = const(0, node.dtype)
+            _accumulate(adjoint, a, apply("where", condition, incoming, zero))
+            _accumulate(adjoint, b, apply("where", condition, zero, incoming))
+            continue
+        for operand, partial in zip(node.args, rule(*node.args, node), strict=True):
+            if partial is not None and operand in active and not _is_zero(partial):
+                _accumulate(adjoint, operand, incoming * partial)
+    return adjoint
+
+
+def partials(root: Scalar, names: Iterable[str]) -> dict[str, Scalar | None]:
+    """d root / d read for each read name; None where root does not depend on it differentiably."""
+    adjoint = adjoints(root)
+    found = {n.attr: adjoint.get(n) for n in walk(root) if n.op == "read"}
+    return {name: found.get(name) for name in names}
+
+
+def _active(root: Scalar) -> set[Scalar]:
+    """Nodes that depend on a floating read through floating operations."""
+    active: set[Scalar] = set()
+    for n in walk(root):
+        if n.dtype.is_float and (n.op == "read" or any(a in active for a in n.args)):
+            active.add(n)
+    return active
+
+
+def _is_zero(s: Scalar) -> bool:
+    return s.op == "const" and s.attr == 0
+
+
+def _accumulate(adjoint: dict[Scalar, Scalar], node: Scalar, value: Scalar) -> None:
+    if not _is_zero(value):
+        adjoint[node] = adjoint[node] + value if node in adjoint else value
