@@ -22,12 +22,15 @@ from .expr import (
     Mod,
     Monomial,
     Symbol,
+    accumulate,
+    accumulate_product,
     checked,
     free_symbols,
     make_sum,
 )
 
 Interval = tuple[int | None, int | None]
+Terms = dict[Monomial, int]
 _FUEL = 40
 
 
@@ -51,17 +54,14 @@ def lower_bound(e: IntLike) -> int | None:
     """The lower of `bounds`."""
     if isinstance(e, int):
         return e
-    if e._lower is not _UNSET:
-        return e._lower
-    return _lower(e, [_FUEL])
+    return e._lower if e._lower is not _UNSET else _bound(e, -1, [_FUEL])
 
 
 def upper_bound(e: IntLike) -> int | None:
     """The upper of `bounds`."""
     if isinstance(e, int):
         return e
-    low = lower_bound(-e)
-    return None if low is None else -low
+    return e._upper if e._upper is not _UNSET else _bound(e, 1, [_FUEL])
 
 
 def is_nonnegative(e: IntLike) -> bool:
@@ -76,63 +76,80 @@ def is_positive(e: IntLike) -> bool:
     return low is not None and low >= 1
 
 
-def _lower(e: IntLike, fuel: list[int]) -> int | None:
+def _bound(e: IntLike, side: int, fuel: list[int]) -> int | None:
+    """The upper bound of ``e`` for side = 1, the lower for side = -1."""
     if isinstance(e, int):
         return e
-    if e._lower is not _UNSET:
-        return e._lower
-    low, tight = _interval_lower(e)
-    if not tight:
-        if fuel[0] <= 0:
-            return low  # not cached: with more fuel it may be better
-        eliminated = _eliminate(e, fuel)
-        if eliminated is not None and (low is None or eliminated > low):
-            low = eliminated
-        if fuel[0] <= 0:
-            return low
-    e._lower = low
-    return low
+    known = e._upper if side > 0 else e._lower
+    if known is not _UNSET:
+        return known
+    interval, tight = _interval(e)
+    if tight:
+        e._lower, e._upper = interval
+        return interval[side > 0]
+    end = interval[side > 0]
+    if fuel[0] <= 0:
+        return end  # not cached: with more fuel it may be better
+    end = _tighter(end, _eliminate(e, side, fuel), side)
+    if fuel[0] > 0:
+        if side > 0:
+            e._upper = end
+        else:
+            e._lower = end
+    return end
 
 
-def _upper(e: IntLike, fuel: list[int]) -> int | None:
-    low = _lower(-e, fuel)
-    return None if low is None else -low
+def _tighter(a: int | None, b: int | None, side: int) -> int | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return min(a, b) if side > 0 else max(a, b)
 
 
-def _interval_lower(e: Expr) -> tuple[int | None, bool]:
-    """The lower end by interval arithmetic, and whether elimination cannot improve it."""
+def _loosest(values: list[int | None], side: int) -> int | None:
+    if None in values:
+        return None
+    return max(values) if side > 0 else min(values)  # type: ignore[type-var]
+
+
+def _settled(end: int | None, side: int) -> bool:
+    """Whether a bound proves the sign of the expression, which is what bounds are mostly wanted for."""
+    return end is not None and end * side <= 0
+
+
+def _interval(e: Expr) -> tuple[Interval, bool]:
+    """Both ends by interval arithmetic, and whether elimination cannot improve them."""
     low: int | None = e.const
+    high: int | None = e.const
     tight = True
     seen = 0
     symbols: set[Symbol] = set()
     for mono, c in e.terms.items():
         if len(mono) == 1:
-            atom = mono[0]
-            interval = atom_interval(atom)
+            a, b = atom_interval(mono[0])
+        else:
+            a, b = _monomial_interval(mono)
+        for atom in mono:
             if atom.rank:
                 tight = False
             if isinstance(atom, Symbol):
                 symbols.add(atom)
                 seen += 1
-            else:
+            elif tight:
                 free = free_symbols(atom)
                 symbols |= free
                 seen += len(free)
-        else:
-            interval = (1, 1)
-            for atom in mono:
-                interval = _multiply_intervals(interval, atom_interval(atom))
-                if atom.rank:
-                    tight = False
-                free = free_symbols(atom)
-                symbols |= free
-                seen += len(free)
-        end = interval[0] if c > 0 else interval[1]
-        if end is None:
-            low = None
-        elif low is not None:
-            low += c * end
-    return low, tight and seen == len(symbols)
+        if c < 0:
+            a, b = b, a
+        low = None if a is None or low is None else low + c * a
+        high = None if b is None or high is None else high + c * b
+    return (low, high), tight and seen == len(symbols)
+
+
+def _monomial_interval(mono: Monomial) -> Interval:
+    interval = atom_interval(mono[0])
+    for atom in mono[1:]:
+        interval = _multiply_intervals(interval, atom_interval(atom))
+    return interval
 
 
 def _multiply_intervals(a: Interval, b: Interval) -> Interval:
@@ -188,156 +205,188 @@ def _atom_interval(atom: Atom) -> Interval:
     return max(known) if known else None, None if None in highs else max(highs)  # type: ignore[type-var]
 
 
-def _split(e: Expr, atom: Atom) -> tuple[IntLike, IntLike]:
-    """(q, r) with e = q * atom + r, where r has no factor ``atom``."""
-    q: dict[Monomial, int] = {}
-    r: dict[Monomial, int] = {}
-    constant = 0
+def _split(e: Expr, atom: Atom) -> tuple[Terms, Terms]:
+    """(q, r) with e = q * atom + r + constant, where r has no factor ``atom``; q may have the empty monomial."""
+    q: Terms = {}
+    r: Terms = {}
     for mono, c in e.terms.items():
         if atom not in mono:
             r[mono] = c
         elif len(mono) == 1:
-            constant += c
+            q[()] = c
         else:
             at = mono.index(atom)
             q[mono[:at] + mono[at + 1 :]] = c
-    return make_sum(q, constant, e.has_division), make_sum(r, e.const, e.has_division)
+    return q, r
 
 
-def _best(a: int | None, b: int | None) -> int | None:
-    return b if a is None else a if b is None else max(a, b)
+def _assemble(q: Terms, value: IntLike, r: Terms, const: int, scale: int = 1) -> IntLike:
+    """q * value + scale * (r + const)."""
+    terms = dict(r) if scale == 1 else {mono: c * scale for mono, c in r.items()}
+    const *= scale
+    for mono, c in q.items():
+        if mono:
+            if isinstance(value, int):
+                if value:
+                    accumulate(terms, {mono: c}, value)
+            else:
+                accumulate_product(terms, mono, c, value)
+        elif isinstance(value, int):
+            const += c * value
+        else:
+            accumulate(terms, value.terms, c)
+            const += c * value.const
+    return make_sum(terms, const, any(atom.has_division for mono in terms for atom in mono))
 
 
-def _worst(values: list[int | None]) -> int | None:
-    return None if None in values else min(values)  # type: ignore[type-var]
+def _sign(q: Terms, fuel: list[int]) -> int:
+    """1 where q is proven not to be negative, -1 where not positive, 0 where neither."""
+    signs = set()
+    for mono, c in q.items():
+        low, high = _monomial_interval(mono) if mono else (1, 1)
+        signs.add(
+            (c > 0) - (c < 0)
+            if low is not None and low >= 0
+            else (c < 0) - (c > 0)
+            if high is not None and high <= 0
+            else 0
+        )
+    if len(signs) == 1 and 0 not in signs:
+        return signs.pop()
+    e = _assemble(q, 1, {}, 0)
+    low = _bound(e, -1, fuel)
+    if low is not None and low >= 0:
+        return 1
+    high = _bound(e, 1, fuel)
+    return -1 if high is not None and high <= 0 else 0
 
 
-def _eliminate(e: Expr, fuel: list[int]) -> int | None:
-    """A lower bound of ``e`` by replacing atoms, those of the highest rank first, with what bounds them."""
+def _eliminate(e: Expr, side: int, fuel: list[int]) -> int | None:
+    """A bound of ``e`` by replacing atoms, those of the highest rank first, with what bounds them."""
     atoms = {atom for mono in e.terms for atom in mono}
     best: int | None = None
-    for atom in sorted(atoms, key=lambda a: (-a.rank, a.uid)):
+    for atom in sorted(atoms, key=_elimination_order):
         if fuel[0] <= 0:
             break
         fuel[0] -= 1
-        low, exact = _eliminate_atom(e, atom, atoms, fuel)
-        best = _best(best, low)
-        if exact or (best is not None and best >= 0):
+        end, exact = _eliminate_atom(e, atom, atoms, side, fuel)
+        best = _tighter(best, end, side)
+        if exact or _settled(best, side):
             break
     return best
 
 
-def _eliminate_atom(e: Expr, atom: Atom, atoms: set[Atom], fuel: list[int]) -> tuple[int | None, bool]:
-    """(lower bound found by replacing ``atom``, whether the replacement lost nothing)."""
+def _elimination_order(atom: Atom) -> tuple[int, int]:
+    return -atom.rank, atom.uid
+
+
+def _eliminate_atom(e: Expr, atom: Atom, atoms: set[Atom], side: int, fuel: list[int]) -> tuple[int | None, bool]:
+    """(bound found by replacing ``atom``, whether the replacement lost nothing)."""
     q, r = _split(e, atom)
-    qlow = _lower(q, fuel)
-    sign = 1 if qlow is not None and qlow >= 0 else 0
-    if not sign:
-        qhigh = _upper(q, fuel)
-        sign = -1 if qhigh is not None and qhigh <= 0 else 0
+    sign = _sign(q, fuel)
     if isinstance(atom, Symbol):
-        return _eliminate_symbol(q, r, atom, sign, atoms, fuel)
+        return _eliminate_symbol(q, r, e.const, atom, sign, atoms, side, fuel)
     if not sign:
         return None, False
+    toward = sign * side  # 1: replace by something at least as large, -1: by something at most as large
+
+    def bound(value: IntLike) -> int | None:
+        return _bound(_assemble(q, value, r, e.const), side, fuel)
+
     if isinstance(atom, (Min, Max)):
-        choices = [_lower(q * a + r, fuel) for a in atom.args]
-        if isinstance(atom, Min) == (sign > 0):
-            return _worst(choices), True
+        choices = [bound(a) for a in atom.args]
+        if isinstance(atom, Min) == (toward < 0):
+            return _loosest(choices, side), True
         found = None
-        for low in choices:
-            found = _best(found, low)
+        for end in choices:
+            found = _tighter(found, end, side)
         return found, False
     if isinstance(atom, Mod):
         if not is_positive(atom.divisor):
             return None, False
-        if sign > 0:
-            return _lower(r, fuel), False
-        low = _lower(q * (atom.divisor - 1) + r, fuel)
-        if (low is None or low < 0) and is_nonnegative(atom.dividend):
-            low = _best(low, _lower(q * atom.dividend + r, fuel))
-        return low, False
-    return _eliminate_quotient(q, r, atom, sign, fuel)  # type: ignore[arg-type]
+        if toward < 0:
+            return bound(0), False
+        end = bound(atom.divisor - 1)
+        if not _settled(end, side) and is_nonnegative(atom.dividend):
+            end = _tighter(end, bound(atom.dividend), side)
+        return end, False
+    return _eliminate_quotient(q, r, e.const, atom, toward, side, fuel)  # type: ignore[arg-type]
 
 
 def _eliminate_symbol(
-    q: IntLike, r: IntLike, symbol: Symbol, sign: int, atoms: set[Atom], fuel: list[int]
+    q: Terms, r: Terms, const: int, symbol: Symbol, sign: int, atoms: set[Atom], side: int, fuel: list[int]
 ) -> tuple[int | None, bool]:
     low, high = symbol.lower, symbol.upper
-    alone = symbol not in free_symbols(q) and not any(
-        symbol in free_symbols(atom) for atom in atoms if atom is not symbol
-    )
+    alone = not any(symbol in mono for mono in q)
+    if alone:
+        alone = not any(
+            symbol in free_symbols(atom) for atom in atoms if atom is not symbol and not isinstance(atom, Symbol)
+        )
     if sign:
-        end = low if sign > 0 else high
-        return (None, False) if end is None else (_lower(q * end + r, fuel), alone)
-    if alone and low is not None and high is not None:  # linear in the symbol: the least value is at one of the ends
-        return _worst([_lower(q * low + r, fuel), _lower(q * high + r, fuel)]), True
+        end = low if sign * side < 0 else high
+        return (None, False) if end is None else (_bound(_assemble(q, end, r, const), side, fuel), alone)
+    if alone and low is not None and high is not None:  # linear in the symbol: the extreme is at one of the ends
+        return _loosest([_bound(_assemble(q, end, r, const), side, fuel) for end in (low, high)], side), True
     return None, False
 
 
-def _eliminate_quotient(q: IntLike, r: IntLike, atom: FloorDiv, sign: int, fuel: list[int]) -> tuple[int | None, bool]:
+def _eliminate_quotient(
+    q: Terms, r: Terms, const: int, atom: FloorDiv, toward: int, side: int, fuel: list[int]
+) -> tuple[int | None, bool]:
     x, d = atom.dividend, atom.divisor
     if not is_positive(d):
         return None, False
-    low: int | None = None
+    end: int | None = None
     if isinstance(d, int):
-        # d * (x // d) lies between x - d + 1 and x, so a bound of d * e follows; then divide by d, rounding up.
-        edge = x if atom.exact or sign < 0 else x - (d - 1)
-        scaled = _lower(q * edge + d * r, fuel)
-        low = None if scaled is None else -(-scaled // d)
+        # d * (x // d) lies between x - d + 1 and x, so a bound of d * e follows; then divide by d, rounding inwards.
+        edge = x if atom.exact or toward > 0 else x - (d - 1)
+        scaled = _bound(_assemble(q, edge, r, const, scale=d), side, fuel)
+        end = None if scaled is None else scaled // d if side > 0 else -(-scaled // d)
         if atom.exact:
-            return low, True
+            return end, True
     else:
-        q_over_d = _exact_quotient(q, d)
-        if q_over_d is not None:
-            edge = x if sign < 0 else x - d + 1
-            low = _lower(q_over_d * edge + r, fuel)
-        if sign < 0 and (low is None or low < 0) and is_nonnegative(x):
-            low = _best(low, _lower(q * x + r, fuel))
-    if low is None or low < 0:
-        end = atom_interval(atom)[0 if sign > 0 else 1]
-        if end is not None:
-            low = _best(low, _lower(q * end + r, fuel))
-    if (low is None or low < 0) and isinstance(x, Expr):
-        moved = _toward_end(x, sign, fuel)
+        reduced = _exact_quotient(q, d)
+        if reduced is not None:
+            edge = x if toward > 0 else x - d + 1
+            end = _bound(_assemble(reduced, edge, r, const), side, fuel)
+        if toward > 0 and not _settled(end, side) and is_nonnegative(x):
+            end = _tighter(end, _bound(_assemble(q, x, r, const), side, fuel), side)
+    if not _settled(end, side):
+        extreme = atom_interval(atom)[toward > 0]
+        if extreme is not None:
+            end = _tighter(end, _bound(_assemble(q, extreme, r, const), side, fuel), side)
+    if not _settled(end, side) and isinstance(x, Expr):
+        moved = _toward_end(x, toward, fuel)
         if moved is not None:
-            low = _best(low, _lower(q * (moved // d) + r, fuel))
-    return low, False
+            end = _tighter(end, _bound(_assemble(q, moved // d, r, const), side, fuel), side)
+    return end, False
 
 
-def _toward_end(x: Expr, sign: int, fuel: list[int]) -> IntLike | None:
-    """``x`` with one symbol of the highest rank replaced by the bound where x is least (sign > 0) or greatest."""
-    symbol = max((a for mono in x.terms for a in mono), key=lambda a: (a.rank, a.uid))
+def _toward_end(x: Expr, toward: int, fuel: list[int]) -> IntLike | None:
+    """``x`` with one symbol of the highest rank replaced by the bound where x is greatest (toward > 0) or least."""
+    symbol = min((a for mono in x.terms for a in mono), key=_elimination_order)
     if not isinstance(symbol, Symbol) or symbol.rank == 0:
         return None
     q, r = _split(x, symbol)
-    if symbol in free_symbols(r):
+    if any(symbol in free_symbols(atom) for mono in r for atom in mono):
         return None
-    up = sign < 0
-    low, high = _lower(q, fuel), _upper(q, fuel)
-    if high is not None and high <= 0:
-        up = not up
-    elif low is None or low < 0:
-        return None
-    end = symbol.upper if up else symbol.lower
-    return None if end is None else q * end + r
+    direction = _sign(q, fuel) * toward
+    end = symbol.upper if direction > 0 else symbol.lower
+    return None if end is None or not direction else _assemble(q, end, r, x.const)
 
 
-def _exact_quotient(q: IntLike, d: Expr) -> IntLike | None:
+def _exact_quotient(q: Terms, d: Expr) -> Terms | None:
     """q / d where d is a single term that divides every term of q, else None."""
-    if d.const or len(d.terms) != 1 or isinstance(q, int) or q.const:
+    if d.const or len(d.terms) != 1:
         return None
     ((factor, coefficient),) = d.terms.items()
-    terms: dict[Monomial, int] = {}
-    constant = 0
-    for mono, c in q.terms.items():
+    terms: Terms = {}
+    for mono, c in q.items():
         rest = remove_factors(mono, factor)
         if rest is None or c % coefficient:
             return None
-        if rest:
-            terms[rest] = c // coefficient
-        else:
-            constant = c // coefficient
-    return make_sum(terms, constant, q.has_division)
+        terms[rest] = c // coefficient
+    return terms
 
 
 def remove_factors(mono: Monomial, factors: Monomial) -> Monomial | None:

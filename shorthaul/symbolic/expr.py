@@ -31,9 +31,10 @@ Monomial = tuple["Atom", ...]
 _counter = itertools.count()
 _by_uid = attrgetter("uid")
 _UNSET: Any = object()
+_new_node = object.__new__
 
 _SYMBOLS: dict[tuple, Symbol] = {}
-_SUMS: dict[tuple, Sum] = {}
+_SUMS: dict[int, Sum] = {}
 _COMPOUNDS: dict[tuple, Any] = {}
 
 
@@ -43,18 +44,19 @@ class Expr:
     ``terms`` maps each product of atoms to its non-zero coefficient (do not modify it); ``const`` is the constant.
     """
 
-    __slots__ = ("__weakref__", "_free", "_lower", "_text", "const", "has_division", "terms")
+    __slots__ = ("__weakref__", "_free", "_lower", "_text", "_upper", "const", "has_division", "terms")
 
     terms: dict[Monomial, int]
     const: int
     _lower: Any  # cached by bounds
+    _upper: Any
     _free: Any
     _text: Any
     has_division: bool  # some term has a FloorDiv or Mod factor, so new terms may combine with it
 
     def __add__(self, other: IntLike) -> IntLike:
         if type(other) is int:
-            return self if other == 0 else intern_sum(self.terms, self.const + other)
+            return self if other == 0 else intern_sum(self.terms, self.const + other, self.has_division)
         if isinstance(other, Expr):
             terms = dict(self.terms)
             accumulate(terms, other.terms, 1)
@@ -66,7 +68,7 @@ class Expr:
 
     def __sub__(self, other: IntLike) -> IntLike:
         if type(other) is int:
-            return self if other == 0 else intern_sum(self.terms, self.const - other)
+            return self if other == 0 else intern_sum(self.terms, self.const - other, self.has_division)
         if isinstance(other, Expr):
             if self is other:
                 return 0
@@ -81,7 +83,7 @@ class Expr:
         return NotImplemented if value is None else -self + value
 
     def __neg__(self) -> IntLike:
-        return intern_sum({mono: -c for mono, c in self.terms.items()}, -self.const)
+        return intern_sum({mono: -c for mono, c in self.terms.items()}, -self.const, self.has_division)
 
     def __pos__(self) -> IntLike:
         return self
@@ -95,6 +97,12 @@ class Expr:
             terms = {mono: c * other for mono, c in self.terms.items()}
             return make_sum(terms, self.const * other, self.has_division)
         if isinstance(other, Expr):
+            if isinstance(other, Atom):  # no two products coincide
+                factor = (other,)
+                terms = {multiply_monomials(mono, factor): c for mono, c in self.terms.items()}
+                if self.const:
+                    terms[factor] = self.const
+                return make_sum(terms, 0, self.has_division or other.has_division)
             terms = {}
             for mono, c in self.terms.items():
                 accumulate_product(terms, mono, c, other)
@@ -175,7 +183,7 @@ class Atom(Expr):
         self.has_division = division
         self.rank = rank
         self.multiple = multiple
-        self._lower = self._range = self._free = self._text = _UNSET
+        self._lower = self._upper = self._range = self._free = self._text = _UNSET
 
 
 class Symbol(Atom):
@@ -202,34 +210,27 @@ class Symbol(Atom):
     def __new__(
         cls, name: str, lower: IntLike | None = None, upper: IntLike | None = None, multiple_of: int = 1
     ) -> Symbol:
-        key = (name, lower, upper, multiple_of)
-        try:
-            node = _SYMBOLS.get(key)
-        except TypeError:
-            node = None
-        # Equal keys of another type (True, 1.0) must not pass for the integers they equal.
-        if node is not None and type(lower) is type(node.lower) and type(upper) is type(node.upper):
+        if type(multiple_of) is not int or type(lower) not in _PLAIN_BOUNDS or type(upper) not in _PLAIN_BOUNDS:
+            lower = _checked_bound(name, "lower", lower)
+            upper = _checked_bound(name, "upper", upper)
+            multiple_of = _plain_int(multiple_of) or 0
+        node = _SYMBOLS.get((name, lower, upper, multiple_of))
+        if node is not None:
             return node
         if not isinstance(name, str) or not name:
             raise TypeError(f"the name of a Symbol must be a non-empty string, got {name!r}")
-        lower = _checked_bound(name, "lower", lower)
-        upper = _checked_bound(name, "upper", upper)
-        multiple = _plain_int(multiple_of)
-        if multiple is None or multiple < 1:
-            raise ValueError(f"multiple_of of Symbol {name!r} must be a positive integer, got {multiple_of!r}")
-        node = object.__new__(cls)
-        rank = 0
-        for bound in (lower, upper):
-            if isinstance(bound, Expr):
-                rank = max(rank, 1 + _rank(bound))
-        if multiple > 1:  # the nearest multiples inside the bounds
-            lower = -(-lower // multiple) * multiple if isinstance(lower, int) else lower
-            upper = upper // multiple * multiple if isinstance(upper, int) else upper
-        node._initialize(rank, multiple, False)
-        node.name, node.lower, node.upper, node.multiple_of = name, lower, upper, multiple
-        node._free = frozenset((node,))
-        node = _SYMBOLS.setdefault((name, lower, upper, multiple), node)
-        return node
+        if multiple_of < 1:
+            raise ValueError(f"multiple_of of Symbol {name!r} must be a positive integer")
+        if multiple_of > 1:  # the nearest multiples inside the bounds
+            lower = -(-lower // multiple_of) * multiple_of if isinstance(lower, int) else lower
+            upper = upper // multiple_of * multiple_of if isinstance(upper, int) else upper
+        node = _new_node(cls)
+        rank = 1 + _rank(lower) if isinstance(lower, Expr) else 0
+        if isinstance(upper, Expr):
+            rank = max(rank, 1 + _rank(upper))
+        node._initialize(rank, multiple_of, False)
+        node.name, node.lower, node.upper, node.multiple_of = name, lower, upper, multiple_of
+        return _SYMBOLS.setdefault((name, lower, upper, multiple_of), node)
 
     @property
     def size(self) -> IntLike:
@@ -324,6 +325,9 @@ def index(name: str, size: IntLike) -> Symbol:
     return Symbol(name, 0, size - 1)
 
 
+_PLAIN_BOUNDS = {int, type(None), Sum, Symbol, FloorDiv, Mod, Min, Max}
+
+
 # Arithmetic of terms
 
 
@@ -344,63 +348,58 @@ def accumulate(terms: dict[Monomial, int], more: dict[Monomial, int], factor: in
             del terms[mono]
 
 
-def accumulate_product(terms: dict[Monomial, int], mono: Monomial, coefficient: int, e: IntLike) -> int:
-    """Add coefficient * mono * e to terms, in place; returns what belongs to the constant (for an empty monomial)."""
-    if not mono:
-        if isinstance(e, int):
-            return coefficient * e
-        accumulate(terms, e.terms, coefficient)
-        return coefficient * e.const
-    if isinstance(e, int):
-        constant = e
-    else:
-        constant = e.const
-        for other, c in e.terms.items():
-            key = multiply_monomials(mono, other)
-            total = terms.get(key, 0) + c * coefficient
-            if total:
-                terms[key] = total
-            else:
-                del terms[key]
-    if constant:
-        total = terms.get(mono, 0) + coefficient * constant
+def accumulate_product(terms: dict[Monomial, int], mono: Monomial, coefficient: int, e: Expr) -> None:
+    """Add coefficient * mono * e to terms, in place; ``mono`` is not empty."""
+    for other, c in e.terms.items():
+        key = multiply_monomials(mono, other)
+        total = terms.get(key, 0) + c * coefficient
+        if total:
+            terms[key] = total
+        else:
+            del terms[key]
+    if e.const:
+        total = terms.get(mono, 0) + coefficient * e.const
         if total:
             terms[mono] = total
         else:
             del terms[mono]
-    return 0
 
 
-def intern_sum(terms: dict[Monomial, int], const: int) -> IntLike:
-    """The node of a sum whose terms need no further combination."""
+def intern_sum(terms: dict[Monomial, int], const: int, has_division: bool | None = None) -> IntLike:
+    """The node of a sum whose terms need no further combination; ``has_division`` None: look for it."""
     if not terms:
         return const
     if const == 0 and len(terms) == 1:
         ((mono, coefficient),) = terms.items()
         if coefficient == 1 and len(mono) == 1:
             return mono[0]
-    key = (frozenset(terms.items()), const)
-    node = _SUMS.get(key)
-    if node is None:
-        node = Sum()
-        node.terms = terms
-        node.const = const
-        division = False
-        for mono in terms:
-            for atom in mono:
-                if atom.has_division:
-                    division = True
-        node.has_division = division
-        node._lower = node._free = node._text = _UNSET
-        node = _SUMS.setdefault(key, node)
-    return node
+    # The table is keyed by a hash with linear probing: a key made of the terms would be as large as the node itself,
+    # and Python's garbage collector would walk through it again and again.
+    key = hash(frozenset(terms.items())) + const
+    while True:
+        node = _SUMS.get(key)
+        if node is None:
+            new = _new_node(Sum)
+            new.terms = terms
+            new.const = const
+            if has_division is None:
+                has_division = any(atom.has_division for mono in terms for atom in mono)
+            new.has_division = has_division
+            new._lower = new._upper = new._free = new._text = _UNSET
+            node = _SUMS.setdefault(key, new)
+            if node is new:
+                return new
+        if node.const == const and node.terms == terms:
+            return node
+        key += 1
 
 
 def make_sum(terms: dict[Monomial, int], const: int, has_division: bool) -> IntLike:
     """The node of a sum; where it has quotients or remainders, those that belong together are combined."""
     if has_division:
         terms, const = _division.combine(terms, const)
-    return intern_sum(terms, const)
+        return intern_sum(terms, const)
+    return intern_sum(terms, const, False)
 
 
 def monomial_expr(mono: Monomial, coefficient: int = 1) -> IntLike:
@@ -459,7 +458,9 @@ def free_symbols(e: IntLike) -> frozenset[Symbol]:
     if isinstance(e, int):
         return frozenset()
     if e._free is _UNSET:
-        if isinstance(e, (FloorDiv, Mod)):
+        if isinstance(e, Symbol):
+            e._free = frozenset((e,))
+        elif isinstance(e, (FloorDiv, Mod)):
             e._free = free_symbols(e.dividend) | free_symbols(e.divisor)
         elif isinstance(e, _Extremum):
             e._free = frozenset().union(*(free_symbols(a) for a in e.args))

@@ -109,8 +109,11 @@ def _evaluate(e: IntLike, values: Mapping, memo: dict[Expr, int]) -> int:
         else:
             known = ", ".join(sorted(str(k) for k in values)) or "none"
             raise KeyError(f"no value for symbol {e.name!r}; values were given for: {known}")
-        if not isinstance(result, int):
-            result = int(result)
+        if type(result) is not int:
+            number = checked(result)
+            if isinstance(number, Expr):
+                raise TypeError(f"the value of symbol {e.name!r} must be an integer, got the expression {number}")
+            result = number
     elif isinstance(e, FloorDiv):
         result = _evaluate(e.dividend, values, memo) // _evaluate(e.divisor, values, memo)
     elif isinstance(e, Mod):
