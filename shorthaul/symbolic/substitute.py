@@ -33,7 +33,7 @@ def substitute(e: IntLike, replacements: Mapping[Symbol, IntLike]) -> IntLike:
 
     >>> i, j = Symbol("i"), Symbol("j")
     >>> substitute(i - 2 * j, {i: j, j: i})
-    -2*i + j
+    j - 2*i
     """
     e = checked(e)
     if isinstance(e, int):
