@@ -337,28 +337,31 @@ def _eliminate_quotient(
     if not is_positive(d):
         return None, False
     end: int | None = None
+    if isinstance(x, Expr) and not atom.exact:
+        moved = _toward_end(x, toward, fuel)
+        if moved is not None:
+            end = _bound(_assemble(q, moved // d, r, const), side, fuel)
+            if _settled(end, side):
+                return end, False
     if isinstance(d, int):
         # d * (x // d) lies between x - d + 1 and x, so a bound of d * e follows; then divide by d, rounding inwards.
         edge = x if atom.exact or toward > 0 else x - (d - 1)
         scaled = _bound(_assemble(q, edge, r, const, scale=d), side, fuel)
-        end = None if scaled is None else scaled // d if side > 0 else -(-scaled // d)
+        scaled = None if scaled is None else scaled // d if side > 0 else -(-scaled // d)
+        end = _tighter(end, scaled, side)
         if atom.exact:
             return end, True
     else:
         reduced = _exact_quotient(q, d)
         if reduced is not None:
             edge = x if toward > 0 else x - d + 1
-            end = _bound(_assemble(reduced, edge, r, const), side, fuel)
+            end = _tighter(end, _bound(_assemble(reduced, edge, r, const), side, fuel), side)
         if toward > 0 and not _settled(end, side) and is_nonnegative(x):
             end = _tighter(end, _bound(_assemble(q, x, r, const), side, fuel), side)
     if not _settled(end, side):
         extreme = atom_interval(atom)[toward > 0]
         if extreme is not None:
             end = _tighter(end, _bound(_assemble(q, extreme, r, const), side, fuel), side)
-    if not _settled(end, side) and isinstance(x, Expr):
-        moved = _toward_end(x, toward, fuel)
-        if moved is not None:
-            end = _tighter(end, _bound(_assemble(q, moved // d, r, const), side, fuel), side)
     return end, False
 
 

@@ -316,13 +316,13 @@ def test_ten_thousand_cold_expressions_in_a_second():
         return len(built)
 
     best = float("inf")
-    for attempt in range(3):  # the best of three: other processes share the machine
+    for attempt in range(3):  # processor time, best of three: other processes share the machine
         gc.collect()
-        start, count, k = time.perf_counter(), 0, attempt * 10_000_000
+        start, count, k = time.process_time(), 0, attempt * 10_000_000
         while count < 10_000:
             count += build(k)
             k += 1
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
         if best < 1:
             break
     assert best < 1, f"{best:.2f} s"
