@@ -33,7 +33,7 @@ _by_uid = attrgetter("uid")
 _UNSET: Any = object()
 _new_node = object.__new__
 
-_SYMBOLS: dict[tuple, Symbol] = {}
+_SYMBOLS: dict[int, Symbol] = {}
 _SUMS: dict[int, Sum] = {}
 _COMPOUNDS: dict[tuple, Any] = {}
 
@@ -214,23 +214,29 @@ class Symbol(Atom):
             lower = _checked_bound(name, "lower", lower)
             upper = _checked_bound(name, "upper", upper)
             multiple_of = _plain_int(multiple_of) or 0
-        node = _SYMBOLS.get((name, lower, upper, multiple_of))
-        if node is not None:
-            return node
         if not isinstance(name, str) or not name:
             raise TypeError(f"the name of a Symbol must be a non-empty string, got {name!r}")
-        if multiple_of < 1:
-            raise ValueError(f"multiple_of of Symbol {name!r} must be a positive integer")
-        if multiple_of > 1:  # the nearest multiples inside the bounds
+        if multiple_of != 1:  # the nearest multiples inside the bounds
+            if multiple_of < 1:
+                raise ValueError(f"multiple_of of Symbol {name!r} must be a positive integer")
             lower = -(-lower // multiple_of) * multiple_of if isinstance(lower, int) else lower
             upper = upper // multiple_of * multiple_of if isinstance(upper, int) else upper
-        node = _new_node(cls)
-        rank = 1 + _rank(lower) if isinstance(lower, Expr) else 0
-        if isinstance(upper, Expr):
-            rank = max(rank, 1 + _rank(upper))
-        node._initialize(rank, multiple_of, False)
-        node.name, node.lower, node.upper, node.multiple_of = name, lower, upper, multiple_of
-        return _SYMBOLS.setdefault((name, lower, upper, multiple_of), node)
+        key = hash((name, lower, upper, multiple_of))  # linear probing, for the reason given in intern_sum
+        while True:
+            node = _SYMBOLS.get(key)
+            if node is None:
+                new = _new_node(cls)
+                rank = 1 + _rank(lower) if isinstance(lower, Expr) else 0
+                if isinstance(upper, Expr):
+                    rank = max(rank, 1 + _rank(upper))
+                new._initialize(rank, multiple_of, False)
+                new.name, new.lower, new.upper, new.multiple_of = name, lower, upper, multiple_of
+                node = _SYMBOLS.setdefault(key, new)
+                if node is new:
+                    return new
+            if node.name == name and node.lower == lower and node.upper == upper and node.multiple_of == multiple_of:
+                return node
+            key += 1
 
     @property
     def size(self) -> IntLike:

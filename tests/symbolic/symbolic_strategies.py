@@ -96,6 +96,19 @@ divisors = _divisors
 
 
 @st.composite
+def divided_sums(draw: st.DrawFn) -> Pair:
+    """A sum with coefficients that share factors with the divisor, divided once or twice."""
+    total = _constant(draw(st.integers(-9, 30)))
+    for s in draw(st.lists(st.sampled_from(SYMBOLS), min_size=1, max_size=4, unique=True)):
+        factor = draw(st.sampled_from([1, 1, 2, 3, 4, 6, 8, 12, 24, -1, -2, -4, -6, N, M, K]))
+        factor = _leaf(factor) if isinstance(factor, Symbol) else _constant(factor)
+        total = _binary("+", total, _binary("*", _leaf(s), factor))
+    for _ in range(draw(st.integers(1, 2))):
+        total = _divided(draw(st.sampled_from(["//", "%"])), total, draw(_divisors))
+    return total
+
+
+@st.composite
 def reshape_chains(draw: st.DrawFn) -> Pair:
     """Row-major index, flattened and unflattened again with other extents: what reshapes produce."""
     extents = draw(st.lists(st.sampled_from([2, 3, 4, N, M, K]), min_size=1, max_size=2))

@@ -8,7 +8,7 @@ import pickle
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from symbolic_strategies import SYMBOLS, U, V, divisors, expressions, points, reshape_chains
+from symbolic_strategies import SYMBOLS, U, V, divided_sums, divisors, expressions, points, reshape_chains
 
 from shorthaul.symbolic import (
     Expr,
@@ -28,7 +28,7 @@ from shorthaul.symbolic import (
 )
 
 quick = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-anything = st.one_of(expressions, reshape_chains())
+anything = st.one_of(expressions, reshape_chains(), divided_sums())
 
 
 def sample(k: int):
