@@ -27,7 +27,7 @@ from shorthaul.symbolic import (
     to_text,
 )
 
-quick = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 anything = st.one_of(expressions, reshape_chains(), divided_sums())
 
 
