@@ -1,0 +1,222 @@
+"""The command line: `shorthaul demo | report | bench | doctor | ...`.
+
+A command appears when the part of Shorthaul behind it is there; each imports what it needs only when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can put right: printed as one message, without a traceback; exit status 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 where the job failed, 2 where the call was wrong, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="shorthaul", description="Faster training of neural networks by moving less data."
+    )
+    parser.add_argument("--version", action="version", version=f"shorthaul {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in COMMANDS:
+        add(commands)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not hasattr(arguments, "rest"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    try:
+        return int(arguments.run(arguments) or 0)
+    except UserError as error:
+        print(f"shorthaul: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("shorthaul")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _exists(module: str) -> bool:
+    """Whether a module of the package is there, found without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+# --- demo ---------------------------------------------------------------------------------------------------
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="train a small EfficientNet-style network on real digits, eager and Shorthaul side by side",
+        description="Trains the same network on 4000 real MNIST images with eager PyTorch and with Shorthaul, from the same "
+        "seed and on the same batches, and compares losses, accuracy, time and bytes moved.",
+    )
+    parser.add_argument("--compare", action="append", default=[], choices=["torch.compile"],
+                        help="also train with this engine (it compiles for a minute or two)")  # fmt: skip
+    parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: chosen to take about a minute)")
+    parser.add_argument("--batch", type=_positive, default=64, help="images a step (default: 64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of parameters and batches (default: 0)")
+    parser.add_argument("--threads", type=_positive, default=None, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--output", type=Path, default=Path("shorthaul-demo"), help="folder for the plot and the numbers")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    for package in ("rich", "matplotlib", "mlxtend"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"the demo needs {package}; install it with: pip install 'shorthaul[demo]'")
+    from shorthaul.demo import run
+
+    return run(
+        compare=arguments.compare,
+        steps=arguments.steps,
+        batch_size=arguments.batch,
+        seed=arguments.seed,
+        threads=arguments.threads,
+        output=arguments.output,
+    )
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def _add_report(commands: Any) -> None:
+    if not _exists("shorthaul.api"):
+        return
+    parser = commands.add_parser(
+        "report",
+        help="say what Shorthaul makes of a network: captured, fused, not fused and why, bytes before and after",
+        description="Runs one training step of a network under Shorthaul and prints its report.",
+    )
+    parser.add_argument("network", metavar="FILE.py:FUNCTION",
+                        help="a function without arguments that returns (module, inputs); also package.module:function")  # fmt: skip
+    parser.add_argument("--level", type=int, choices=range(5), default=4, help="how far transformations see (default: 4)")
+    parser.add_argument("--strict", action="store_true", help="fail where an operator has no entry of its own")
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    import shorthaul
+
+    module, inputs = load_network(arguments.network)
+    model: Any = shorthaul.optimize(module.train(), level=arguments.level, strict=arguments.strict)
+    output = model(*inputs)
+    total = sum((leaf.float().sum() for leaf in _floating_leaves(output)), start=0.0)
+    if hasattr(total, "backward") and total.requires_grad:
+        total.backward()
+    print(model.report())
+    return 0
+
+
+def _floating_leaves(value: Any) -> list[Any]:
+    if hasattr(value, "is_floating_point"):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif hasattr(value, "__dataclass_fields__"):
+        value = [getattr(value, name) for name in value.__dataclass_fields__]
+    return [leaf for item in value for leaf in _floating_leaves(item)] if isinstance(value, list | tuple) else []
+
+
+def load_network(place: str) -> tuple[Any, tuple[Any, ...]]:
+    """The module and inputs that `FILE.py:FUNCTION` or `package.module:function` returns.
+
+    Raises `UserError` that says which part of `place` is wrong.
+    """
+    source, colon, name = place.rpartition(":")
+    if not colon or not source or not name:
+        raise UserError(f"{place!r} names no function; write FILE.py:FUNCTION or package.module:function")
+    if source.endswith(".py"):
+        path = Path(source).resolve()
+        if not path.is_file():
+            raise UserError(f"there is no file {source}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = loaded
+        sys.path.insert(0, str(path.parent))
+        spec.loader.exec_module(loaded)
+    else:
+        sys.path.insert(0, "")
+        try:
+            loaded = importlib.import_module(source)
+        except ModuleNotFoundError as error:
+            raise UserError(f"cannot import {source}: {error}") from error
+    function: Callable[[], Any] | None = getattr(loaded, name, None)
+    if function is None:
+        raise UserError(f"{source} has no function {name}")
+    result = function()
+    if not isinstance(result, tuple) or len(result) != 2 or not callable(result[0]):
+        raise UserError(f"{name} must return (module, inputs), not {type(result).__name__}")
+    module, inputs = result
+    return module, tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+
+
+# --- bench --------------------------------------------------------------------------------------------------
+
+
+def _add_bench(commands: Any) -> None:
+    if not _benchmarks():
+        return
+    parser = commands.add_parser("bench", help="measure training steps and compile times on this CPU", add_help=False)
+    parser.set_defaults(run=_bench, rest=[])  # what follows is for benchmarks/cpu.py
+
+
+def _benchmarks() -> Path | None:
+    """The checkout that holds the benchmarks; they are not part of the installed package."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "benchmarks" / "cpu.py").is_file() else None
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    sys.path.insert(0, str(_benchmarks()))
+    return int(importlib.import_module("benchmarks.cpu").main(arguments.rest))
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="say what this machine offers: compiler, instruction set, GPU, cache")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from shorthaul.doctor import examine
+
+    findings = examine()
+    print(findings)
+    return 0 if findings.usable else 1
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, not {text!r}")
+    return value
+
+
+COMMANDS = (_add_demo, _add_report, _add_bench, _add_doctor)
