@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -195,3 +196,27 @@ REDIRECTED: dict[Any, Callable] = {
     torch.instance_norm: instance_norm,
     aten.instance_norm.default: instance_norm,
 }
+
+
+def _python_functions() -> dict[Any, Callable]:
+    """`torch.nn.functional` once more, its own calls of composites redirected.
+
+    Dynamo leaves some Python functions of that module whole (multi_head_attention_forward); what they call must
+    stay whole too. They are the same code objects over a name space in which the composites are ours.
+    """
+    space = dict(vars(F))
+    space.update({name: REDIRECTED[value] for name, value in vars(F).items() if _hashable(value) in REDIRECTED})
+    copies = {}
+    for name, function in vars(F).items():
+        if isinstance(function, types.FunctionType) and function.__globals__ is vars(F) and function not in REDIRECTED:
+            copy = types.FunctionType(function.__code__, space, name, function.__defaults__, function.__closure__)
+            copy.__kwdefaults__ = function.__kwdefaults__
+            space[name] = copies[function] = copy
+    return copies
+
+
+def _hashable(value: Any) -> Any:
+    return value if callable(value) else None
+
+
+REDIRECTED.update(_python_functions())

@@ -42,8 +42,11 @@ def _wrap_with_set_grad_enabled(interpreter: Interpreter, args: tuple, kwargs: d
 
 def _wrap_with_autocast(interpreter: Interpreter, args: tuple, kwargs: dict) -> Any:
     device, dtype, enabled, cache, body, *rest = args
-    with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cache):
+    mode = interpreter.enter_autocast(device, dtype, enabled, cache)
+    try:
         return interpreter.run(body, rest, interpreter.recorder.origin)
+    finally:
+        interpreter.exit_autocast(mode)
 
 
 def custom_function(function: CustomFunction, *args: Any) -> tuple:
@@ -136,7 +139,7 @@ def _sub_graph(interpreter: Interpreter, body: fx.GraphModule, fakes: list, cont
     from shorthaul.frontends.functional_interpret import Interpreter
 
     outer = interpreter.recorder
-    inner = Interpreter(outer.fake_mode, True)
+    inner = Interpreter(outer.fake_mode, True, interpreter.symbolic)
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
     names = [node.name for node in placeholders][len(context) :]
     if len(names) != len(fakes):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -46,7 +47,6 @@ def trace(gm: fx.GraphModule, example_inputs: Sequence[Any], grad_enabled: bool)
     if len(placeholders) != len(example_inputs):
         raise ValueError(f"the graph takes {len(placeholders)} inputs, {len(example_inputs)} example inputs given")
     fake_mode = _fake_mode(placeholders, example_inputs)
-    interpreter = Interpreter(fake_mode, grad_enabled)
     specs: list[InputSpec] = []
     fakes: list[Any] = []
     first: dict[int, int] = {}
@@ -57,6 +57,8 @@ def trace(gm: fx.GraphModule, example_inputs: Sequence[Any], grad_enabled: bool)
         if isinstance(example, torch.Tensor):
             specs[index].duplicate_of = first.setdefault(id(example), index) if id(example) in first else None
             first.setdefault(id(example), index)
+    symbolic = any(isinstance(size, torch.SymInt) for value in fakes for size in getattr(value, "shape", (value,)))
+    interpreter = Interpreter(fake_mode, grad_enabled, symbolic)
     with interpreter.active():
         wrapped: list[Any] = []
         for index, (node, spec, value) in enumerate(zip(placeholders, specs, fakes, strict=True)):
@@ -130,25 +132,27 @@ def _input_spec(node: fx.Node, example: Any, value: Any) -> InputSpec:
 class Interpreter:
     """Holds the recorder and the modes; runs graphs and sub graphs."""
 
-    def __init__(self, fake_mode: FakeTensorMode, grad_enabled: bool) -> None:
-        self.fake_mode = fake_mode
+    def __init__(self, fake_mode: FakeTensorMode, grad_enabled: bool, symbolic: bool = False) -> None:
+        self.fake_mode, self.symbolic = fake_mode, symbolic
         self.recorder = Recorder(fake_mode, grad_enabled)
         self._hidden_storages: set[int] = set()  # storages with a detached view of a differentiable tensor
-        self._autocast_depth = 0
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Functionalization and the recorder on; autocast state restored at the end."""
-        autocast_depth = torch.autocast_increment_nesting() - 1
-        torch.autocast_decrement_nesting()
-        state = _autocast_state()
+        autocast_depth, state = _autocast_depth(), _autocast_state()
+        self._autocast_changed()
         torch._enable_functionalization(reapply_views=True)
         try:
-            with torch.no_grad(), self.recorder:
+            with torch.no_grad(), self.recorder, self._symbolic_kernels():
                 yield
         finally:
             torch._disable_functionalization()
             _restore_autocast(state, autocast_depth)
+
+    def _symbolic_kernels(self) -> contextlib.AbstractContextManager:
+        """Some shape checks of PyTorch's functionalization know symbolic sizes only in their Python versions."""
+        return enable_python_dispatcher() if self.symbolic else contextlib.nullcontext()
 
     # Functional tensors --------------------------------------------------------------------------------------
 
@@ -325,14 +329,19 @@ class Interpreter:
     def _get_data(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.call(torch.Tensor.detach, (tensor,), {})
 
-    def _enter_autocast(self, *args: Any) -> Any:
-        return torch.amp.autocast_mode._enter_autocast(*args)
+    def enter_autocast(self, *args: Any) -> Any:
+        mode = torch.amp.autocast_mode._enter_autocast(*args)
+        self._autocast_changed()
+        return mode
 
-    def _exit_autocast(self, mode: Any) -> None:
+    def exit_autocast(self, mode: Any) -> None:
         torch.amp.autocast_mode._exit_autocast(mode)
-        depth = torch.autocast_increment_nesting() - 1
-        torch.autocast_decrement_nesting()
-        if depth == 0:
+        self._autocast_changed()
+
+    def _autocast_changed(self) -> None:
+        """Tell the recorder; the end of the outermost region empties the cache of cast parameters, as in eager."""
+        self.recorder.autocast = frozenset(name for name in _AUTOCAST_DEVICES if torch.is_autocast_enabled(name))
+        if _autocast_depth() == 0:
             self.recorder.autocast_cache.clear()
 
     def _enter_inference_mode(self, enabled: bool) -> bool:
@@ -366,17 +375,25 @@ _DETACHING = {torch.Tensor.detach, torch.detach, torch.ops.aten.detach.default}
 _MARKERS: dict[Any, Callable] = {
     torch._C._set_grad_enabled: Interpreter._set_grad_enabled,
     torch._C._autograd._get_data_attr: Interpreter._get_data,
-    torch.amp.autocast_mode._enter_autocast: Interpreter._enter_autocast,
-    torch.amp.autocast_mode._exit_autocast: Interpreter._exit_autocast,
+    torch.amp.autocast_mode._enter_autocast: Interpreter.enter_autocast,
+    torch.amp.autocast_mode._exit_autocast: Interpreter.exit_autocast,
     torch.autograd.grad_mode._enter_inference_mode: Interpreter._enter_inference_mode,
     torch.autograd.grad_mode._exit_inference_mode: Interpreter._exit_inference_mode,
     torch.autograd.grad_mode.set_grad_enabled: Interpreter._set_grad_enabled,
 }
 
 
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def _autocast_depth() -> int:
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
+
+
 def _autocast_state() -> list[tuple[str, bool, torch.dtype]]:
-    devices = ["cpu", "cuda"]
-    return [(name, torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in devices]
+    return [(name, torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in _AUTOCAST_DEVICES]
 
 
 def _restore_autocast(state: list[tuple[str, bool, torch.dtype]], depth: int) -> None:
@@ -384,7 +401,5 @@ def _restore_autocast(state: list[tuple[str, bool, torch.dtype]], depth: int) ->
     for name, enabled, dtype in state:
         torch.set_autocast_enabled(name, enabled)
         torch.set_autocast_dtype(name, dtype)
-    while torch.autocast_increment_nesting() - 1 > depth:
+    while _autocast_depth() > depth:
         torch.autocast_decrement_nesting()
-        torch.autocast_decrement_nesting()
-    torch.autocast_decrement_nesting()

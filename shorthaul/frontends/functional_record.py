@@ -109,6 +109,7 @@ class Recorder(TorchDispatchMode):
         self.origin = Origin()
         self.grad_enabled = grad_enabled
         self.checkpoint: int | None = None
+        self.autocast: frozenset[str] = frozenset()  # device types with autocast on (the dispatcher hides it below)
         self.autocast_cache: dict[tuple[fx.Node, torch.dtype], Any] = {}
         self._nodes: dict[int, fx.Node] = {}  # id of a fake tensor -> its node; the node's meta keeps it alive
         self._keep: list[Any] = []
@@ -262,7 +263,7 @@ class Recorder(TorchDispatchMode):
             return args[0] if isinstance(args[0], FakeTensor) else self._constant(args[0])
         if func is aten.copy.default:
             return self._copy(*args[:2])
-        if func is aten._to_copy.default and torch.is_autocast_enabled(args[0].fake_device.type):
+        if self.autocast and func is aten._to_copy.default:
             return self._autocast_copy(func, args, kwargs)
         return self.record(func, args, kwargs)
 
@@ -347,6 +348,7 @@ class Recorder(TorchDispatchMode):
             and node.op == "placeholder"
             and node.meta["requires_grad"]
             and node.meta["val"].is_leaf
+            and node.meta["val"].device.type in self.autocast
             and set(kwargs) == {"dtype"}
         )
         if not cacheable:
