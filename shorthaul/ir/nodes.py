@@ -27,6 +27,12 @@ _ids = itertools.count(1)
 NO_MEMLETS: Mapping[str, Memlet] = MappingProxyType({})
 
 
+def reserve_ids(last: int) -> None:
+    """Give no id up to `last` to a new node: those are taken by nodes that were read from a file."""
+    global _ids
+    _ids = itertools.count(max(next(_ids), last + 1))
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a node comes from: module path (`blocks.0.conv`), source line of the user's code, ATen or ONNX operator."""

@@ -22,7 +22,7 @@ import numpy as np
 from shorthaul.symbolic import Expr, Symbol
 
 from .containers import Container
-from .edit import Edit, Rewrite
+from .edit import Edit, EditError, Rewrite
 from .nodes import Node
 
 
@@ -81,6 +81,7 @@ class Program:
         self._writers: dict[str, dict[int, Node]] = {}
         self._uses: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
         self._names: dict[str, int] = {}
+        self._current: dict[int, Node] = {}
         for node in self.nodes:
             self._register(node)
 
@@ -125,12 +126,9 @@ class Program:
                 ids = (ids - rewrite.removed) | rewrite.created
         return [n for n in self.nodes if n.id in ids]
 
-    def contains(self, node: Node) -> bool:
+    def node_is_current(self, node: Node) -> bool:
         """Whether this very object is in the program now."""
-        return node.id in self._uses and any(n is node for n in self.nodes)
-
-    def size(self, name: str) -> Container:
-        return self.containers[name]
+        return self._current.get(node.id) is node
 
     def fresh(self, hint: str) -> str:
         """A container name that is not taken."""
@@ -154,9 +152,12 @@ class Program:
         return Edit(self, name, dict(parameters or {}), notes)
 
     def undo(self, steps: int = 1) -> None:
-        """Take back the last rewrites. Raises IndexError when there are fewer."""
+        """Take back the last rewrites. Raises IndexError when there are fewer, EditError for one that was read from a file."""
         if steps > len(self.log):
             raise IndexError(f"cannot undo {steps} rewrites: the log holds {len(self.log)}")
+        for rewrite in self.log[len(self.log) - steps :]:
+            if not rewrite.inverses:
+                raise EditError(f"cannot undo {rewrite.name}: it was read from a file, which keeps no way back")
         for _ in range(steps):
             self.log.pop().revert(self)
             self.version += 1
@@ -170,6 +171,7 @@ class Program:
     def _register(self, node: Node) -> None:
         reads, writes = node.read_containers(), node.written_containers()
         self._uses[node.id] = (reads, writes)
+        self._current[node.id] = node
         for c in reads:
             self._readers.setdefault(c, {})[node.id] = node
         for c in writes:
@@ -177,6 +179,7 @@ class Program:
 
     def _unregister(self, node: Node) -> None:
         reads, writes = self._uses.pop(node.id)
+        del self._current[node.id]
         for c in reads:
             del self._readers[c][node.id]
         for c in writes:

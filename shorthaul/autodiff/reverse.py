@@ -1,0 +1,162 @@
+"""Reverse mode on a program of operators.
+
+Nodes are visited from the last to the first; each passes the gradients of its results on to its operands, in one of three ways:
+
+1. the operator's registered gradient;
+2. map reversal: the operator is expanded and its maps are differentiated;
+3. the traced PyTorch gradient, for calls of operators that the registry does not know.
+
+What the backward phase reads of the forward phase is decided later (stored or recomputed), not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.edit import Edit
+from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Node, Operator
+from shorthaul.ir.program import Form, Program
+from shorthaul.ir.rewrite import inline
+from shorthaul.ops.builder import Gradient, OpBuilder
+from shorthaul.ops.registry import definition
+
+from .map_reversal import reverse_operator
+
+TracedGradient = Callable[[LibraryCall, Mapping[str, Container], Collection[str], Collection[str]], Program]
+
+
+class DifferentiationError(ValueError):
+    """A node on the way to a gradient has none; the message names operator and source line."""
+
+
+def differentiate(program: Program, outputs: Sequence[str], wrt: Sequence[str], traced: TracedGradient | None = None) -> None:
+    """Add the backward phase to a program of operators, in place, as one rewrite.
+
+    outputs: differentiable outputs; each gets a cotangent input of its own shape. wrt: inputs whose gradients are wanted; those
+    that the outputs do not depend on get no entry in `signature.gradients`.
+    traced: gives, for a LibraryCall without a registry entry, the operands' containers, the wanted operands and the results with a cotangent,
+    a program from (operands, cotangents) to the wanted gradients.
+    `program.attributes["stop_gradient"]` names containers through which no gradient flows (detach, no_grad).
+    Raises DifferentiationError.
+    """
+    if program.form is not Form.OPERATORS:
+        raise DifferentiationError("only a program of operators is differentiated; this one is expanded already")
+    with program.edit("Differentiate", {"outputs": list(outputs), "wrt": list(wrt)}) as edit:
+        _Reverse(program, edit, traced).run(list(outputs), list(wrt))
+
+
+class _Reverse:
+    def __init__(self, program: Program, edit: Edit, traced: TracedGradient | None) -> None:
+        self.program = program
+        self.edit = edit
+        self.traced = traced
+        self.stopped = frozenset(program.attributes.get("stop_gradient", ()))
+        self.partial: dict[str, list[Container]] = {}
+        self.owned: set[str] = set()
+
+    def run(self, outputs: list[str], wrt: list[str]) -> None:
+        p = self.program
+        forward = list(p.nodes)
+        needed = self._depends_on(wrt, forward)
+        cotangents = []
+        for name in dict.fromkeys(outputs):
+            c = p.containers[name]
+            if not c.dtype.is_float:
+                raise DifferentiationError(f"output {name} has dtype {c.dtype}: only floating outputs have gradients")
+            g = self.edit.add_container(Container(p.fresh(f"cotangent_{name}"), c.dtype, c.shape, role="cotangent"))
+            cotangents.append((name, g.name))
+            if name in needed:
+                self.partial.setdefault(name, []).append(g)
+        self.edit.set_signature(p.signature.with_(cotangents=tuple(cotangents)))
+        for node in reversed(forward):
+            self._visit(node, needed)
+        gradients = []
+        for name in dict.fromkeys(wrt):
+            total = self._total(name, name)
+            if total is not None:
+                gradients.append((name, self._own(total, p.containers[name])))
+        self.edit.set_signature(p.signature.with_(gradients=tuple(gradients)))
+
+    def _depends_on(self, wrt: Collection[str], nodes: Sequence[Node]) -> set[str]:
+        needed = set(wrt)
+        for node in nodes:
+            if not needed.isdisjoint(self.program.reads_of(node)):
+                needed |= {w for w in self.program.writes_of(node)
+                           if self.program.containers[w].dtype.is_float and w not in self.stopped}  # fmt: skip
+        return needed
+
+    def _visit(self, node: Node, needed: set[str]) -> None:
+        results = {k: m.container for k, m in node.writes.items()}
+        if not any(c in self.partial for c in results.values()):
+            return
+        wanted = frozenset(k for k, m in node.reads.items()
+                           if m.container in needed and self.program.containers[m.container].dtype.is_float)  # fmt: skip
+        if not wanted:
+            return
+        incoming = {k: g for k, c in results.items() if (g := self._total(c, c)) is not None}
+        for operand, g in self._gradients(node, incoming, wanted).items():
+            if g is None or operand not in wanted:
+                continue
+            c = self.program.containers[node.reads[operand].container]
+            if tuple(g.shape) != tuple(c.shape):
+                raise DifferentiationError(f"gradient of operand {operand} of {node.label} ({node.origin}) has shape {g.shape}, not {c.shape}")
+            if g.dtype is not c.dtype:
+                b = OpBuilder(self.edit, "backward", node.origins, hint="grad")
+                g = b.cast(g, c.dtype)
+                self.edit.add(*b.nodes)
+            self.partial.setdefault(c.name, []).append(g)
+
+    def _gradients(self, node: Node, incoming: Mapping[str, Container], wanted: frozenset[str]) -> Mapping[str, Container | None]:
+        if isinstance(node, Operator):
+            d = definition(node)
+            g = Gradient(self.edit, node, incoming, wanted)
+            if d.gradient is not None:
+                result = d.gradient(g)
+                self.edit.add(*g.nodes)
+                return result
+            return reverse_operator(self.edit, node, incoming, wanted)
+        if isinstance(node, LibraryCall) and self.traced is not None:
+            operands = {k: self.program.containers[m.container] for k, m in node.reads.items()}
+            body = self.traced(node, operands, sorted(wanted), sorted(incoming))
+            bindings = dict(zip(body.signature.inputs, [c.name for c in operands.values()] + [incoming[k].name for k in sorted(incoming)], strict=True))
+            nodes, outputs = inline(body, self.edit, bindings, phase="backward", origins=node.origins, hint="grad_")
+            self.edit.add(*nodes)
+            return {k: self.program.containers[o] for k, o in zip(sorted(wanted), outputs, strict=True)}
+        what = "loop or branch" if isinstance(node, (Loop, Branch)) else node.label
+        raise DifferentiationError(f"no gradient for {what} of {node.origin}")
+
+    def _total(self, container: str, hint: str) -> Container | None:
+        """The sum of all contributions to the gradient of a container, as one operator."""
+        parts = self.partial.get(container)
+        if not parts:
+            return None
+        if len(parts) > 1:
+            b = OpBuilder(self.edit, "backward", hint=f"grad_{hint}")
+
+            def added(*xs):  # type: ignore[no-untyped-def]
+                total = xs[0]
+                for x in xs[1:]:
+                    total = total + x
+                return total
+
+            # the order of addition is that of PyTorch's engine: contributions arrive from the last use to the first
+            parts = [b.pointwise(added, *parts, dtype=parts[0].dtype)]
+            self.edit.add(*b.nodes)
+            self.partial[container] = parts
+        return parts[0]
+
+    def _own(self, gradient: Container, parameter: Container) -> str:
+        """A gradient of the signature is a container of its own, laid out as its parameter."""
+        external = gradient.role != "transient" or gradient.name in self.owned or gradient.name in self.program.results
+        if external:
+            b = OpBuilder(self.edit, "backward", hint="grad_copy")
+            copy = b.op("cast", {"dtype": gradient.dtype}, x=gradient)
+            self.edit.add(*b.nodes)
+            gradient = copy
+        self.owned.add(gradient.name)
+        self.edit.set_container(gradient.with_(role="gradient", strides=parameter.strides))
+        return gradient.name
+
+
+

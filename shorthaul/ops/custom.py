@@ -1,0 +1,77 @@
+"""Operators whose meaning is a program: custom autograd functions, and the identity that stops gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.memlet import full
+from shorthaul.ir.nodes import Operator
+from shorthaul.ir.rewrite import inline
+
+from .builder import Expansion, Gradient
+from .elementwise import Elementwise
+from .registry import OperatorDefinition, TensorType, register
+
+
+class Detach(Elementwise):
+    """The identity through which no gradient flows."""
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        return {}
+
+
+register(Detach("detach", lambda x: x, ("detach.default",), (), None, ()))
+
+
+@register
+class CustomFunction(OperatorDefinition):
+    """A custom autograd.Function: `forward` is a program from operands x0.. to results and saved values; `backward` one from
+    (saved values, gradients of the results) to the operands' gradients.
+
+    results: number of results that the user sees; the remaining results are saved. gradients: for each output of
+    `backward`, the index of the operand that it belongs to. non_differentiable: indices of results without gradient.
+    """
+
+    name = "custom_function"
+    operands = ("x*",)
+    attributes: Mapping[str, Any] = {"forward": None, "backward": None, "results": 1, "gradients": (), "non_differentiable": ()}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        body = attributes["forward"]
+        out = [body.containers[o] for o in body.signature.outputs]
+        return {f"y{i}": TensorType(c.dtype, c.shape) for i, c in enumerate(out)}
+
+    def maps(self, c: Expansion) -> None:
+        raise NotImplementedError("a custom function is inlined before expansion")
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        body = g.attr("backward")
+        count = g.attr("results")
+        saved = [g.output(f"y{i}") for i in range(count, len(g.node.writes))]
+        incoming = []
+        for i in range(count):
+            grad = g.grad(f"y{i}")
+            y = g.output(f"y{i}")
+            if i not in g.attr("non_differentiable"):
+                incoming.append(grad if grad is not None else g.full(y.shape, 0.0, y.dtype))
+        bindings = dict(zip(body.signature.inputs, [c.name for c in saved + incoming], strict=True))
+        nodes, outputs = inline(body, g.edit, bindings, phase="backward", origins=g.origins, hint="grad_")
+        g.nodes += nodes
+        containers = g.edit.program.containers
+        return {f"x{i}": containers[o] for i, o in zip(g.attr("gradients"), outputs, strict=True)}
+
+
+def inline_custom_functions(program: Any) -> None:
+    """Replace every custom function by its forward program (after differentiation)."""
+    for node in [n for n in program.nodes if isinstance(n, Operator) and n.op == "custom_function"]:
+        with program.edit("InlineCustomFunction") as edit:
+            body = node.attributes["forward"]
+            bindings = dict(zip(body.signature.inputs, [m.container for m in node.reads.values()], strict=True))
+            nodes, outputs = inline(body, edit, bindings, phase=node.phase, origins=node.origins)
+            copies = []
+            for (k, m), o in zip(node.writes.items(), outputs, strict=True):
+                copies.append(Operator("cast", {"dtype": program.containers[o].dtype}, reads={"x": full(program.containers[o])},
+                                       writes={"y": m}, origins=node.origins, phase=node.phase))  # fmt: skip
+            edit.replace(node, *nodes, *copies)

@@ -1,0 +1,208 @@
+"""The base of all transformations: pattern, check with reasons, claimed saving, apply, log.
+
+A transformation finds places (`matches`), says for each whether it applies (`check` raises `Refusal` with the reason), what it saves in bytes
+(`saves`, derived without applying it) and rewrites the program inside an edit (`apply`). Refusals are results: they answer "why was
+this not fused".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Union
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.edit import Edit, EditError
+from shorthaul.ir.nodes import Map, Node, Operator
+from shorthaul.ir.program import Program
+from shorthaul.symbolic import Expr, evaluate
+
+IntLike = Union[int, Expr]
+
+
+class Refusal(Exception):
+    """A transformation does not apply at a place; `str()` is the reason."""
+
+
+def require(condition: bool | None, reason: str) -> None:
+    """Raise Refusal unless the condition is proven (None, "don't know", counts as no)."""
+    if not condition:
+        raise Refusal(reason)
+
+
+@dataclass
+class Match:
+    """A place: the program and the nodes and containers that the pattern's names stand for, as attributes."""
+
+    program: Program
+    items: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["items"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def container(self, name: str) -> Container:
+        return self.program.containers[name]
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [v for v in self.items.values() if isinstance(v, Node)]
+
+    def describe(self) -> str:
+        """Where it is, in the user's words: module paths and operators."""
+        return " → ".join(describe(n) for n in self.nodes)
+
+
+def describe(node: Node) -> str:
+    """A node in the user's words."""
+    origin = node.origin
+    label = node.label.split(";")[0][:40]
+    return f"{label} of {origin.module}" if origin.module else label
+
+
+@dataclass
+class Refused:
+    """A place where a transformation did not apply, with the bytes it would have saved."""
+
+    transformation: str
+    where: str
+    reason: str
+    bytes: int
+
+
+class Path:
+    """A pattern: node, container, node, ... along the dataflow. Elements are `MapNode(name)`, `OperatorNode(name, op)`, `Data(name)`."""
+
+    def __init__(self, *elements: Element) -> None:
+        self.elements = elements
+
+    def starts(self, program: Program) -> Iterator[Node]:
+        first = self.elements[0]
+        yield from (n for n in program.nodes if first.accepts(n))
+
+    def match_from(self, program: Program, start: Node) -> Iterator[Match]:
+        """All matches whose first node is `start`."""
+        yield from self._extend(program, start, 1, {self.elements[0].name: start})
+
+    def _extend(self, program: Program, node: Node, at: int, items: dict[str, Any]) -> Iterator[Match]:
+        if at == len(self.elements):
+            yield Match(program, dict(items))
+            return
+        data, following = self.elements[at], self.elements[at + 1]
+        for c in sorted(program.writes_of(node)):
+            for reader in program.readers(c):
+                if following.accepts(reader) and reader.phase == node.phase:
+                    yield from self._extend(program, reader, at + 2, {**items, data.name: c, following.name: reader})
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of a Path."""
+
+    name: str
+    test: Callable[[Any], bool] | None = None
+
+    def accepts(self, node: Any) -> bool:
+        return self.test is None or self.test(node)
+
+
+def MapNode(name: str) -> Element:  # noqa: N802
+    """Any map."""
+    return Element(name, lambda n: isinstance(n, Map))
+
+
+def OperatorNode(name: str, *ops: str) -> Element:  # noqa: N802
+    """An operator, of the given names if there are any."""
+    return Element(name, lambda n: isinstance(n, Operator) and (not ops or n.op in ops))
+
+
+def Data(name: str) -> Element:  # noqa: N802
+    """The container between two nodes."""
+    return Element(name)
+
+
+class Transformation:
+    """Base class. Subclasses set `level` and `pattern` (or override `matches`) and give check, saves and apply."""
+
+    level: ClassVar[int] = 0
+    pattern: ClassVar[Path | None] = None
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters as they are logged and saved in recipes."""
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        """All places where the pattern occurs, in program order."""
+        assert self.pattern is not None, f"{self.name} has neither a pattern nor matches()"
+        for start in list(self.pattern.starts(program)):
+            if program.node_is_current(start):
+                yield from self.pattern.match_from(program, start)
+
+    def check(self, m: Match) -> None:
+        """Raise Refusal with the reason if the transformation does not apply here."""
+
+    def saves(self, m: Match) -> IntLike:
+        """Bytes of global memory traffic that applying it here saves, as an expression of the program's sizes."""
+        return 0
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        """Rewrite the program."""
+        raise NotImplementedError
+
+    # driving ----------------------------------------------------------------------------------------------------------
+    def try_apply(self, m: Match, refused: list[Refused] | None = None) -> bool:
+        """Check and apply at one place; a refusal is noted with the bytes at stake and gives False."""
+        try:
+            self.check(m)
+            with m.program.edit(self.name, self.parameters, where=m.describe(), level=self.level) as edit:
+                edit.rewrite.notes["saves"] = self.saves(m)
+                self.apply(m, edit)
+        except (Refusal, EditError) as e:
+            if refused is not None:
+                refused.append(Refused(self.name, m.describe(), str(e), hint_value(m.program, self.at_stake(m))))
+            return False
+        return True
+
+    def at_stake(self, m: Match) -> IntLike:
+        """Bytes in question at a place where it does not apply (for ranking refusals)."""
+        mid = m.items.get("mid")
+        return m.program.containers[mid].bytes * 2 if mid in m.program.containers else 0
+
+
+@dataclass
+class Result:
+    """What a pass did: number of applications and the places it refused."""
+
+    applied: int = 0
+    refused: list[Refused] = field(default_factory=list)
+
+
+def hint_value(program: Program, e: IntLike) -> int:
+    """A number for a symbolic size: evaluated at the program's size hints (64 where none is known)."""
+    if isinstance(e, int):
+        return e
+    hints = program.attributes.get("size_hints", {})
+    from shorthaul.symbolic import free_symbols
+
+    return int(evaluate(e, {s: hints.get(s.name, 64) for s in free_symbols(e)}))
+
+
+def apply_everywhere(program: Program, transformations: Iterable[Transformation]) -> Result:
+    """Apply each transformation at every place until none applies any more."""
+    result = Result()
+    for t in transformations:
+        changed = True
+        while changed:
+            changed = False
+            for m in list(t.matches(program)):
+                if all(program.node_is_current(n) for n in m.nodes) and t.try_apply(m, result.refused):
+                    result.applied += 1
+                    changed = True
+    return result

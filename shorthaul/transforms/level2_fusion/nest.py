@@ -1,0 +1,216 @@
+"""Nested kernels: several maps under one outer loop, with what passes between them kept local.
+
+A nest is `Map(outer, [Map(inner, tasklet), tasklet, ...], locals)`: a softmax, a normalization or a whole fused chain over rows. The functions
+here work on maps alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Union
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.memlet import Memlet
+from shorthaul.ir.nodes import Map, Node, Tasklet
+from shorthaul.ir.rewrite import rename
+from shorthaul.ir.scalar import read
+from shorthaul.symbolic import Expr, Symbol
+
+from ..base import Refusal, require
+from .compose import code_cost, fused_name, match_params, merge_origins, merge_same_domain, same_size, substitute_producer
+
+IntLike = Union[int, Expr]
+CHEAP = 3
+
+
+def as_statements(m: Map, outer: Sequence[Symbol]) -> list[Map]:
+    """The body of a map under the given outer parameters: flat inner maps (without parameters for a lone tasklet)."""
+    if m.tasklet is None or set(m.params) == set(outer):
+        require(set(m.params) == set(outer), "the nested kernel runs over other rows")
+        return [n if isinstance(n, Map) else Map((), (n,), name=m.name, origins=n.origins, phase=m.phase) for n in m.body]
+    inner = tuple(p for p in m.params if p not in outer)
+    return [Map(inner, m.body, name=m.name, origins=m.origins, phase=m.phase)]
+
+
+def outer_dims(m: Map, mid: str, outer: Sequence[Symbol]) -> dict[int, Symbol]:
+    """Dimensions of `mid` that the outer parameters run over in every access of `m`; raises Refusal unless each parameter has one."""
+    found: dict[int, Symbol] | None = None
+    for a in m.accesses():
+        if a.memlet.container != mid:
+            continue
+        dims = {d: s for d, s in enumerate(a.memlet.subset) if isinstance(s, Symbol) and s in outer}
+        require(not any(s in outer for s in a.memlet.symbols if s not in dims.values()), "the rows are addressed by an expression")
+        require(found is None or found == dims, "the intermediate is accessed at other rows")
+        found = dims
+    found = found or {}
+    require(all(p in found.values() or p.size == 1 for p in outer), "the intermediate does not belong to one row")
+    require(len(set(found.values())) == len(found), "the intermediate is accessed along a diagonal")
+    return found
+
+
+def localize(statements: list[Map], mid: Container, dims: Mapping[int, Symbol], keep: bool, local: str) -> tuple[list[Map], Container]:
+    """Make `mid` a local called `local` of the enclosing map: its row dimensions go. With `keep` the container is still written.
+
+    Returns the statements and the local's declaration.
+    """
+    shape = tuple(n for d, n in enumerate(mid.shape) if d not in dims)
+
+    def shrink(m: Memlet) -> Memlet:
+        return m.with_(container=local, subset=tuple(s for d, s in enumerate(m.subset) if d not in dims))
+
+    result: list[Map] = []
+    for s in statements:
+        t = s.tasklet
+        assert t is not None
+        reads = {k: shrink(m) if m.container == mid.name else m for k, m in t.reads.items()}
+        writes: dict[str, Memlet] = {}
+        code = dict(t.code)
+        after: list[Map] = []
+        for k, m in t.writes.items():
+            if m.container != mid.name:
+                writes[k] = m
+                continue
+            writes[k] = shrink(m)
+            if keep and m.combine is None:
+                writes[f"{k}__out"], code[f"{k}__out"] = m, code[k]
+            elif keep:
+                # the accumulator is local; its final value is stored once the inner map is done
+                kept = tuple(p for p in s.params if p in m.symbols)
+                store = Tasklet({"out": read("value", mid.dtype)}, reads={"value": shrink(m).with_(combine=None)},
+                                writes={"out": m.with_(combine=None)}, origins=s.origins, phase=s.phase)  # fmt: skip
+                after.append(rename(Map(kept, (store,), name="store", origins=s.origins, phase=s.phase), {}))
+        body = t.with_(code=code, reads=reads, writes=writes)
+        result += [s.with_(body=(body,)), *after]
+    return result, Container(local, mid.dtype, shape, storage="register")
+
+
+def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container], keep: frozenset[str]) -> Map:
+    """One nested map over the rows `pairs` (parameter of `a`, parameter of `b`) that runs `a` and then `b`.
+
+    mids: containers that pass from `a` to `b`; they become locals, those in `keep` are written out too. Raises Refusal.
+    """
+    for pa, pb in pairs:
+        require(same_size(pa.size, pb.size) and same_size(_low(pa), _low(pb)), f"rows differ in number: {pa.size} and {pb.size}")
+    outer_a = tuple(pa for pa, _ in pairs)
+    statements_a = as_statements(a, outer_a)
+    b_renamed = rename(b, {}, {pb: pa for pa, pb in pairs}, fresh=False)
+    statements_b = as_statements(b_renamed, outer_a)
+    locals_ = {**a.locals, **b.locals}
+    clash = a.locals.keys() & b.locals.keys()
+    require(not clash, f"both kernels have a local called {', '.join(sorted(clash))}")
+    whole_a = Map(outer_a, tuple(statements_a), a.locals, phase=a.phase)
+    whole_b = Map(outer_a, tuple(statements_b), b.locals, phase=b.phase)
+    statements = statements_a + statements_b
+    for name, c in mids.items():
+        dims = outer_dims(whole_a, name, outer_a)
+        require(outer_dims(whole_b, name, outer_a) == dims, "the consumer reads other rows than the producer writes")
+        local = f"{name}__row"
+        statements, declared = localize(statements, c, dims, name in keep, local)
+        locals_[local] = declared
+    body, locals_ = tidy(statements, locals_, frozenset(locals_))
+    origins = merge_origins(a, b)
+    return Map(outer_a, unwrap(body), locals_, name=fused_name(a, b), origins=origins, phase=b.phase)
+
+
+def _low(p: Symbol) -> IntLike:
+    return p.lower if p.lower is not None else 0
+
+
+def unwrap(statements: Sequence[Map]) -> tuple[Node, ...]:
+    """Statements without parameters become plain tasklets."""
+    return tuple(s.body[0] if not s.params else s for s in statements)
+
+
+def tidy(statements: list[Map], locals_: dict[str, Container], local_names: frozenset[str]) -> tuple[list[Map], dict[str, Container]]:
+    """Fuse inside a body: elementwise producers into their readers, siblings over the same inner points into one pass."""
+    changed = True
+    while changed:
+        changed = _fuse_chain(statements, local_names) or _fuse_siblings(statements)
+    used = {m.container for s in statements for t in s.body for m in (*t.reads.values(), *t.writes.values())}
+    return statements, {k: c for k, c in locals_.items() if k in used}
+
+
+def _tasklet(s: Map) -> Tasklet:
+    t = s.tasklet
+    assert t is not None
+    return t
+
+
+def _reads(s: Map) -> set[str]:
+    return {m.container for m in _tasklet(s).reads.values()}
+
+
+def _writes(s: Map) -> set[str]:
+    return {m.container for m in _tasklet(s).writes.values()}
+
+
+def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
+    for i, a in enumerate(statements):
+        for c in sorted(_writes(a) & local_names):
+            readers = [j for j in range(i + 1, len(statements)) if c in _reads(statements[j])]
+            if not readers:
+                if all(w == c for w in _writes(a)):
+                    del statements[i]
+                    return True
+                continue
+            single = len(_tasklet(a).writes) == 1
+            if len(readers) > 1 and single and code_cost(_tasklet(a).code.values()) <= CHEAP and len(_tasklet(a).reads) <= 2:
+                if all(_try_substitute(statements, i, j, c, frozenset(), replace_first=False) for j in readers):
+                    del statements[i]
+                    return True
+            j = readers[0]
+            external = frozenset(w for w in _writes(a) if w != c or len(readers) > 1)
+            # values that someone between the two reads keep the producer where it is
+            if any(not external.isdisjoint(_reads(s)) for s in statements[i + 1 : j]):
+                continue
+            if not _reads(a).isdisjoint(*(_writes(s) for s in statements[i + 1 : j])) if j > i + 1 else False:
+                continue
+            if _try_substitute(statements, i, j, c, external, replace_first=True):
+                return True
+    return False
+
+
+def _try_substitute(statements: list[Map], i: int, j: int, mid: str, keep: frozenset[str], *, replace_first: bool) -> bool:
+    try:
+        fused = substitute_producer(statements[i], statements[j], mid, keep=keep)
+    except Refusal:
+        return False
+    statements[j] = fused
+    if replace_first:
+        del statements[i]
+    return True
+
+
+def _fuse_siblings(statements: list[Map]) -> bool:
+    for i, a in enumerate(statements):
+        if not a.params:
+            continue
+        written = set(_writes(a))
+        for j in range(i + 1, len(statements)):
+            b = statements[j]
+            if b.params and written.isdisjoint(_reads(b)) and len(a.params) == len(b.params):
+                renaming = _same_points(a, b)
+                if renaming is not None:
+                    try:
+                        merged = merge_same_domain(b, a, {q: p for p, q in renaming.items()})
+                    except Refusal:
+                        merged = None
+                    if merged is not None:
+                        statements[i] = merged
+                        del statements[j]
+                        return True
+            written |= _writes(b)
+    return False
+
+
+def _same_points(a: Map, b: Map) -> dict[Symbol, Symbol] | None:
+    """A renaming of the parameters of `a` to those of `b`, through reads that both have."""
+    pairs = [(x, y) for x in _tasklet(a).reads.values() for y in _tasklet(b).reads.values()
+             if x.container == y.container and not x.guard and not y.guard and not x.is_indirect and not y.is_indirect
+             and any(s in a.params for s in x.subset if isinstance(s, Symbol))]  # fmt: skip
+    if not pairs:
+        return None
+    renaming = match_params(pairs[:1], a.params, b.params)
+    if renaming is None or len(renaming) != len(a.params) or not all(same_size(p.size, q.size) for p, q in renaming.items()):
+        return None
+    return renaming

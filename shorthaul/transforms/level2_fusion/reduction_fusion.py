@@ -1,0 +1,131 @@
+"""ReductionFusion: a reduction over rows and its neighbours become one kernel over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Union
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.edit import Edit
+from shorthaul.ir.memlet import Indirect
+from shorthaul.ir.nodes import Map, Node
+from shorthaul.ir.program import Program
+from shorthaul.symbolic import Expr, Symbol, product
+
+from ..base import Match, Refusal, Transformation, hint_value, require
+from .compose import same_size
+from .map_fusion import fusable_pairs
+from .nest import fuse_rows
+
+IntLike = Union[int, Expr]
+
+
+class ReductionFusion(Transformation):
+    """Put a reduction over rows, its producers and its consumers under one loop over the rows; what passes between them stays local.
+
+    before:  map i, j: m[i] (max) = x[i, j];  map i, j: y[i, j] = exp(x[i, j] - m[i])
+    after:   map i: (map j: m (max) = x[i, j];  map j: y[i, j] = exp(x[i, j] - m))
+
+    The second pass over a row finds it in the cache. Softmax, layer norm and their gradients become one kernel each.
+    row_bytes: the largest row (all containers together) that the cache is trusted to hold.
+    """
+
+    level = 2
+
+    def __init__(self, row_bytes: int = 256 * 1024) -> None:
+        self.row_bytes = row_bytes
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        for node in list(program.nodes):
+            if program.node_is_current(node):
+                for a, c, b in fusable_pairs(program, node):
+                    if a is node:
+                        yield Match(program, {"first": a, "mid": c, "second": b})
+
+    def check(self, m: Match) -> None:
+        p, a, b = m.program, m.first, m.second
+        require(a.phase == b.phase, "they run in different phases")
+        mids = sorted(p.writes_of(a) & p.reads_of(b))
+        require(all(len(p.writers(c)) == 1 for c in mids), "the intermediate is written by several nodes")
+        pairs = self._rows(p, a, b, m.mid)
+        require(any(pa.size != 1 for pa, _ in pairs), "there are no rows: the reduction gives a single value")
+        keep = frozenset(c for c in mids if c in p.results or any(r is not b for r in p.readers(c)))
+        require(not any(x.memlet.combine and not x.is_local and x.memlet.container not in mids and
+                        not {pa for pa, _ in pairs if pa.size != 1} <= x.memlet.symbols
+                        for x in a.accesses() if x.is_write), "the producer also combines values over the rows")  # fmt: skip
+        outer_b = {pb for _, pb in pairs if pb.size != 1}
+        require(not any(x.memlet.combine and not x.is_local and not outer_b <= x.memlet.symbols for x in b.accesses() if x.is_write),
+                "the consumer combines values over the rows")  # fmt: skip
+        self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
+        self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
+        m.items["fused"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
+
+    def _rows(self, p: Program, a: Map, b: Map, mid: str) -> list[tuple[Symbol, Symbol]]:
+        """Parameters of `a` and `b` that run over the same rows."""
+        write = next(x.memlet for x in a.accesses() if x.is_write and x.memlet.container == mid and not x.is_local)
+        read = next(x.memlet for x in b.accesses() if not x.is_write and x.memlet.container == mid)
+        reduces = write.combine is not None or a.tasklet is None or b.tasklet is None
+        require(reduces, "neither reduces; see MapFusion")
+        candidates = []
+        for sa, sb in zip(write.subset, read.subset, strict=True):
+            require(not isinstance(sb, Indirect), "the consumer addresses the intermediate by data")
+            if isinstance(sa, Symbol) and isinstance(sb, Symbol) and sa in a.params and sb in b.params and same_size(sa.size, sb.size):
+                candidates.append((sa, sb))
+        if a.tasklet is None:
+            candidates = [c for c in candidates if c[0] in a.params]
+            require({pa for pa, _ in candidates} >= {q for q in a.params if q.size != 1}, "the consumer does not follow the producer's rows")
+        elif b.tasklet is None:
+            require({pb for _, pb in candidates} >= {q for q in b.params if q.size != 1}, "the producer does not follow the consumer's rows")
+        else:
+            reduced = [q for q in a.params if q not in write.symbols]
+            candidates = [c for c in candidates if c[0] not in reduced]
+            written = {q for q in a.params if q in write.symbols and q.size != 1}
+            require({pa for pa, _ in candidates} >= written, "the consumer reads other rows")
+        if a.tasklet is None:
+            wanted = set(a.params)
+        elif b.tasklet is None:
+            wanted = {pa for pa, pb in candidates if pb in b.params}
+        else:
+            wanted = {pa for pa, _ in candidates}
+        return [c for c in candidates if c[0] in wanted]
+
+    def _require_rows_in_cache(self, p: Program, m: Map, outer: list[Symbol]) -> None:
+        rows = hint_value(p, product(q.size for q in outer))
+        total = 0
+        for name in p.reads_of(m) | p.writes_of(m):
+            c = p.containers[name]
+            accesses = [x for x in m.accesses() if x.memlet.container == name and not x.is_local]
+            if any(set(outer) & x.memlet.symbols for x in accesses):
+                total += hint_value(p, c.bytes) // max(1, rows)
+            if hint_value(p, c.size) > 4096:
+                self._require_row_contiguous(c, accesses, outer, m)
+        require(total <= self.row_bytes, f"a row takes {total} bytes, more than the {self.row_bytes} that stay in the cache")
+
+    def _require_row_contiguous(self, c: Container, accesses: list, outer: list[Symbol], m: Map) -> None:  # type: ignore[type-arg]
+        inner_exists = any(x.params[-1] not in outer for x in accesses)
+        for x in accesses:
+            for s, stride, n in zip(x.memlet.subset, c.actual_strides, c.shape, strict=True):
+                if stride == 1 and n != 1 and isinstance(s, Symbol) and s in outer and inner_exists and len(x.memlet.symbols) > 1:
+                    raise Refusal(f"rows are interleaved in {c.name}: neighbours in memory belong to different rows")
+
+    def saves(self, m: Match) -> IntLike:
+        """Each intermediate's read and, if it disappears, its write; one read of what both read."""
+        p = m.program
+        written = m.fused.written_containers()
+        total: IntLike = 0
+        for c in p.writes_of(m.first) & p.reads_of(m.second):
+            total = total + p.containers[c].bytes * (1 if c in written else 2)
+        for c in p.reads_of(m.first) & p.reads_of(m.second):
+            total = total + p.containers[c].bytes
+        return total
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        mids = m.program.writes_of(m.first) & m.program.reads_of(m.second)
+        edit.fuse([m.first, m.second], m.fused)
+        edit.drop_unused(mids - m.fused.written_containers())
+
+
+def nodes_around(program: Program, node: Node) -> Iterator[Match]:
+    """Matches of ReductionFusion that involve a node."""
+    for a, c, b in fusable_pairs(program, node):
+        yield Match(program, {"first": a, "mid": c, "second": b})

@@ -1,0 +1,70 @@
+"""SiblingFusion: one pass for two maps that read the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Union
+
+from shorthaul.ir.edit import Edit
+from shorthaul.ir.memlet import Indirect
+from shorthaul.ir.nodes import Map, Node
+from shorthaul.ir.program import Program
+from shorthaul.symbolic import Expr, Symbol
+
+from ..base import Match, Transformation, require
+from .compose import match_params, merge_same_domain, same_size
+
+IntLike = Union[int, Expr]
+
+
+class SiblingFusion(Transformation):
+    """Merge two independent maps over the same points that read the same container.
+
+    before:  map n, c: y[n, c] = f(x[n, c]);  map n, c: s[c] (sum) = x[n, c]      after:  map n, c: y[n, c] = f(x[n, c]); s[c] (sum) = x[n, c]
+    """
+
+    level = 2
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        for node in list(program.nodes):
+            if isinstance(node, Map) and program.node_is_current(node):
+                yield from self.matches_from(program, node)
+
+    def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
+        """Siblings of one node."""
+        if not isinstance(node, Map) or node.tasklet is None:
+            return
+        seen = set()
+        for c in sorted(program.reads_of(node)):
+            for other in program.readers(c):
+                if other is not node and isinstance(other, Map) and other.tasklet is not None and other.phase == node.phase and other.id not in seen:
+                    seen.add(other.id)
+                    yield Match(program, {"first": node, "second": other, "mid": c})
+
+    def check(self, m: Match) -> None:
+        p, a, b = m.program, m.first, m.second
+        require(p.writes_of(a).isdisjoint(p.reads_of(b)) and p.writes_of(b).isdisjoint(p.reads_of(a)), "one reads what the other writes")
+        pairs = [(x, y) for x in a.tasklet.reads.values() for y in b.tasklet.reads.values()
+                 if x.container == y.container and p.containers[x.container].shape and not x.guard and not y.guard]  # fmt: skip
+        big = [pair for pair in pairs if pair[0].container == m.mid]
+        require(bool(big), "the shared container is read under conditions")
+        require(len(big) == 1, "the shared container is read at several places")
+        require(not any(isinstance(s, Indirect) for x in big[0] for s in x.subset), "the shared container is addressed by data")
+        renaming: dict[Symbol, IntLike] | None = match_params(big, a.params, b.params)  # type: ignore[assignment]
+        require(renaming is not None, "the shared container is read in different orders")
+        assert renaming is not None
+        for p_a in a.params:
+            if p_a not in renaming and p_a.size == 1:
+                renaming[p_a] = 0
+        require(all(q in renaming for q in a.params), "the first runs over points that the shared container does not have")
+        require(all(q in renaming.values() or q.size == 1 for q in b.params), "the second runs over points that the shared container does not have")
+        require(all(isinstance(q, int) or same_size(k.size, q.size) for k, q in renaming.items()), "they run over different ranges")
+        m.items["fused"] = merge_same_domain(a, b, renaming)
+
+    def saves(self, m: Match) -> IntLike:
+        """One read of every container that both read."""
+        p = m.program
+        return sum(p.containers[c].bytes for c in p.reads_of(m.first) & p.reads_of(m.second))
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        edit.fuse([m.first, m.second], m.fused)
