@@ -9,6 +9,7 @@ be written, the caller gets a temporary copy and one warning: caching never make
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -48,7 +49,7 @@ def make_key(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, CacheWarning, stacklevel=3)
 
@@ -77,7 +78,8 @@ class Cache:
         try:
             manifest = json.loads((folder / _MANIFEST).read_bytes())
         except FileNotFoundError:
-            if folder.exists():  # files without a manifest are not an entry
+            # Entries appear as a whole: a folder that is there and has no manifest was damaged.
+            if folder.exists() and not (folder / _MANIFEST).exists():
                 self._discard(folder, "it has no manifest")
             return None
         except (OSError, ValueError) as error:
@@ -93,10 +95,8 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._discard(folder, str(error))
             return None
-        try:
+        with contextlib.suppress(OSError):  # a directory that cannot be written is still good to read
             os.utime(folder / _MANIFEST)  # the time of last use, for eviction
-        except OSError:
-            pass  # a directory that cannot be written is still good to read
         return folder
 
     def put(self, key: str, files: Mapping[str, Path | bytes]) -> Path:
@@ -108,6 +108,7 @@ class Cache:
         folder = self.path(key)
         staging = folder.parent / f".{key[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # native code: for this user alone
             staging.mkdir(parents=True)
             _write_entry(staging, files)
             try:
@@ -144,13 +145,7 @@ class Cache:
 
     def _discard(self, folder: Path, reason: str) -> None:
         _warn_once(f"the compile cache entry {folder} is damaged ({reason}); it is removed and made again")
-        # Renamed first: another process sees the entry whole (and judges it itself) or not at all.
-        grave = folder.parent / f".discarded-{uuid.uuid4().hex[:8]}"
-        try:
-            os.rename(folder, grave)
-        except OSError:
-            grave = folder
-        shutil.rmtree(grave, ignore_errors=True)
+        _remove(folder)
 
     def _evict(self, keep: Path) -> None:
         """Remove the least recently used entries of all kinds until the rest fits in 90 % of the limit."""
@@ -175,8 +170,18 @@ class Cache:
             if total <= 0.9 * self.limit:
                 break
             if folder != keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
                 total -= size
+
+
+def _remove(folder: Path) -> None:
+    """Remove an entry. Renamed first, so that another process sees it as a whole or not at all."""
+    grave = folder.parent / f".removed-{uuid.uuid4().hex[:8]}"
+    try:
+        os.rename(folder, grave)
+    except OSError:
+        grave = folder
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def _write_entry(folder: Path, files: Mapping[str, Path | bytes]) -> None:

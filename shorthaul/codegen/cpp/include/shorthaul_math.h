@@ -1,4 +1,4 @@
-// Elementary functions. Included by shorthaul_vec.h.
+// Elementary functions.
 //
 // exp expm1 log log1p log2 log10 tanh sigmoid erf sin cos are vectorized: argument reduction and a minimax polynomial
 // (own Remez fits; the reductions are the classical ones of Cody & Waite, and of fdlibm for the double logarithm),

@@ -145,6 +145,64 @@ SH_INLINE d8 fma(d8 a, d8 b, d8 c) { return __builtin_ia32_vfmaddpd512_mask(a, b
 #endif
 #endif
 
+// The first n lanes from memory, zeros in the others; and the first n lanes to memory. n <= 0 touches nothing, n beyond
+// the lanes means all.
+template <class V> SH_INLINE V load_first(const elem<V> *p, int n) {
+#if defined(SH_AVX512) && !defined(__clang__)
+  const uint32_t m = n <= 0 ? 0 : n >= count<V> ? (1u << count<V>) - 1 : (1u << n) - 1;
+  constexpr int e = sizeof(elem<V>);
+  if constexpr (e == 4 && sizeof(V) == 64) {
+    return (V)__builtin_ia32_loaddqusi512_mask((const int *)p, piece<int, 16>{}, uint16_t(m));
+  } else if constexpr (e == 8 && sizeof(V) == 64) {
+    return (V)__builtin_ia32_loaddqudi512_mask((const long long *)p, piece<long long, 8>{}, uint8_t(m));
+  } else if constexpr (e == 2 && sizeof(V) == 32) {
+    return (V)__builtin_ia32_loaddquhi256_mask((const short *)p, piece<short, 16>{}, uint16_t(m));
+  } else if constexpr (e == 1 && sizeof(V) == 16) {
+    return (V)__builtin_ia32_loaddquqi128_mask((const char *)p, piece<char, 16>{}, uint16_t(m));
+  } else
+#elif defined(__AVX2__) && !defined(__clang__)
+  constexpr int e = sizeof(elem<V>);
+  if constexpr (e == 4 && sizeof(V) == 32) {
+    return (V)__builtin_ia32_maskloadd256((const piece<int, 8> *)p, piece<int, 8>{0, 1, 2, 3, 4, 5, 6, 7} < n);
+  } else if constexpr (e == 8 && sizeof(V) == 32) {
+    return (V)__builtin_ia32_maskloadq256((const piece<long long, 4> *)p, piece<long long, 4>{0, 1, 2, 3} < (long long)n);
+  } else
+#endif
+  {
+    elem<V> buffer[count<V>];
+    for (int j = 0; j < count<V>; ++j) buffer[j] = j < n ? p[j] : elem<V>(0);
+    return load<V>(buffer);
+  }
+}
+template <class V> SH_INLINE void store_first(elem<V> *p, V v, int n) {
+#if defined(SH_AVX512) && !defined(__clang__)
+  const uint32_t m = n <= 0 ? 0 : n >= count<V> ? (1u << count<V>) - 1 : (1u << n) - 1;
+  constexpr int e = sizeof(elem<V>);
+  if constexpr (e == 4 && sizeof(V) == 64) {
+    __builtin_ia32_storedqusi512_mask((int *)p, (piece<int, 16>)v, uint16_t(m));
+  } else if constexpr (e == 8 && sizeof(V) == 64) {
+    __builtin_ia32_storedqudi512_mask((long long *)p, (piece<long long, 8>)v, uint8_t(m));
+  } else if constexpr (e == 2 && sizeof(V) == 32) {
+    __builtin_ia32_storedquhi256_mask((short *)p, (piece<short, 16>)v, uint16_t(m));
+  } else if constexpr (e == 1 && sizeof(V) == 16) {
+    __builtin_ia32_storedquqi128_mask((char *)p, (piece<char, 16>)v, uint16_t(m));
+  } else
+#elif defined(__AVX2__) && !defined(__clang__)
+  constexpr int e = sizeof(elem<V>);
+  if constexpr (e == 4 && sizeof(V) == 32) {
+    __builtin_ia32_maskstored256((piece<int, 8> *)p, piece<int, 8>{0, 1, 2, 3, 4, 5, 6, 7} < n, (piece<int, 8>)v);
+  } else if constexpr (e == 8 && sizeof(V) == 32) {
+    __builtin_ia32_maskstoreq256((piece<long long, 4> *)p, piece<long long, 4>{0, 1, 2, 3} < (long long)n,
+                                 (piece<long long, 4>)v);
+  } else
+#endif
+  {
+    elem<V> buffer[count<V>];
+    store<V>(buffer, v);
+    for (int j = 0; j < count<V>; ++j) if (j < n) p[j] = buffer[j];
+  }
+}
+
 // p * 2^n for p near 1 and |n| below twice the exponent range; one rounding, so denormal results are right.
 template <class V> SH_INLINE V scale(V p, ints<V> n) {
   constexpr int mantissa = sizeof(elem<V>) == 4 ? 23 : 52;

@@ -1,7 +1,7 @@
 // Arithmetic, comparison, logic, selection and horizontal reductions, for plain numbers and for vectors.
-// Included by shorthaul_vec.h. Mixed calls (vector, plain number) work in either order.
+// Mixed calls (vector, plain number) work in either order.
 #pragma once
-#include "shorthaul_vec.h"
+#include "shorthaul_core.h"
 
 namespace sh {
 

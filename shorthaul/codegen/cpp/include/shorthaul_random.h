@@ -2,7 +2,7 @@
 //
 // key = (seed low, seed high), counter = (index low, index high, offset low, offset high); a uniform number is
 // (word 0 >> 8) * 2^-24. It depends on (seed, offset, index) alone: not on lanes, tiles or threads. The same definition
-// stands in shorthaul/ir/philox.py. Included by shorthaul_vec.h.
+// stands in shorthaul/ir/philox.py.
 #pragma once
 #include "shorthaul_math.h"
 

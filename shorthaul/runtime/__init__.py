@@ -1,0 +1,1 @@
+"""Running compiled programs: machine description, compile cache, building and loading libraries."""
