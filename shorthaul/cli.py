@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,11 +73,15 @@ def _add_demo(commands: Any) -> None:
     )
     parser.add_argument("--compare", action="append", default=[], choices=["torch.compile"],
                         help="also train with this engine (it compiles for a minute or two)")  # fmt: skip
-    parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: chosen to take about a minute)")
+    parser.add_argument(
+        "--steps", type=_positive, default=None, help="training steps (default: chosen to take about a minute)"
+    )
     parser.add_argument("--batch", type=_positive, default=64, help="images a step (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of parameters and batches (default: 0)")
     parser.add_argument("--threads", type=_positive, default=None, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--output", type=Path, default=Path("shorthaul-demo"), help="folder for the plot and the numbers")
+    parser.add_argument(
+        "--output", type=Path, default=Path("shorthaul-demo"), help="folder for the plot and the numbers"
+    )
     parser.set_defaults(run=_demo)
 
 
@@ -109,7 +114,9 @@ def _add_report(commands: Any) -> None:
     )
     parser.add_argument("network", metavar="FILE.py:FUNCTION",
                         help="a function without arguments that returns (module, inputs); also package.module:function")  # fmt: skip
-    parser.add_argument("--level", type=int, choices=range(5), default=4, help="how far transformations see (default: 4)")
+    parser.add_argument(
+        "--level", type=int, choices=range(5), default=4, help="how far transformations see (default: 4)"
+    )
     parser.add_argument("--strict", action="store_true", help="fail where an operator has no entry of its own")
     parser.set_defaults(run=_report)
 
@@ -202,11 +209,30 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from shorthaul.doctor import examine
+    from shorthaul.runtime.cache import default_directory
+    from shorthaul.runtime.machine import NO_COMPILER_REMEDY, describe, machine
 
-    findings = examine()
-    print(findings)
-    return 0 if findings.usable else 1
+    findings = {"Shorthaul": _version(), "PyTorch": importlib.import_module("torch").__version__, **describe()}
+    folder = default_directory()
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    findings["Cache directory"] = (
+        f"{folder} ({len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB)"
+    )
+    findings["Cache writable"] = "yes" if _writable(folder) else "no; name another in SHORTHAUL_CACHE_DIR"
+    width = max(map(len, findings))
+    for label, text in findings.items():
+        print(f"{label:{width}}  {text}")
+    if machine().compiler is None:
+        print(f"\nWithout a C++ compiler networks still train, but by library calls only: {NO_COMPILER_REMEDY}.")
+        return 1
+    return 0
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, or in the nearest folder above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def _positive(text: str) -> int:

@@ -25,6 +25,7 @@ settings.register_profile(
 settings.register_profile("full", parent=settings.get_profile("sampled"), max_examples=400)
 settings.load_profile("sampled")
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shorthaul")
     group.addoption("--full", action="store_true", help="run whole suites, slow tests included")

@@ -103,6 +103,8 @@ def network(name: str, small: bool = False, *, dropout: float | None = None, see
     return Network(module, inputs, targets, found.loss_fn)
 
 
-def batch(name: str, small: bool = False, *, size: int | None = None, seed: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+def batch(
+    name: str, small: bool = False, *, size: int | None = None, seed: int = 0
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """Inputs and targets for the named network; `size` replaces the usual number of samples."""
     return entry(name).batch(size, small, torch.Generator().manual_seed(seed))

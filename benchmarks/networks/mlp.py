@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ class MLP(nn.Module):
     def __init__(self, widths: tuple[int, ...], dropout: float = 0.1) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for i, (wide, narrow) in enumerate(zip(widths, widths[1:])):
+        for i, (wide, narrow) in enumerate(pairwise(widths)):
             if i:
                 layers += [nn.ReLU(), nn.Dropout(dropout)]
             layers.append(nn.Linear(wide, narrow))

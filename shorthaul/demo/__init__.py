@@ -83,7 +83,9 @@ def run(
 # --- the parts of a run, in order ---------------------------------------------------------------------------
 
 
-def _introduction(network: torch.nn.Module, digits: Any, engines: dict[str, Engine], batch_size: int, seed: int) -> Panel:
+def _introduction(
+    network: torch.nn.Module, digits: Any, engines: dict[str, Engine], batch_size: int, seed: int
+) -> Panel:
     count = sum(p.numel() for p in network.parameters())
     return Panel(
         f"An EfficientNet-style network ({count:,} parameters: inverted residuals, batch norm, SiLU, squeeze-excite)\n"
@@ -106,7 +108,9 @@ def _compile(console: Console, racers: list[Racer], batches: list[Any]) -> list[
         if racer.name == "eager":
             console.print(f"  eager          ready; {racer.median * 1e3:.0f} ms a step")
         else:
-            console.print(f"  {racer.name:14} compiled in {racer.compile_time:.1f} s; {racer.median * 1e3:.0f} ms a step")
+            console.print(
+                f"  {racer.name:14} compiled in {racer.compile_time:.1f} s; {racer.median * 1e3:.0f} ms a step"
+            )
     return racers
 
 
@@ -129,7 +133,9 @@ def _train(console: Console, racers: list[Racer], batches: list[Any]) -> None:
 
 def _print_curves(console: Console, curves: dict[str, list[float]]) -> None:
     console.print()
-    console.print("[b]Loss[/b] (mean of the last ten steps)   " + "   ".join(f"[{c}]● {n}[/]" for n, c in zip(curves, COLOURS)))
+    console.print(
+        "[b]Loss[/b] (mean of the last ten steps)   " + "   ".join(f"[{c}]● {n}[/]" for n, c in zip(curves, COLOURS))
+    )
     console.print(text_plot({name: smoothed(losses) for name, losses in curves.items()}))
 
 
@@ -150,12 +156,21 @@ def _print_agreement(console: Console, racers: list[Racer]) -> bool:
 
 def _print_results(console: Console, racers: list[Racer]) -> None:
     table = Table(title=None, header_style="bold")
-    for heading in ("engine", "final loss", "accuracy (held out)", "compile time", "time a step (median)", "against eager"):
+    for heading in (
+        "engine",
+        "final loss",
+        "accuracy (held out)",
+        "compile time",
+        "time a step (median)",
+        "against eager",
+    ):
         table.add_column(heading, justify="left" if heading == "engine" else "right")
     eager = racers[0].median
     for racer, colour in zip(racers, COLOURS):
         ratio = eager / racer.median
-        versus = "" if racer is racers[0] else (f"{ratio:.2f}× faster" if ratio >= 1 else f"[red]{1 / ratio:.2f}× slower[/]")
+        versus = (
+            "" if racer is racers[0] else (f"{ratio:.2f}× faster" if ratio >= 1 else f"[red]{1 / ratio:.2f}× slower[/]")
+        )
         compiled = "–" if racer.name == "eager" else f"{racer.preparation:.1f} s"
         table.add_row(f"[{colour}]{racer.name}[/]", f"{smoothed(racer.losses)[-1]:.4f}", f"{racer.accuracy:.1%}", compiled,
                       f"{racer.median * 1e3:.1f} ms", versus)  # fmt: skip

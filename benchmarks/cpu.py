@@ -1,0 +1,329 @@
+"""Time per training step and compile time on this CPU: eager PyTorch, torch.compile and Shorthaul.
+
+    python -m benchmarks.cpu                        # all networks, all engines
+    python -m benchmarks.cpu --networks mbconv chain --steps 30
+    python -m benchmarks.cpu --quick                # small networks, few steps: does everything run?
+
+What is measured, for every network:
+
+- **step**: forward, loss, backward and an SGD step with momentum. All engines are in one process and take turns in short
+  rounds, in alternating order, so that a change of the machine's speed hits all of them alike. Median, 10th and 90th percentile.
+- **cold compile**: a fresh process with fresh, empty caches: from before the engine sees the module (its import
+  included) to the end of the first step, less one ordinary step.
+- **warm start**: another process with the caches that the cold one filled: from its start to the end of the first step, less
+  the time to import torch and to make the network and its optimizer (which imports more of torch).
+
+For a network marked `cotangent` the step is forward and backward with a given gradient of the output, without loss and
+optimizer. The results go to `benchmarks/results/` as JSON and Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINES = ("eager", "torch.compile", "shorthaul")
+ROUND = 3  # steps an engine takes before the next one's turn
+# Every engine's cache, so that a fresh folder makes a compilation cold.
+CACHES = ("SHORTHAUL_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME")
+
+
+@dataclass
+class Measured:
+    """One engine on one network; seconds. `error` says why there are no numbers."""
+
+    engine: str
+    steps: list[float] = field(default_factory=list)
+    cold: float | None = None
+    warm: float | None = None
+    loss: float | None = None
+    error: str = ""
+
+    def quantile(self, q: float) -> float:
+        ordered = sorted(self.steps)
+        return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.steps) if self.steps else None
+
+
+# --- in the process that runs the engines -------------------------------------------------------------------
+
+
+class Trainee:
+    """One engine's copy of a network, and its training step."""
+
+    def __init__(self, name: str, small: bool, engine: str) -> None:
+        import torch
+
+        from benchmarks.networks import entry, network
+
+        self.module, self.inputs, self.targets, self.loss_fn = network(name, small)
+        self.cotangent = entry(name).cotangent
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.01, momentum=0.9)
+        self.engine = engine
+        self.runnable: Any = None
+
+    def prepare(self) -> None:
+        """Hand the module to the engine."""
+        if self.engine == "eager":
+            self.runnable = self.module
+        elif self.engine == "torch.compile":
+            import torch
+
+            self.runnable = torch.compile(self.module)
+        elif self.engine == "shorthaul":
+            import shorthaul
+
+            self.runnable = shorthaul.optimize(self.module)
+        else:
+            raise ValueError(f"unknown engine {self.engine!r}")
+
+    def step(self) -> float:
+        """One training step; its time in seconds."""
+        begin = time.perf_counter()
+        self.optimizer.zero_grad()
+        for x in self.inputs:
+            x.grad = None
+        output = self.runnable(*self.inputs)
+        if self.cotangent:
+            output.backward(self.targets)
+        else:
+            self.loss_fn(output, self.targets).backward()
+            self.optimizer.step()
+        return time.perf_counter() - begin
+
+    def loss(self) -> float:
+        import torch
+
+        with torch.no_grad():
+            return float(self.loss_fn(self.runnable(*self.inputs), self.targets))
+
+
+def take_turns(
+    name: str, small: bool, engines: Sequence[str], steps: int, seconds: float, threads: int
+) -> dict[str, Any]:
+    """Measured steps of every engine, in rounds; stops early when `seconds` are over and 5 steps are done."""
+    import torch
+
+    torch.set_num_threads(threads)
+    results = {engine: Measured(engine) for engine in engines}
+    ready = []
+    for engine in engines:
+        trainee = Trainee(name, small, engine)
+        try:
+            trainee.prepare()
+            for _ in range(2):
+                trainee.step()
+            ready.append(trainee)
+        except Exception as error:
+            results[engine].error = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    begin, turn = time.perf_counter(), 0
+    while ready:
+        done = min(len(results[t.engine].steps) for t in ready)
+        if done >= steps or (done >= 5 and time.perf_counter() - begin > seconds):
+            break
+        for trainee in ready if turn % 2 == 0 else ready[::-1]:
+            results[trainee.engine].steps += [trainee.step() for _ in range(ROUND)]
+        turn += 1
+    for trainee in ready:
+        results[trainee.engine].loss = trainee.loss()
+    return {engine: asdict(result) for engine, result in results.items()}
+
+
+def start(name: str, small: bool, engine: str, threads: int, began: float) -> dict[str, float]:
+    """In a fresh process that began at `began` (`time.time()`): the seconds each part of the first step takes."""
+    before = time.time()
+    import torch
+
+    imported = time.time()
+    torch.set_num_threads(threads)
+    trainee = Trainee(name, small, engine)
+    made = time.time()
+    trainee.prepare()
+    trainee.step()
+    first = time.time()
+    ordinary = min(trainee.step() for _ in range(3))
+    return {
+        "compile": first - made - ordinary,
+        "start": (before - began) + (first - made),
+        "import_torch": imported - before,
+        "make_network": made - imported,
+    }
+
+
+# --- in the process that directs ----------------------------------------------------------------------------
+
+
+def in_subprocess(call: str, arguments: dict[str, Any], caches: Path | None, timeout: float) -> Any:
+    """The result of `call(**arguments)` of this module in a fresh interpreter; `RuntimeError` with its last words."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    if caches is not None:
+        for variable in CACHES:
+            folder = caches / variable.lower()
+            folder.mkdir(parents=True, exist_ok=True)
+            environment[variable] = str(folder)
+    began = ", 'began': " + repr(time.time()) if call == "start" else ""
+    program = (
+        f"import json, sys\nfrom benchmarks import cpu\n"
+        f"print('\\n' + json.dumps(cpu.{call}(**{{**json.loads(sys.argv[1]){began}}})))"
+    )
+    try:
+        done = subprocess.run([sys.executable, "-c", program, json.dumps(arguments)], cwd=ROOT, env=environment,
+                              capture_output=True, text=True, timeout=timeout)  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"not finished after {timeout:.0f} s") from error
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Measured]:
+    """All measurements of one network. The step times use the caches that the compile measurements filled."""
+    results = {engine: Measured(engine) for engine in arguments.engines}
+    common = {"name": name, "small": arguments.small, "threads": arguments.threads}
+    with tempfile.TemporaryDirectory(prefix="shorthaul-bench-") as folder:
+        caches = Path(folder)
+        if not arguments.no_compile:
+            for engine, result in results.items():
+                try:
+                    for kind in ("cold", "warm"):
+                        note(f"{name}: {engine}, {kind} start")
+                        parts = in_subprocess("start", {**common, "engine": engine}, caches / engine, arguments.timeout)
+                        if kind == "cold":
+                            result.cold = parts["compile"]
+                        else:
+                            result.warm = parts["start"]
+                except RuntimeError as error:
+                    result.error = f"{kind} start: {error}"
+        note(f"{name}: training steps, engines in turn")
+        shared = None if arguments.no_compile else caches / "torch.compile"
+        call = {**common, "engines": list(results), "steps": arguments.steps, "seconds": arguments.seconds}
+        try:
+            for engine, raw in in_subprocess("take_turns", call, shared, arguments.timeout * 2).items():
+                result = results[engine]
+                result.steps, result.loss = raw["steps"], raw["loss"]
+                result.error = result.error or raw["error"]
+        except RuntimeError as error:
+            for result in results.values():
+                result.error = result.error or str(error)
+    return results
+
+
+def note(text: str) -> None:
+    print(f"  {text} ...", file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vector": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def markdown(results: dict[str, dict[str, Measured]], about: dict[str, Any], threads: int) -> str:
+    """The table of all measurements, and the machine under it."""
+    lines = [
+        "| network | engine | step (median) | p10 – p90 | against eager | against the better peer | cold compile | warm start |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, engines in results.items():
+        eager = engines["eager"].median if "eager" in engines else None
+        for engine, result in engines.items():
+            if result.median is None:
+                lines.append(f"| {name} | {engine} | failed: {result.error} | | | | | |")
+                continue
+            peers = [m for e, r in engines.items() if e not in (engine, "shorthaul") and (m := r.median) is not None]
+            versus = f"{eager / result.median:.2f}×" if eager and engine != "eager" else ""
+            best = f"{min(peers) / result.median:.2f}×" if peers and engine == "shorthaul" else ""
+            cold = f"{result.cold:.1f} s" if result.cold is not None and engine != "eager" else ""
+            warm = f"{result.warm:.1f} s" if result.warm is not None else ""
+            lines.append(
+                f"| {name} | {engine} | {result.median * 1e3:.2f} ms | {result.quantile(0.1) * 1e3:.2f} – "
+                f"{result.quantile(0.9) * 1e3:.2f} | {versus} | {best} | {cold} | {warm} |"
+                + (f" {result.error}" if result.error else "")
+            )
+    lines += [
+        "",
+        "Above 1× is faster. Warm start leaves out importing torch and making the network.",
+        f"{about['cpu']}, {threads} of {about['cores']} cores, {about['vector']}; torch {about['torch']}, "
+        f"Python {about['python']}; load average before: {about['load_before']:.2f}.",
+    ]
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    import benchmarks.networks as networks
+
+    parser = argparse.ArgumentParser(prog="shorthaul bench", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--networks", nargs="+", choices=list(networks.REGISTRY), default=list(networks.REGISTRY), metavar="NAME"
+    )
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME")
+    parser.add_argument("--steps", type=int, default=60, help="measured steps of every engine (default: 60)")
+    parser.add_argument(
+        "--seconds", type=float, default=90, help="stop measuring steps of a network after so long (default: 90)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds that one process may take (default: 900)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out cold and warm compile times")
+    parser.add_argument("--quick", action="store_true", help="small networks, few steps; the numbers mean little")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder for JSON and Markdown"
+    )
+    arguments = parser.parse_args(argv)
+    arguments.small = arguments.quick
+    if arguments.quick:
+        arguments.steps, arguments.no_compile = min(arguments.steps, 6), True
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and save; the exit status: 1 where an engine failed."""
+    arguments = parse(argv)
+    about = machine()
+    results: dict[str, dict[str, Measured]] = {}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    stem = arguments.output / ("cpu-quick" if arguments.quick else "cpu")
+    for name in arguments.networks:
+        results[name] = measure(name, arguments)
+        table = markdown(results, about, arguments.threads)  # written after every network: an interruption loses little
+        saved = {n: {e: asdict(r) for e, r in found.items()} for n, found in results.items()}
+        stem.with_suffix(".json").write_text(
+            json.dumps({"machine": about, "threads": arguments.threads, "results": saved}, indent=1)
+        )
+        stem.with_suffix(".md").write_text(table + "\n")
+    print(table)
+    print(f"\nwritten: {stem}.json, {stem}.md")
+    return int(any(r.error for found in results.values() for r in found.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,60 @@
+"""The benchmark's harness: it runs every engine it is given, reports failures, and computes what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cpu
+
+
+def test_quick_run_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = cpu.main(
+        ["--quick", "--networks", "mlp", "chain", "--engines", "eager", "--threads", "1", "--output", str(tmp_path)]
+    )
+    assert status == 0
+    assert "| mlp | eager |" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "cpu-quick.json").read_text())
+    assert len(saved["results"]["chain"]["eager"]["steps"]) >= 6
+
+
+def test_an_engine_that_fails_is_reported_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: cpu.Trainee) -> None:
+        if self.engine == "shorthaul":
+            raise RuntimeError("no such operator")
+        self.runnable = self.module
+
+    monkeypatch.setattr(cpu.Trainee, "prepare", broken)
+    results = cpu.take_turns("mlp", True, ["eager", "shorthaul"], steps=6, seconds=5, threads=1)
+    assert results["shorthaul"]["error"] == "RuntimeError: no such operator"
+    assert len(results["eager"]["steps"]) >= 6
+
+
+def test_start_takes_the_parts_apart() -> None:
+    parts = cpu.in_subprocess("start", {"name": "mlp", "small": True, "threads": 1, "engine": "eager"}, None, 120)
+    assert all(seconds > 0 for part, seconds in parts.items() if part != "compile")
+    # Eager has nothing to start: what is left is the interpreter's start and one small step.
+    assert parts["start"] < parts["import_torch"] + parts["make_network"]
+
+
+def test_a_subprocess_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="no network named 'vgg'"):
+        cpu.in_subprocess("start", {"name": "vgg", "small": True, "threads": 1, "engine": "eager"}, None, 120)
+
+
+def test_the_table_states_slowdowns_as_they_are() -> None:
+    results = {
+        "net": {
+            "eager": cpu.Measured("eager", [0.010, 0.011, 0.012], warm=0.5),
+            "torch.compile": cpu.Measured("torch.compile", [0.005, 0.006, 0.007], cold=30.0, warm=5.0),
+            "shorthaul": cpu.Measured("shorthaul", [0.012, 0.012, 0.012], cold=3.0, warm=1.0),
+        }
+    }
+    about = {"cpu": "CPU", "cores": 2, "vector": "AVX2", "torch": "2", "python": "3", "load_before": 0.0}
+    rows = cpu.markdown(results, about, 2).splitlines()
+    assert "| 1.83× |" in rows[3]
+    assert "| 0.92× | 0.50× | 3.0 s | 1.0 s |" in rows[4]
+    results["net"]["shorthaul"] = cpu.Measured("shorthaul", error="it broke")
+    assert "failed: it broke" in cpu.markdown(results, about, 2)
