@@ -141,7 +141,7 @@ class Memlet:
         if self.guard:
             text += f" if {' and '.join(map(str, self.guard))}" + ("" if self.fill is None else f" else {self.fill}")
         if self.combine:
-            text += f" ({'scan ' + str(self.scan) + ' ' if self.scan else ''}{self.combine})"
+            text += f" ({'' if self.scan is None else f'scan {self.scan} '}{self.combine})"
         return text
 
 

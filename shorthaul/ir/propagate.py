@@ -11,7 +11,7 @@ size with a name of its own; `propagate(map, containers)` puts the real size the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Union
 
 from shorthaul.symbolic import (
@@ -70,29 +70,32 @@ def extent(expr: IntLike, params: frozenset[Symbol]) -> Extent | None:
 
 
 def _box(name: str, accesses: list[Access], container: Container | None, memo: dict) -> Memlet:
-    boxes: list[list[Span | None]] = []
+    boxes: list[list[Span]] = []
     seen: set[tuple] = set()
     for a in accesses:
         key = (a.memlet.subset, a.memlet.guard, a.params)
         if key not in seen:
             seen.add(key)
-            boxes.append(_access_box(a, container, memo))
+            boxes.append(_access_box(name, a, container, memo))
     spans = []
-    for d, column in enumerate(zip(*boxes, strict=True)):
-        size = dimension_size(name, d) if container is None else container.shape[d]
-        spans.append(_union([Span(0, size) if s is None else s for s in column], size))
+    for column in zip(*boxes, strict=True):
+        spans.append(_union(column))
     combiners = {a.memlet.combine for a in accesses}
     return Memlet(name, tuple(spans), combine=combiners.pop() if len(combiners) == 1 else None)
 
 
-def _access_box(access: Access, container: Container | None, memo: dict) -> list[Span | None]:
-    """One span per dimension, None for the whole dimension."""
+def access_box(access: Access, container: Container | None = None) -> list[Span]:
+    """The bounding box of one access over all parameters around it, one span per dimension."""
+    return _access_box(access.memlet.container, access, container, {})
+
+
+def _access_box(name: str, access: Access, container: Container | None, memo: dict) -> list[Span]:
     m = access.memlet
     params = frozenset(access.params)
-    box: list[Span | None] = []
+    box: list[Span] = []
     for d, s in enumerate(m.subset):
         if isinstance(s, Indirect):
-            box.append(None)
+            box.append(_whole(name, d, container))
             continue
         if isinstance(s, int) or (isinstance(s, Expr) and params.isdisjoint(free_symbols(s))):
             box.append(Span(s, 1))
@@ -101,7 +104,7 @@ def _access_box(access: Access, container: Container | None, memo: dict) -> list
         last = s.start + (s.size - 1) * s.step if isinstance(s, Span) else s
         lo, hi = _extent(first, params, memo), _extent(last, params, memo)
         if lo is None or hi is None:
-            box.append(None)
+            box.append(_whole(name, d, container))
             continue
         low, high = lo[0], hi[1]
         step = 1 if isinstance(s, Span) else _step(s, params)
@@ -113,6 +116,10 @@ def _access_box(access: Access, container: Container | None, memo: dict) -> list
                 (low, high), step = clipped, 1
         box.append(Span(low, (high - low) // step + 1, step))
     return box
+
+
+def _whole(name: str, dimension: int, container: Container | None) -> Span:
+    return Span(0, dimension_size(name, dimension) if container is None else container.shape[dimension])
 
 
 def _clip(subscript: Expr, low: IntLike, high: IntLike, m: Memlet, params: frozenset[Symbol]) -> Extent:
@@ -144,7 +151,7 @@ def _step(e: Expr, params: frozenset[Symbol]) -> int:
     return step or 1
 
 
-def _union(spans: list[Span], size: IntLike) -> Span:
+def _union(spans: Sequence[Span]) -> Span:
     first = spans[0]
     if all(s == first for s in spans[1:]):
         return first
