@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from .cache import Cache, make_key, temporary_folder
@@ -103,15 +103,17 @@ def build(
             source.write_text(text)
             command = [compiler.path, *compile_flags, f"-I{INCLUDE}", "-pipe", "-c", str(source), "-o", str(result)]
             output, code = processes.run(command, timeout)
+            if processes.stopped:
+                raise CancelledError  # because of the error of another unit, or an interrupt
             if code != 0:
                 raise _failure(name, source, command, output, code, objects.directory)
             return objects.put(k, {"unit.o": result}) / "unit.o"
 
         with ThreadPoolExecutor(max_workers=max(1, jobs or usable_cores())) as pool:
             try:
-                futures = {k: pool.submit(compile_one, k) for k in missing}
-                for done, (k, future) in enumerate(futures.items()):
-                    found[k] = future.result()
+                futures = {pool.submit(compile_one, k): k for k in missing}
+                for done, future in enumerate(as_completed(futures)):
+                    found[futures[future]] = future.result()
                     if progress is not None:
                         progress(done + 1, len(missing))
             except BaseException:
@@ -189,7 +191,7 @@ class _Processes:
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._stopped = False
+        self.stopped = False
 
     def __enter__(self) -> _Processes:
         return self
@@ -199,7 +201,7 @@ class _Processes:
 
     def run(self, command: Sequence[str], timeout: float) -> tuple[str, int]:
         """Run to the end; the output of both streams and the exit status (negative: the signal that ended it)."""
-        if self._stopped:
+        if self.stopped:
             return "stopped", -signal.SIGTERM
         # A session of its own: the driver's children are reached through the group, and an interrupt at the
         # terminal comes to Python alone, which then cleans up.
@@ -214,7 +216,7 @@ class _Processes:
         )
         self._running.add(process)
         try:
-            if self._stopped:
+            if self.stopped:
                 _kill(process)
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -229,7 +231,7 @@ class _Processes:
 
     def stop(self) -> None:
         """Kill everything that runs and refuse to start more."""
-        self._stopped = True
+        self.stopped = True
         for process in list(self._running):
             _kill(process, wait=False)
         deadline = time.monotonic() + 5

@@ -82,6 +82,8 @@ class Cache:
             if folder.exists() and not (folder / _MANIFEST).exists():
                 self._discard(folder, "it has no manifest")
             return None
+        except (NotADirectoryError, PermissionError):
+            return None  # no cache here that this user can read; put() says so
         except (OSError, ValueError) as error:
             self._discard(folder, str(error))
             return None
