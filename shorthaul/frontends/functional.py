@@ -70,7 +70,11 @@ class Origin:
         return f"{self.file}:{self.line}" if self.file else ""
 
     def __str__(self) -> str:
-        parts = [self.source, f"in {self.code!r}" if self.code else "", f"(module {self.module})" if self.module else ""]
+        parts = [
+            self.source,
+            f"in {self.code!r}" if self.code else "",
+            f"(module {self.module})" if self.module else "",
+        ]
         return " ".join(part for part in parts if part)
 
 
@@ -88,7 +92,9 @@ class InputSpec:
     is_leaf: bool = True
     fqn: str | None = None  # module path of a parameter or buffer, where known
     duplicate_of: int | None = None  # index of an identical earlier input; this one is not read by the graph
-    layout: str = "strided"  # "strided" | "sparse" | "quantized" | "complex" | "mkldnn": what the input is, left as it is
+    layout: str = (
+        "strided"  # "strided" | "sparse" | "quantized" | "complex" | "mkldnn": what the input is, left as it is
+    )
     source: str = ""  # how the caller reaches it, for example "L['x']"
 
 

@@ -135,7 +135,9 @@ def instance_norm(
     return out.view(input.shape)
 
 
-def functional_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+def functional_dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     return (dropout_ if inplace else dropout)(input, p, training)
@@ -206,7 +208,7 @@ def _python_functions() -> dict[Any, Callable]:
     """
     space = dict(vars(F))
     space.update({name: REDIRECTED[value] for name, value in vars(F).items() if _hashable(value) in REDIRECTED})
-    copies = {}
+    copies: dict[Any, Callable] = {}
     for name, function in vars(F).items():
         if isinstance(function, types.FunctionType) and function.__globals__ is vars(F) and function not in REDIRECTED:
             copy = types.FunctionType(function.__code__, space, name, function.__defaults__, function.__closure__)

@@ -134,7 +134,9 @@ def _autograd_function(interpreter: Interpreter, args: tuple, kwargs: dict) -> A
     return wrapped[0] if single else wrapped
 
 
-def _sub_graph(interpreter: Interpreter, body: fx.GraphModule, fakes: list, context: tuple) -> tuple[FunctionalGraph, Any]:
+def _sub_graph(
+    interpreter: Interpreter, body: fx.GraphModule, fakes: list, context: tuple
+) -> tuple[FunctionalGraph, Any]:
     """Trace a body into a functional graph of its own. Returns it, and the structure of fake results."""
     from shorthaul.frontends.functional_interpret import Interpreter
 

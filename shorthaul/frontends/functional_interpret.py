@@ -61,19 +61,20 @@ def trace(gm: fx.GraphModule, example_inputs: Sequence[Any], grad_enabled: bool)
     interpreter = Interpreter(fake_mode, grad_enabled, symbolic)
     with interpreter.active():
         wrapped: list[Any] = []
-        for index, (node, spec, value) in enumerate(zip(placeholders, specs, fakes, strict=True)):
+        for node, spec, value in zip(placeholders, specs, fakes, strict=True):
             if spec.duplicate_of is not None:
                 interpreter.recorder.placeholder(node.name, None, False, origin_of(node))
                 wrapped.append(wrapped[spec.duplicate_of])
                 continue
-            interpreter.recorder.placeholder(node.name, value, spec.requires_grad, origin_of(node))
+            interpreter.recorder.placeholder(node.name, value, spec.requires_grad, origin_of(node), spec.is_leaf)
             wrapped.append(interpreter.wrap(value))
         results = interpreter.run(gm, wrapped, Origin())
         return finish(interpreter, specs, wrapped, fakes, results)
 
 
 def _fake_mode(placeholders: Sequence[fx.Node], example_inputs: Sequence[Any]) -> FakeTensorMode:
-    for value in itertools.chain((node.meta.get("example_value") for node in placeholders), example_inputs):
+    known = (node.meta.get("example_value", node.meta.get("val")) for node in placeholders)
+    for value in itertools.chain(known, example_inputs):
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False)
@@ -81,16 +82,18 @@ def _fake_mode(placeholders: Sequence[fx.Node], example_inputs: Sequence[Any]) -
 
 def _fake_input(fake_mode: FakeTensorMode, node: fx.Node, example: Any) -> Any:
     if isinstance(example, torch.Tensor):
-        if is_traceable_wrapper_subclass(example) or type(example) not in (torch.Tensor, torch.nn.Parameter, FakeTensor):
-            if not isinstance(example, (torch.nn.Parameter, FakeTensor)) or is_traceable_wrapper_subclass(example):
-                raise Unsupported(
-                    f"input {node.name} is a {type(example).__module__}.{type(example).__qualname__}; "
-                    "tensor subclasses are not supported",
-                    origin_of(node),
-                    "Pass plain tensors, or leave this region to eager.",
-                )
-        known = node.meta.get("example_value")
+        plain = type(example) is torch.Tensor or isinstance(example, (torch.nn.Parameter, FakeTensor))
+        if not plain or is_traceable_wrapper_subclass(example):
+            raise Unsupported(
+                f"input {node.name} is a {type(example).__module__}.{type(example).__qualname__}; "
+                "tensor subclasses are not supported",
+                origin_of(node),
+                "Pass plain tensors, or leave this region to eager.",
+            )
+        known = node.meta.get("example_value", node.meta.get("val"))
         if isinstance(known, FakeTensor) and known.fake_mode is fake_mode:
+            if any(a != b for a, b in zip(known.shape, example.shape) if isinstance(a, int) and isinstance(b, int)):
+                raise Unsupported(f"input {node.name} changes its shape in place", origin_of(node), "Return a view.")
             return known
         return example if isinstance(example, FakeTensor) else fake_mode.from_tensor(example, static_shapes=True)
     if isinstance(example, int) and isinstance(node.meta.get("example_value"), torch.SymInt):
@@ -209,8 +212,8 @@ class Interpreter:
                     )
                 return self.wrap(self.recorder._constant(value))
             return value
-        args = fx.node.map_arg(node.args, env.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, env.__getitem__) if node.kwargs else {}
+        args: Any = fx.node.map_arg(node.args, env.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, env.__getitem__) if node.kwargs else {}
         if node.op == "call_module":
             submodule = gm.get_submodule(str(target))
             if isinstance(submodule, fx.GraphModule):
@@ -222,6 +225,8 @@ class Interpreter:
             )
         if node.op == "call_method":
             assert isinstance(target, str)
+            if target == "item" and isinstance(known := node.meta.get("example_value"), (torch.SymInt, torch.SymFloat)):
+                return self.recorder.scalar(self.node_of(args[0]), known)
             if target in _REFUSED_CALLS:
                 raise Unsupported(f"Tensor.{target} cannot be captured", self.recorder.origin, _REFUSED_CALLS[target])
             if target == "detach_":
@@ -236,6 +241,7 @@ class Interpreter:
                     "Leave this region to eager.",
                 )
             return handler(self, args, kwargs)
+        assert callable(target)
         marker = _MARKERS.get(target) if not isinstance(target, torch._ops.OpOverload) else None
         if marker is not None:
             return marker(self, *args, **kwargs)
@@ -268,18 +274,18 @@ class Interpreter:
                     "Write the whole tensor, or compute the new value without writing in place.",
                 )
             # The value changes, the autograd history does not.
-            new = ours.with_value.default(self.recorder_value(old), self.value_of(tensor))
-            self.replace(tensor, new)
+            self.recorder.grad_enabled = True
+            try:
+                new = ours.with_value.default(self.wrap(old.meta["val"]), self.wrap(self.value_of(tensor)))
+            finally:
+                self.recorder.grad_enabled = False
+            self.replace(tensor, self.value_of(new))
         elif _storage(tensor) in self._hidden_storages and not old.meta["requires_grad"]:
             raise Unsupported(
                 "a detached view of a tensor that requires grad is written",
                 self.recorder.origin,
                 "Write a clone (`x.detach().clone()`), or write the tensor itself under no_grad.",
             )
-
-    def recorder_value(self, node: fx.Node) -> Any:
-        """The fake tensor that stands for `node`."""
-        return node.meta["val"]
 
     def _hide_views(self, out: Any, tensors: list[torch.Tensor], nodes: list[fx.Node]) -> Any:
         """A view made under no_grad stays non-differentiable when it is made again after a write to its base."""
@@ -312,7 +318,7 @@ class Interpreter:
     def _detach_in_place(self, tensor: torch.Tensor) -> torch.Tensor:
         if not torch._is_functional_tensor_base(tensor):
             raise Unsupported("detach_() of a view", self.recorder.origin, "Use detach().")
-        self.replace(tensor, torch.ops.aten.detach.default(self.value_of(tensor)))
+        self.replace(tensor, self.value_of(torch.ops.aten.detach.default(self.wrap(self.value_of(tensor)))))
         return tensor
 
     def replace(self, tensor: torch.Tensor, value: torch.Tensor) -> None:

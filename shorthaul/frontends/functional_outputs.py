@@ -18,6 +18,7 @@ from shorthaul.frontends.functional import (
     Unsupported,
     ViewSpec,
 )
+from shorthaul.frontends.functional_record import ours
 
 if TYPE_CHECKING:
     from shorthaul.frontends.functional_interpret import Interpreter
@@ -77,10 +78,7 @@ def finish(
     _refuse_overlaps(specs, fakes, mutated)
     flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
     descriptions = _describe(interpreter, specs, inputs, mutated, flat, results)
-    mutations = [
-        MutationSpec(index, results.add(node), node.meta["requires_grad"] is True and node.meta["grad_enabled"])
-        for index, node in mutated.items()
-    ]
+    mutations = [MutationSpec(index, results.add(node), _written_by_autograd(node)) for index, node in mutated.items()]
     return _close(interpreter, specs, descriptions, mutations, results.nodes)
 
 
@@ -160,9 +158,7 @@ def _describe(
         if len(group) == 1 or torch._is_functional_tensor_base(value):
             if node.op != "call_function":
                 node = _clone(interpreter, value)
-            descriptions.append(
-                OutputSpec("tensor", graph_output=results.add(node), differentiable=differentiable)
-            )
+            descriptions.append(OutputSpec("tensor", graph_output=results.add(node), differentiable=differentiable))
             continue
         if storage not in base_of_group:
             base_of_group[storage] = _group_base(interpreter, outputs, group, node)
@@ -171,6 +167,13 @@ def _describe(
         place = {"output": output} if output is not None else {"graph_output": results.add(base)}
         descriptions.append(OutputSpec("view", view=view, differentiable=differentiable, **place))
     return descriptions
+
+
+def _written_by_autograd(node: fx.Node) -> bool:
+    """Whether eager's input gets a grad_fn: some write to it was differentiable (those under no_grad are not)."""
+    while node.target is ours.with_value.default:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op != "placeholder" and node.meta["requires_grad"] is True
 
 
 def _group_base(
@@ -185,9 +188,7 @@ def _group_base(
     return None, node
 
 
-def _view(
-    interpreter: Interpreter, value: torch.Tensor, node: fx.Node, base: fx.Node, results: _Results
-) -> ViewSpec:
+def _view(interpreter: Interpreter, value: torch.Tensor, node: fx.Node, base: fx.Node, results: _Results) -> ViewSpec:
     def reference(item: Any) -> Any:
         if isinstance(item, fx.Node):
             return GraphRef(results.add(item))
@@ -198,18 +199,17 @@ def _view(
     symbolic = interpreter.recorder.argument
     size, stride = reference(symbolic(list(value.shape))), reference(symbolic(list(value.stride())))
     offset = reference(symbolic(value.storage_offset()))
-    ops: list[tuple[Any, tuple, dict]] | None = []
+    chain: list[fx.Node] = []
     while node is not base:
         parent = _view_parent(node)
         if parent is None:
-            ops = None
-            break
-        arguments = tuple(reference(arg) for arg in node.args[1:])
-        kwargs = {key: reference(arg) for key, arg in node.kwargs.items()}
-        ops.append((node.target, arguments, kwargs))
+            return ViewSpec(tuple(size), tuple(stride), offset)
+        chain.append(node)
         node = parent
-    if ops is not None:
-        ops.reverse()
+    ops = [
+        (n.target, tuple(reference(arg) for arg in n.args[1:]), {key: reference(arg) for key, arg in n.kwargs.items()})
+        for n in reversed(chain)
+    ]
     return ViewSpec(tuple(size), tuple(stride), offset, ops)
 
 
@@ -230,12 +230,9 @@ def _view_parent(node: fx.Node) -> fx.Node | None:
 
 
 def _clone(interpreter: Interpreter, tensor: torch.Tensor) -> fx.Node:
-    recorder = interpreter.recorder
     source = interpreter.node_of(tensor)
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)):
-        value = aten.clone.default(interpreter.value_of(tensor))
-    node = recorder.node_of(value)
-    node.meta["origin"], node.meta["requires_grad"] = source.meta["origin"], source.meta["requires_grad"]
+    node = interpreter.node_of(aten.clone.default(tensor))
+    node.meta.update(origin=source.meta["origin"], requires_grad=source.meta["requires_grad"], grad_enabled=True)
     return node
 
 
@@ -272,7 +269,7 @@ def _disjoint(first: torch.Tensor, second: torch.Tensor) -> bool:
         return False
     if any(0 in size for size in sizes):
         return True
-    ends = [o + sum((n - 1) * s for n, s in zip(*pair, strict=True)) for o, pair in zip(offsets, zip(sizes, strides, strict=True), strict=True)]
+    ends = [o + sum((n - 1) * s for n, s in zip(*pair)) for o, *pair in zip(offsets, sizes, strides)]
     if ends[0] < offsets[1] or ends[1] < offsets[0]:
         return True
     if max(first.numel(), second.numel()) > 1 << 20:

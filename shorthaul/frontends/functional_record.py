@@ -27,20 +27,8 @@ _LIBRARY.define(
     "float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"
 )
 _LIBRARY.define("with_value(Tensor old, Tensor new) -> Tensor")
-
-
-class _WithValue(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        return new.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        return grad, None
-
-
 _LIBRARY.impl("with_value", lambda old, new: new.clone(), "CompositeExplicitAutograd")
-_LIBRARY.impl("with_value", _WithValue.apply, "Autograd")
+torch.library.register_autograd("shorthaul::with_value", lambda ctx, grad: (grad, None), lib=_LIBRARY)
 ours = torch.ops.shorthaul
 
 # PyTorch decomposes these before functionalization sees them. The interpreter calls our operator of the same
@@ -52,26 +40,23 @@ PRESERVED = {
     ours.scaled_dot_product_attention.default: aten.scaled_dot_product_attention.default,
 }
 
+
+def _packets(names: str) -> set:
+    """The ATen operators of these names that this version of PyTorch has."""
+    return {getattr(aten, name) for name in names.split() if hasattr(aten, name)}
+
+
 # Questions about a tensor, not computations.
-_QUERIES = {
-    packet
-    for name in (
-        "sym_size sym_stride sym_numel sym_storage_offset size stride numel storage_offset dim is_contiguous "
-        "is_strides_like_format is_non_overlapping_and_dense is_coalesced sym_is_contiguous"
-    ).split()
-    if (packet := getattr(aten, name, None)) is not None
-}
-_QUERIES |= {torch.ops.prim.device, torch.ops.prim.layout}
+_QUERIES = _packets(
+    "sym_size sym_stride sym_numel sym_storage_offset size stride numel storage_offset dim is_contiguous "
+    "is_strides_like_format is_non_overlapping_and_dense is_coalesced sym_is_contiguous"
+) | {torch.ops.prim.device, torch.ops.prim.layout}
 
 # Results that eager's autograd does not track although an argument may require grad.
-_NEVER_DIFFERENTIABLE = {
-    packet
-    for name in (
-        "detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones "
-        "new_full new_empty new_empty_strided _local_scalar_dense bernoulli_"
-    ).split()
-    if (packet := getattr(aten, name, None)) is not None
-}
+_NEVER_DIFFERENTIABLE = _packets(
+    "detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones "
+    "new_full new_empty new_empty_strided _local_scalar_dense"
+)
 _ONLY_FIRST_DIFFERENTIABLE = {
     aten._native_batch_norm_legit_functional,
     aten._native_batch_norm_legit_no_training,
@@ -119,8 +104,9 @@ class Recorder(TorchDispatchMode):
 
     # Nodes ---------------------------------------------------------------------------------------------------
 
-    def placeholder(self, name: str, value: Any, requires_grad: bool, origin: Origin) -> fx.Node:
+    def placeholder(self, name: str, value: Any, requires_grad: bool, origin: Origin, is_leaf: bool = False) -> fx.Node:
         node = self.graph.placeholder(name)
+        node.meta["is_leaf"] = is_leaf
         node.meta.update(val=value, origin=origin, grad_enabled=True, requires_grad=requires_grad, checkpoint=None)
         if isinstance(value, torch.Tensor):
             self._bind(value, node)
@@ -250,6 +236,11 @@ class Recorder(TorchDispatchMode):
         self._sizes[expr] = node
         return node
 
+    def scalar(self, node: fx.Node, value: torch.SymInt | torch.SymFloat) -> Any:
+        """Read the only element of a tensor: how Dynamo passes a Python float that changes between calls."""
+        self._sizes[value.node.expr] = self.call(aten._local_scalar_dense.default, (node,), {}, value, False)
+        return value
+
     # Dispatch ------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -293,8 +284,6 @@ class Recorder(TorchDispatchMode):
                 differentiable = node_args[0].meta["requires_grad"]
             else:
                 differentiable = any_requires_grad(node_args) or any_requires_grad(node_kwargs.values())
-        elif func is ours.with_value.default:
-            differentiable = node_args[0].meta["requires_grad"]
         if isinstance(value, torch.Tensor):
             if id(value) in self._nodes:  # an operator that returns its argument: a value of its own here
                 value = value.view_as(value) if value is not None else value
@@ -347,7 +336,7 @@ class Recorder(TorchDispatchMode):
             torch.is_autocast_cache_enabled()
             and node.op == "placeholder"
             and node.meta["requires_grad"]
-            and node.meta["val"].is_leaf
+            and node.meta["is_leaf"]
             and node.meta["val"].device.type in self.autocast
             and set(kwargs) == {"dtype"}
         )

@@ -37,12 +37,18 @@ def same(found: Any, expected: Any, what: str, tolerance: float | None = None) -
         assert found == expected, what
         return
     assert found.dtype == expected.dtype and found.shape == expected.shape, what
-    assert found.stride() == expected.stride() or found.numel() <= 1, f"{what}: strides {found.stride()} {expected.stride()}"
+    assert found.stride() == expected.stride() or found.numel() <= 1, (
+        f"{what}: strides {found.stride()} {expected.stride()}"
+    )
     tolerance = tolerance or {torch.bfloat16: 2e-2, torch.float32: 1e-5}.get(expected.dtype, 1e-10)
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(
+        found, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda m: f"{what}: {m}"
+    )
 
 
-def against_eager(module: nn.Module, calls: list[tuple[tuple, dict]], dtype=torch.float64, tolerance=None) -> ReferenceBackend:
+def against_eager(
+    module: nn.Module, calls: list[tuple[tuple, dict]], dtype=torch.float64, tolerance=None
+) -> ReferenceBackend:
     """Run `calls` on the module and on a compiled copy; compare everything that a caller can see."""
     eager = module.to(dtype)
     other = copy.deepcopy(eager)
@@ -51,8 +57,12 @@ def against_eager(module: nn.Module, calls: list[tuple[tuple, dict]], dtype=torc
     for args, kwargs in calls:
         cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
         args, kwargs = pytree.tree_map_only(torch.Tensor, cast, (args, kwargs))
-        copies = pytree.tree_map_only(torch.Tensor, lambda t: t.clone().requires_grad_(t.is_floating_point()), (args, kwargs))
-        twins = pytree.tree_map_only(torch.Tensor, lambda t: t.clone().requires_grad_(t.is_floating_point()), (args, kwargs))
+        copies = pytree.tree_map_only(
+            torch.Tensor, lambda t: t.clone().requires_grad_(t.is_floating_point()), (args, kwargs)
+        )
+        twins = pytree.tree_map_only(
+            torch.Tensor, lambda t: t.clone().requires_grad_(t.is_floating_point()), (args, kwargs)
+        )
         expected, found = eager(*copies[0], **copies[1]), compiled(*twins[0], **twins[1])
         assert type(found) is type(expected)
         ours, theirs = leaves(found), leaves(expected)
@@ -129,7 +139,9 @@ def test_composites_stay_whole(name):
     build, call = NETWORKS[name]
     found = targets(against_eager(build(), [call]))
     assert "aten.linear.default" in found
-    assert ("aten.scaled_dot_product_attention.default" if name != "manual_attention" else "aten.matmul.default") in found
+    assert (
+        "aten.scaled_dot_product_attention.default" if name != "manual_attention" else "aten.matmul.default"
+    ) in found
     assert not found & {"aten.addmm.default", "aten.bmm.default", "aten.t.default", "aten.native_layer_norm.default"}
 
 
@@ -192,7 +204,9 @@ def test_autocast_becomes_casts():
             with torch.autocast("cpu", torch.bfloat16):
                 y = self.first(self.first(x))
                 z = torch.matmul(y, self.second.weight) @ y.t()
-                y = nn.functional.scaled_dot_product_attention(y[None, None], x[None, None], y[None, None]).flatten(0, 2)
+                y = nn.functional.scaled_dot_product_attention(y[None, None], x[None, None], y[None, None]).flatten(
+                    0, 2
+                )
                 with torch.autocast("cpu", enabled=False):
                     y = self.second(y.float())
                 loss = nn.functional.mse_loss(y, x) + self.conv(y[:, None]).sum() + nn.functional.softmax(z, -1).sum()
