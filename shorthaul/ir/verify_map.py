@@ -9,7 +9,7 @@ from typing import Union
 from shorthaul.symbolic import Expr, Symbol, affine, free_symbols, prove_eq, prove_lt
 
 from .containers import Container
-from .memlet import Indirect, Memlet, Span
+from .memlet import Guard, Indirect, Memlet, Span
 from .nodes import Map, Tasklet
 from .propagate import extent
 from .scalar import walk
@@ -168,8 +168,15 @@ def _range(m: Memlet, dimension: int, s: IntLike, n: IntLike, scope: _Scope) -> 
             found = extent(s, params)
             low, high = found if found is not None else (s, s)
     if prove_lt(low, 0) is True or prove_lt(n - 1, high) is True:
+        if _never(m.guard) or any(prove_lt(p.size, 1) is True for p in scope.params):
+            return
         reach = f"{low}" if low is high else f"{low} to {high}"
         yield "range", f"{m}: subscript {s} of dimension {dimension} is {reach}, the size {n}"
+
+
+def _never(guard: Guard) -> bool:
+    """Whether a condition provably fails everywhere."""
+    return any((prove_lt(c.expr, 0) is True) if c.relation == "ge" else (prove_eq(c.expr, 0) is False) for c in guard)
 
 
 def _rectangular(p: Symbol, params: frozenset[Symbol]) -> bool:

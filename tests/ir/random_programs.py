@@ -22,7 +22,7 @@ BINARY = ("add", "sub", "mul", "max", "min")
 
 def random_code(rng: np.random.Generator, leaves: list[Scalar]) -> Scalar:
     """A few operations over the leaves."""
-    pool = [*leaves, const(float(rng.normal().round(2)), float32)]
+    pool = [*leaves, const(round(float(rng.normal()), 2), float32)]
     for _ in range(rng.integers(1, 5)):
         a, b = (pool[i] for i in rng.integers(0, len(pool), 2))
         kind = rng.integers(0, 3)
@@ -49,11 +49,13 @@ def random_program(seed: int) -> tuple[Program, dict[str, Any]]:
 
     for k in range(int(rng.integers(1, 4))):
         choice = list(dims)
-        c = net.input(f"x{k}", *(choice[i] for i in rng.integers(0, len(choice), rng.integers(1, 4))))
+        shape = [choice[i] for i in rng.integers(0, len(choice), rng.integers(1, 4))]
+        c = net.input(f"x{k}", *(shape if k else [size, *shape[1:]]))  # the first input gives N its value
         inputs[c.name] = value(c)
         live.append(c)
     for k in range(int(rng.integers(1, 6))):
-        x = live[int(rng.integers(0, len(live)))]
+        ranked = [c for c in live if c.shape]
+        x = ranked[int(rng.integers(0, len(ranked)))]
         params = tuple(index(f"p{k}_{d}", n) for d, n in enumerate(x.shape))
         origin = (Origin(f"layer{k}", "", "random"),)
         name, shape = f"t{k}", tuple(x.shape)

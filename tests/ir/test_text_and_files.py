@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from shorthaul.ir.scalar import apply, const
 from shorthaul.ir.serialize import SerializeError, dumps, from_json, to_json
 from shorthaul.ir.verify import verify
 from shorthaul.symbolic import Symbol, index
+
+HERE = Path(__file__).resolve().parent
 
 
 def rich_program(prefix="", param="i", container="x"):
@@ -247,14 +250,14 @@ class TestFingerprint:
 
     def test_is_stable_across_processes(self):
         code = (
-            "import sys; sys.path.insert(0, 'tests/ir')\n"
+            f"import sys; sys.path[:0] = {[str(HERE), str(HERE.parents[1])]}\n"
             "from random_programs import random_program\n"
             "from shorthaul.ir.fingerprint import fingerprint\n"
-            "print(*(fingerprint(random_program(s)[0]) for s in ({})))"
+            "print(*(fingerprint(random_program(s)[0]) for s in (ORDER)))"
         )
         runs = []
         for order in ("3, 1, 2", "1, 2, 3"):
-            done = subprocess.run([sys.executable, "-c", code.format(order)], capture_output=True, text=True, check=True)
+            done = subprocess.run([sys.executable, "-c", code.replace("ORDER", order)], capture_output=True, text=True, check=True)
             runs.append(done.stdout.split())
         assert runs[0] == [runs[1][2], runs[1][0], runs[1][1]]
 

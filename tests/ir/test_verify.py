@@ -92,6 +92,12 @@ def test_a_guard_makes_an_access_legal_and_unprovable_ones_are_left_to_the_inter
     refused(copy_net(read_memlet=lambda x, i: at(x, i + 4, guard=(Condition(i - 2),), fill=0)).program, "range", "i + 4")
 
 
+def test_an_access_that_never_happens_is_legal():
+    verify(copy_net(read_memlet=lambda x, i: at(x, i + 9, guard=inside(i + 9, 4), fill=0)).program)
+    none = index("none", 0)
+    verify(copy_net(params=(none,), read_memlet=lambda x, i: at(x, none + 7), write_memlet=lambda y, i: at(y, none, combine="sum")).program)
+
+
 def test_indirect():
     refused(copy_net(read_memlet=lambda x, i: at(x, Indirect("k"))).program, "indirect", "k, which is no read")
     net = Net()
