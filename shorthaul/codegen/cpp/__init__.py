@@ -1,0 +1,1 @@
+"""The C++ target: maps as OpenMP and SIMD kernels."""

@@ -1,0 +1,443 @@
+"""How a flat nest runs: which parameter becomes vector lanes, the order of the loops, tiles, and what threads share out.
+
+The rules look at strides only. A parameter with stride one (or zero) in most accesses becomes the lanes. Where lanes are kept by a
+reduction (column sums, batch-norm statistics in channels-last), or where values depend on the lanes alone (an affine function of the
+channel), rows run in tiles inside the lanes: the accumulators and those values stay in registers over a tile, and memory is still
+read almost in order. Threads share out the outermost kept loops; where those are few, the reduced ones, with partial results a piece.
+Pieces depend on the sizes alone, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from shorthaul.ir.scalar import walk
+from shorthaul.ir.scalar_ops import COMBINERS, SCALAR_OPS
+from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, maximum, minimum, product
+
+from .linearize import Code, Nest, Ref, decompose, depends, stride_of
+
+LANES = 16  # for which plans are made; kernels are correct for any
+ROW_TILE = 8  # rows that run inside the lanes
+INNER_REDUCTION = 128  # a reduction of at most so many steps runs inside the lanes whole
+CHUNK = 16384  # points of an elementwise piece of work
+LONG_SUM = 8192  # elements that one vector of float32 accumulators adds up before it is merged
+PARALLEL_WORK = 6000  # vector operations below which threads cost more than they give
+PIECES = 64  # pieces of work to aim at
+_SMALL = 12  # pieces of kept loops that are enough
+
+
+@dataclass(frozen=True)
+class Group:
+    """Writes that form one combining write: one connector, or the components of a tuple combiner."""
+
+    names: tuple[str, ...]
+    combiner: str | None
+    address: frozenset[Symbol]  # parameters in scope that the target element depends on, through indices too
+    kept: frozenset[Symbol]  # those of them that are not behind an index read
+    scan: Symbol | None = None
+
+    @property
+    def scatters(self) -> bool:
+        return self.address != self.kept
+
+
+@dataclass
+class Loop:
+    """One loop of a plan. kind: "seq", "vec", or "tile" (steps through blocks of `step`; a later loop of the symbol runs inside)."""
+
+    symbol: Symbol
+    kind: str = "seq"
+    step: int = 1
+
+
+@dataclass
+class Plan:
+    """`items`: (symbol, chunk): what threads share out, chunk None for single values. `flush`: loop from which long sums restart, if any."""
+
+    loops: list[Loop]
+    vector: Symbol | None
+    items: list[tuple[Symbol, IntLike | None]] = field(default_factory=list)
+    flush: int | None = None
+    work: IntLike = 0
+
+
+def groups(code: Code, scope: frozenset[Symbol]) -> list[Group]:
+    """The combining and plain writes of a tasklet."""
+    out: list[Group] = []
+    done: set[str] = set()
+    for name, ref in code.writes.items():
+        if name in done:
+            continue
+        names: tuple[str, ...] = (name,)
+        if ref.combine is not None:
+            parts = COMBINERS[ref.combine].components
+            if len(parts) > 1:
+                missing = [p for p in parts if p not in code.writes]
+                if missing:
+                    raise ValueError(f"combiner {ref.combine} needs writes named {', '.join(parts)}; missing {', '.join(missing)}")
+                names = parts
+        done |= set(names)
+        kept = frozenset().union(*(depends(code.writes[n].address, scope) for n in names))
+        address = kept | frozenset().union(*(index_params(code, code.writes[n], scope) for n in names))
+        out.append(Group(names, ref.combine, address, kept, ref.scan))
+    return out
+
+
+def index_params(code: Code, ref: Ref, scope: frozenset[Symbol]) -> frozenset[Symbol]:
+    """Parameters that the indices behind an access depend on."""
+    found: frozenset[Symbol] = frozenset()
+    for name, _ in ref.indirect:
+        if name not in code.reads:
+            raise ValueError(f"indirect subscript <{name}> names no read of its tasklet; reads are {', '.join(code.reads)}")
+        r = code.reads[name]
+        found |= frozenset().union(*(depends(e, scope) for e in r.expressions)) | index_params(code, r, scope)
+    return found
+
+
+def ref_params(code: Code, ref: Ref, scope: frozenset[Symbol]) -> frozenset[Symbol]:
+    """Parameters that an access depends on in any way."""
+    return frozenset().union(*(depends(e, scope) for e in ref.expressions)) | index_params(code, ref, scope)
+
+
+def operations(code: Code) -> float:
+    """Cost of the scalar code in units of one vector add."""
+    return sum(SCALAR_OPS[n.op].cost if n.op in SCALAR_OPS else 1 for n in walk(*code.code.values()) if n.args)
+
+
+def vector_cost(code: Code, v: Symbol | None, params: Iterable[Symbol]) -> float:
+    """What a vector of iterations costs if v becomes the lanes (None: no lanes), in vector operations."""
+    scope = frozenset(params)
+    ops = 0.5 * operations(code)
+    if v is None:
+        return LANES * (len(code.reads) + len(code.writes) + ops)
+    total = ops
+    for ref in (*code.reads.values(), *code.writes.values()):
+        weight = max(1, ref.dtype.itemsize / 4)
+        if v in index_params(code, ref, scope):
+            if ref.combine is not None:
+                return math.inf
+            total += 14
+            continue
+        stride = stride_of(ref.address, v)
+        if isinstance(stride, int):
+            total += weight * (0.05 if stride == 0 else 1 if stride == 1 else 14)
+        else:
+            total += 18 if stride is None else 14
+        for c in ref.guard:
+            s = stride_of(c.expr, v)
+            if s is None or (c.relation == "eq" and not (isinstance(s, int) and s == 0)):
+                total += 20
+            elif not (isinstance(s, int) and s == 0):
+                total += 2
+    for ref in code.writes.values():
+        if ref.scan is v:
+            return math.inf
+    n = v.size
+    if isinstance(n, int):
+        total *= -(-n // LANES) * LANES / max(n, 1)
+    return total
+
+
+def choose_vector(code: Code, params: Sequence[Symbol]) -> Symbol | None:
+    """The parameter that becomes the lanes; None where scalar loops are no worse."""
+    scope = frozenset(params)
+    kept_by_all = [p for p in params if all(p in g.address for g in groups(code, scope))]
+    best, cost = None, vector_cost(code, None, params)
+    for p in params:
+        if any(depends(q.size, frozenset((p,))) for q in params):
+            continue
+        here = vector_cost(code, p, params)
+        n = p.size if isinstance(p.size, int) else 1024
+        here -= 1e-3 * min(n, 1024) / 1024 + (5e-4 if p in kept_by_all else 0)
+        if here < cost:
+            best, cost = p, here
+    return best
+
+
+def weight_order(code: Code, params: Sequence[Symbol]) -> list[Symbol]:
+    """Parameters from the largest strides to the smallest: the outermost loop first."""
+
+    def weight(p: Symbol) -> float:
+        total = 0.0
+        for ref in (*code.reads.values(), *code.writes.values()):
+            s = stride_of(ref.address, p)
+            total += ref.dtype.itemsize * (abs(s) if isinstance(s, int) else 0 if s is None else estimate(s)) ** 0.5
+        return total
+
+    order = sorted(range(len(params)), key=lambda k: (-weight(params[k]), k))
+    out = [params[k] for k in order]
+    for p in list(out):  # a loop whose bounds use another parameter runs inside it
+        used = [q for q in out if q in (free_symbols(p.size) if isinstance(p.size, Expr) else ())]
+        if used:
+            out.remove(p)
+            out.insert(max(out.index(q) for q in used) + 1, p)
+    return out
+
+
+def estimate(e: IntLike) -> int:
+    """A size for decisions: symbols count as 64, or as what bounds them."""
+    if isinstance(e, int):
+        return e
+    from shorthaul.symbolic import bounds, evaluate
+
+    low, high = bounds(e)
+    values = {}
+    for s in free_symbols(e):
+        lo, hi = bounds(s)
+        values[s] = max(lo or 0, min(64, hi if hi is not None else 64))
+    guess = evaluate(e, values)
+    return max(guess, low or 0) if high is None else max(low or 0, min(guess, high))
+
+
+def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False, split: bool = True) -> Plan:
+    """The plan of a flat nest. scope: all parameters above and here. parallel: threads may share it out; split: also reduced loops."""
+    params = nest.params
+    all_groups = groups(code, scope)
+    combining = [g for g in all_groups if g.combiner is not None]
+    scan = next((g.scan for g in combining if g.scan is not None and g.scan in params), None)
+    v = choose_vector(code, params) if vector else None
+    others = weight_order(code, [p for p in params if p is not v])
+    if scan is not None:
+        loops = _scan_order(others, v, scan, combining)
+        tile = None
+    else:
+        loops, tile = _order(code, others, v, combining, all_groups, scope)
+    out = Plan(loops, v)
+    ops = vector_cost(code, v, params)
+    out.work = product(p.size for p in params) * int(ops * 16) // (LANES * 16)
+    if parallel:
+        out.items = _items(out, params, combining, all_groups, split, scan)
+    _add_flush(out, code, combining)
+    return out
+
+
+def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False) -> Plan:
+    """The plan of the outer loops of a tree: whether one of them becomes the lanes of everything below, and what threads share out."""
+    leaves = list(_leaves(nest, list(scope - frozenset(nest.params)), 1.0))
+    order = _tree_order(nest, [code for code, _, _, _ in leaves])
+    lanes = _tree_lanes(nest, leaves, order) if vector else None
+    if lanes is not None:
+        order = [p for p in order if p is not lanes] + [lanes]
+    out = Plan([Loop(p, "vec" if p is lanes else "seq") for p in order], lanes)
+    out.work = int(sum(trips * cost for _, _, trips, cost in leaves) / LANES)
+    if not parallel:
+        return out
+    outside = []
+    local: set[str] = set()
+    for code, names, _, _ in leaves:
+        local |= names
+        every = scope | frozenset(nest.params)
+        outside += [g for g in groups(code, every) if g.combiner is not None and not names & {code.writes[n].container for n in g.names}]
+    own = frozenset(nest.params)
+    fixed = [p for p in order if not depends(p.size, own)]
+    free = [p for p in fixed if all(p in g.kept for g in outside)]
+    reduced = [p for p in fixed if not any(p in g.address for g in outside)] if not any(g.scatters or g.scan for g in outside) else []
+    count = 1
+    for p in (*free, *reduced):
+        size = estimate(p.size)
+        if count >= _SMALL and (p in reduced or count >= PIECES):
+            break
+        wanted = -(-PIECES // count)
+        chunk = max(1, size // wanted)
+        if p is lanes:
+            chunk = -(-chunk // LANES) * LANES
+        if isinstance(p.size, int) and chunk >= p.size:
+            continue
+        out.items.append((p, chunk if isinstance(p.size, int) or p in free else ceildiv(p.size, PIECES)) if chunk > 1 or not isinstance(p.size, int) else (p, None))
+        count *= -(-size // chunk)
+    if count < 4:
+        out.items = []
+    return out
+
+
+def _leaves(nest: Nest, above: list[Symbol], trips: float) -> Iterable[tuple[Code, frozenset[str], float, float]]:
+    """(tasklet, locals around it, how often it runs, cost of 16 runs with its own lanes) for all tasklets below."""
+    trips *= max(1, estimate(product(p.size for p in nest.params)))
+    above = [*above, *nest.params]
+    for node in nest.body:
+        if isinstance(node, Code):
+            own = nest.params if nest.leaf is node else []
+            yield node, frozenset(nest.locals), trips, vector_cost(node, choose_vector(node, own), own)
+        else:
+            for code, names, n, cost in _leaves(node, above, trips):
+                yield code, names | nest.locals.keys(), n, cost
+
+
+def _tree_order(nest: Nest, codes: Sequence[Code]) -> list[Symbol]:
+    merged = Code({f"{k}.{n}": r for k, c in enumerate(codes) for n, r in c.reads.items() if not r.local},
+                  {f"{k}.{n}": r for k, c in enumerate(codes) for n, r in c.writes.items() if not r.local}, {})  # fmt: skip
+    return weight_order(merged, nest.params)
+
+
+def _tree_lanes(nest: Nest, leaves: Sequence[tuple[Code, frozenset[str], float, float]], order: Sequence[Symbol]) -> Symbol | None:
+    best, cost = None, sum(trips * own for _, _, trips, own in leaves)
+    everything = [p for n in _nests(nest) for p in n.params]
+    for p in order:
+        if any(depends(q.size, frozenset((p,))) for q in everything):
+            continue
+        if any(depends(n, frozenset((p,))) for inner in _nests(nest) for c in inner.locals.values() for n in c.shape):
+            continue
+        here = 0.0
+        for code, names, trips, _ in leaves:
+            cheap = Code({k: r for k, r in code.reads.items() if r.container not in names},
+                         {k: r for k, r in code.writes.items() if r.container not in names}, code.code)  # fmt: skip
+            if any(i in code.reads and code.reads[i].container in names for r in (*code.reads.values(), *code.writes.values()) for i, _ in r.indirect):
+                here = math.inf
+                break
+            here += trips * vector_cost(cheap, p, everything)
+        if here < cost:
+            best, cost = p, here
+    return best
+
+
+def _nests(nest: Nest) -> Iterable[Nest]:
+    yield nest
+    for node in nest.body:
+        if isinstance(node, Nest):
+            yield from _nests(node)
+
+
+def _scan_order(others: list[Symbol], v: Symbol | None, scan: Symbol, combining: list[Group]) -> list[Loop]:
+    scanning = [g for g in combining if g.scan is scan]
+    kept = [p for p in others if p is not scan and any(p in g.address for g in scanning)]
+    rest = [p for p in others if p is not scan and p not in kept]
+    loops = [Loop(p) for p in kept]
+    lanes = [Loop(v, "vec")] if v is not None else []
+    if v is not None and any(v in g.address for g in scanning):
+        return [*loops, *lanes, Loop(scan), *(Loop(p) for p in rest)]
+    return [*loops, Loop(scan), *(Loop(p) for p in rest), *lanes]
+
+
+def _order(code: Code, others: list[Symbol], v: Symbol | None, combining: list[Group], all_groups: list[Group],
+           scope: frozenset[Symbol]) -> tuple[list[Loop], Symbol | None]:  # fmt: skip
+    lanes = [Loop(v, "vec")] if v is not None else []
+    kept = [p for p in others if all(p in g.address for g in combining)]
+    reduced = [p for p in others if not any(p in g.address for g in combining)] if combining else []
+    mixed = [p for p in others if p not in kept and p not in reduced]
+    plain_writes = [g for g in all_groups if g.combiner is None]
+    v_kept = v is not None and all(v in g.address for g in combining)
+    if not v_kept or mixed:
+        return [*(Loop(p) for p in (*kept, *mixed, *reduced)), *lanes], None
+    outer = [*kept, *reduced]
+    if not combining:
+        invariant = [r for r in code.reads.values() if v in depends(r.address, scope)]
+        tile = outer[-1] if outer else None
+        if tile is None or not any(tile not in ref_params(code, r, scope) for r in invariant):
+            return [*(Loop(p) for p in outer), *lanes], None
+        if depends_on_other(tile, others):
+            return [*(Loop(p) for p in outer), *lanes], None
+        return [*(Loop(p) for p in outer[:-1]), *_tiled(tile, lanes, ROW_TILE)], tile
+    inner: list[Symbol] = []
+    steps: IntLike = 1
+    for p in reversed(reduced):
+        steps = steps * p.size
+        if not isinstance(steps, int) or steps > INNER_REDUCTION:
+            break
+        inner.insert(0, p)
+    above = [p for p in reduced if p not in inner]
+    if not plain_writes and not above:
+        return [*(Loop(p) for p in kept), *lanes, *(Loop(p) for p in inner)], None
+    if inner and not plain_writes and math.prod(p.size for p in inner) >= ROW_TILE:  # type: ignore[misc]
+        return [*(Loop(p) for p in (*kept, *above)), *lanes, *(Loop(p) for p in inner)], None
+    tile = reduced[-1] if reduced else None
+    if tile is None or depends_on_other(tile, others):
+        return [*(Loop(p) for p in outer), *lanes], None
+    return [*(Loop(p) for p in (*kept, *reduced[:-1])), *_tiled(tile, lanes, ROW_TILE)], tile
+
+
+def depends_on_other(p: Symbol, others: Sequence[Symbol]) -> bool:
+    return bool(depends(p.size, frozenset(others)))
+
+
+def _tiled(p: Symbol, lanes: list[Loop], step: int) -> list[Loop]:
+    if isinstance(p.size, int) and p.size <= 2 * step:
+        return [*lanes, Loop(p)]
+    return [Loop(p, "tile", step), *lanes, Loop(p)]
+
+
+def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], all_groups: list[Group], split: bool,
+           scan: Symbol | None) -> list[tuple[Symbol, IntLike | None]]:  # fmt: skip
+    """Which loops threads share out: outermost kept ones first, then chunks of a kept one, then chunks of a reduced one."""
+    order = list(dict.fromkeys(loop.symbol for loop in out.loops if loop.symbol is not scan))
+    own = frozenset(params)
+    fixed = [p for p in order if not depends(p.size, own)]
+    free = [p for p in fixed if all(p in g.kept for g in combining)]
+    items: list[tuple[Symbol, IntLike | None]] = []
+    count: IntLike = 1
+    total = product(p.size for p in params)
+    for p in free:
+        n = estimate(count)
+        if n >= PIECES:
+            break
+        size, points = estimate(p.size), max(1, estimate(total) // max(1, n * estimate(p.size)))
+        limit = max(1, CHUNK // points)  # values of p that make a piece of decent size
+        if p is out.vector:
+            limit = max(limit, 64 if len(params) > 1 else CHUNK)
+            limit = -(-limit // LANES) * LANES
+        if limit <= 1 and size <= 4 * PIECES:
+            items.append((p, None))
+            count = count * p.size
+            continue
+        wanted = -(-PIECES // n)
+        if p is out.vector and combining and len(params) > 1 and size // limit < 8 and split:
+            break
+        chunk = max(1, min(limit, size)) if size * points < CHUNK * wanted else max(1, min(size // wanted, limit) if size >= wanted else 1)
+        if p is out.vector:
+            chunk = -(-chunk // LANES) * LANES
+        if isinstance(p.size, int) and chunk >= p.size:
+            continue
+        items.append((p, chunk) if chunk > 1 else (p, None))
+        count = count * ceildiv(p.size, chunk)
+    if estimate(count) >= _SMALL or not split or any(g.scatters or g.scan is not None for g in combining) or not combining:
+        return items
+    reduced = [p for p in fixed if p not in free and not any(p in g.kept for g in combining) and p is not scan]
+    if not reduced:
+        return items
+    p = max(reduced, key=lambda x: (estimate(x.size), -order.index(x)))
+    if isinstance(p.size, int) and p.size < 4:
+        return items
+    kept_points = max(1, max(estimate(product(x.size for x in params if x in g.kept)) for g in combining))
+    points = max(1, estimate(total))
+    pieces = max(1, min(PIECES, points // (8 * kept_points), points // CHUNK + 1) // max(1, estimate(count)))
+    long = max(1, estimate(p.size))
+    if p is out.vector and len(params) == 1:
+        chunk: IntLike = max(LANES * 4, min(LONG_SUM, -(-long // PIECES)))
+        chunk = -(-chunk // LANES) * LANES
+        if not isinstance(p.size, int):
+            chunk = maximum(2048, minimum(LONG_SUM, ceildiv(p.size, PIECES)))
+            chunk = LONG_SUM
+    else:
+        chunk = max(ROW_TILE, -(-long // pieces))
+        if p is out.vector:
+            chunk = -(-chunk // LANES) * LANES
+        elif not isinstance(p.size, int):
+            chunk = maximum(ROW_TILE, ceildiv(p.size, PIECES))
+    if isinstance(p.size, int) and isinstance(chunk, int) and chunk >= p.size:
+        return items
+    return [*items, (p, chunk)]
+
+
+def _add_flush(out: Plan, code: Code, combining: list[Group]) -> None:
+    """Break long float sums over the lanes into blocks whose results are merged in turn, so that rounding errors stay small."""
+    v = out.vector
+    long = [g for g in combining if v is not None and v not in g.address and g.scan is None]
+    if not long or v is None or out.loops[-1].symbol is not v:
+        return
+    if any(s is v for s, c in out.items if c is not None and estimate(c) <= LONG_SUM):
+        return
+    if isinstance(v.size, int) and v.size <= 2 * LONG_SUM:
+        # short rows, but perhaps many of them into one accumulator
+        inner = [k for k, loop in enumerate(out.loops[:-1]) if all(loop.symbol not in g.address for g in long)]
+        last = max((k for k, loop in enumerate(out.loops[:-1]) if any(loop.symbol in g.address for g in long)), default=-1)
+        rows = [k for k in inner if k > last]
+        if rows:
+            out.flush = rows[-1]
+        return
+    out.loops.insert(len(out.loops) - 1, Loop(v, "tile", LONG_SUM))
+    out.flush = len(out.loops) - 2
+
+
+__all__ = ["Group", "Loop", "Plan", "choose_vector", "decompose", "estimate", "groups", "plan", "plan_tree", "ref_params", "vector_cost"]
