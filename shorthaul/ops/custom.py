@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
 from shorthaul.ir.memlet import full
 from shorthaul.ir.nodes import Operator
@@ -22,21 +23,41 @@ class Detach(Elementwise):
         return {}
 
 
+@register
+class WithValue(OperatorDefinition):
+    """The value of `new`, the gradient of `old`: a write under no_grad into a tensor that requires grad."""
+
+    name = "with_value"
+    operands = ("old", "new")
+    aten = ("shorthaul.with_value.default",)
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        return {"y": types["new"]}
+
+    def maps(self, c: Expansion) -> None:
+        y = c.output()
+        params = c.params(y.shape)
+        c.map(params, {"x": at(c.input("new"), *params)}, {"y": at(y, *params)}, lambda x: {"y": x})
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        return {"old": g.grad()}
+
+
 register(Detach("detach", lambda x: x, ("detach.default",), (), None, ()))
 
 
 @register
 class CustomFunction(OperatorDefinition):
     """A custom autograd.Function: `forward` is a program from operands x0.. to results and saved values; `backward` one from
-    (saved values, gradients of the results) to the operands' gradients.
+    (a gradient for every result, saved values) to the operands' gradients.
 
     results: number of results that the user sees; the remaining results are saved. gradients: for each output of
-    `backward`, the index of the operand that it belongs to. non_differentiable: indices of results without gradient.
+    `backward`, the index of the operand that it belongs to.
     """
 
     name = "custom_function"
     operands = ("x*",)
-    attributes: Mapping[str, Any] = {"forward": None, "backward": None, "results": 1, "gradients": (), "non_differentiable": ()}
+    attributes: Mapping[str, Any] = {"forward": None, "backward": None, "results": 1, "gradients": ()}
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         body = attributes["forward"]
@@ -52,11 +73,9 @@ class CustomFunction(OperatorDefinition):
         saved = [g.output(f"y{i}") for i in range(count, len(g.node.writes))]
         incoming = []
         for i in range(count):
-            grad = g.grad(f"y{i}")
-            y = g.output(f"y{i}")
-            if i not in g.attr("non_differentiable"):
-                incoming.append(grad if grad is not None else g.full(y.shape, 0.0, y.dtype))
-        bindings = dict(zip(body.signature.inputs, [c.name for c in saved + incoming], strict=True))
+            grad, y = g.grad(f"y{i}"), g.output(f"y{i}")
+            incoming.append(grad if grad is not None else g.full(y.shape, 0, y.dtype))
+        bindings = dict(zip(body.signature.inputs, [c.name for c in incoming + saved], strict=True))
         nodes, outputs = inline(body, g.edit, bindings, phase="backward", origins=g.origins, hint="grad_")
         g.nodes += nodes
         containers = g.edit.program.containers

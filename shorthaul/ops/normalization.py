@@ -220,6 +220,10 @@ class BatchNormTraining(OperatorDefinition):
     operands = ("x", "weight?", "bias?", "running_mean?", "running_var?")
     results = ("y", "mean", "rstd", "new_mean", "new_var")
     attributes: Mapping[str, Any] = {"momentum": 0.1, "eps": 1e-5}
+
+    def aten_results_match(self, i: int) -> bool:
+        return i > 2  # mean and rstd are saved for our own gradient
+
     aten = ("aten._native_batch_norm_legit_functional.default", "aten._native_batch_norm_legit.no_stats")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Shorthaul: faster training of neural networks by moving less data."""

@@ -1,0 +1,1 @@
+"""Code generation: scheduled programs become kernels, library calls and a host program."""

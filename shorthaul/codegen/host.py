@@ -1,0 +1,180 @@
+"""The host program: which kernels and library calls run in which order, and where every container lives.
+
+Target-independent. A phase is a list of steps; runs of kernels without a library call between them become one *segment*, a C function that
+calls them on a table of pointers, so that the interpreter is entered once a segment and not once a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.nodes import LibraryCall, Map, Node
+from shorthaul.ir.program import Program
+from shorthaul.symbolic import Expr, Symbol
+
+IntLike = Union[int, Expr]
+
+
+class HostError(ValueError):
+    """A program holds a node that no step can run."""
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One kernel: the emitted function's name, its containers in the order of its arguments, its sizes."""
+
+    function: str
+    arguments: tuple[str, ...]
+    sizes: tuple[Symbol, ...]
+    node: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Kernels that run one after the other, as one C function."""
+
+    function: str
+    kernels: tuple[KernelCall, ...]
+
+
+@dataclass(frozen=True)
+class LibraryStep:
+    """One library call: operand and result names with their containers."""
+
+    function: str
+    attributes: Mapping[str, Any]
+    reads: tuple[tuple[str, str], ...]
+    writes: tuple[tuple[str, str], ...]
+    node: int
+    origin: str = ""
+
+
+Step = Union[Segment, LibraryStep]
+
+
+@dataclass
+class Phase:
+    """Steps in order, and for each container that lives in this phase alone the first and last step that touches it."""
+
+    name: str
+    steps: list[Step] = field(default_factory=list)
+    lifetimes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class HostProgram:
+    """Everything the runtime needs, apart from the compiled library.
+
+    kinds: where a container lives: "external" (the caller's tensor), "constant", "result" (a fresh tensor for the caller), "saved" (from the forward
+    to the backward phase), "transient" (within one phase), "alias" (in another container). pointers: index of each container in the pointer table.
+    """
+
+    containers: dict[str, Container]
+    kinds: dict[str, str]
+    pointers: dict[str, int]
+    symbols: tuple[Symbol, ...]
+    phases: dict[str, Phase]
+    source: str
+    signature: Any
+    constants: dict[str, Any]
+
+
+def build_host(program: Program, kernels: Mapping[int, Any]) -> HostProgram:
+    """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes)."""
+    nodes = {phase: [n for n in program.nodes if n.phase == phase] for phase in ("forward", "backward")}
+    kinds = _kinds(program, nodes)
+    used = [name for name in program.containers if name in kinds]
+    pointers = {name: i for i, name in enumerate(used)}
+    phases: dict[str, Phase] = {}
+    text: list[str] = []
+    for phase, listing in nodes.items():
+        phases[phase] = _phase(program, phase, listing, kernels, kinds)
+        for step in phases[phase].steps:
+            if isinstance(step, Segment):
+                text.append(_segment_source(step, pointers, program.symbols))
+    declared = {k.function for p in phases.values() for s in p.steps if isinstance(s, Segment) for k in s.kernels}
+    head = "#include <stdint.h>\n" + "".join(f'extern "C" void {name}(void* const*, const int64_t*);\n' for name in sorted(declared))
+    return HostProgram({n: program.containers[n] for n in used}, kinds, pointers, program.symbols, phases, head + "\n".join(text),
+                       program.signature, dict(program.constants))  # fmt: skip
+
+
+def _kinds(program: Program, nodes: Mapping[str, Sequence[Node]]) -> dict[str, str]:
+    written = {p: {c for n in listing for c in program.writes_of(n)} for p, listing in nodes.items()}
+    read = {p: {c for n in listing for c in program.reads_of(n)} for p, listing in nodes.items()}
+    external = set(program.signature.inputs) | {c for _, c in program.signature.cotangents}
+    kinds: dict[str, str] = {}
+    for name, c in program.containers.items():
+        touched = any(name in s for s in (*written.values(), *read.values()))
+        if name in external:
+            kinds[name] = "external"
+        elif c.role == "constant":
+            if touched or name in program.results:
+                kinds[name] = "constant"
+        elif c.alias is not None:
+            kinds[name] = "alias"
+        elif name in program.results:
+            kinds[name] = "result"
+        elif touched:
+            kinds[name] = "saved" if name in written["forward"] and name in read["backward"] else "transient"
+    # memory lives as long as any alias of it
+    for name, kind in list(kinds.items()):
+        if kind == "alias":
+            base = _base(program, name)
+            if base not in kinds:
+                kinds[base] = "transient"
+            if kinds[base] == "transient" and name in read["backward"] and base in written["forward"]:
+                kinds[base] = "saved"
+            if kinds[base] == "transient" and name in program.results:
+                kinds[base] = "result"
+    return kinds
+
+
+def _base(program: Program, name: str) -> str:
+    while program.containers[name].alias is not None:
+        name = program.containers[name].alias.base  # type: ignore[union-attr]
+    return name
+
+
+def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str]) -> Phase:
+    result = Phase(phase)
+    pending: list[KernelCall] = []
+
+    def flush() -> None:
+        if pending:
+            result.steps.append(Segment(f"segment_{phase}_{len(result.steps)}", tuple(pending)))
+            pending.clear()
+
+    touched: list[tuple[str, int]] = []
+    for n in nodes:
+        if isinstance(n, Map):
+            k = kernels[n.id]
+            pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id))
+            at = len(result.steps)
+        elif isinstance(n, LibraryCall):
+            flush()
+            at = len(result.steps)
+            result.steps.append(LibraryStep(n.function, n.attributes, tuple((k, m.container) for k, m in n.reads.items()),
+                                            tuple((k, m.container) for k, m in n.writes.items()), n.id, str(n.origin)))  # fmt: skip
+        else:
+            raise HostError(f"{n} ({n.origin}) is not a kernel or a library call; expand and schedule the program first")
+        touched += [(c, at) for c in program.reads_of(n) | program.writes_of(n)]
+    flush()
+    # kernels of a segment run in order, but memory is planned by step: a container lives for whole segments
+    for c, at in touched:
+        base = _base(program, c)
+        first, last = result.lifetimes.get(base, (at, at))
+        result.lifetimes[base] = (min(first, at), max(last, at))
+    return result
+
+
+def _segment_source(segment: Segment, pointers: Mapping[str, int], symbols: Sequence[Symbol]) -> str:
+    place = {s: i for i, s in enumerate(symbols)}
+    lines = [f'extern "C" __attribute__((visibility("default"))) void {segment.function}(void* const* t, const int64_t* z) {{']
+    for k in segment.kernels:
+        arguments = ", ".join(f"t[{pointers[a]}]" for a in k.arguments)
+        sizes = ", ".join(f"z[{place[s]}]" for s in k.sizes) or "0"
+        lines.append(f"  {{ void* p[] = {{{arguments}}}; const int64_t s[] = {{{sizes}}}; {k.function}(p, s); }}")
+    return "\n".join([*lines, "}", ""])

@@ -1,0 +1,17 @@
+"""Options of a compilation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """level: how far transformations see (0 only expands, 4 the whole step). strict: refuse fallbacks instead of showing them in the report."""
+
+    level: int = 4
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 4:
+            raise ValueError(f"level is 0, 1, 2, 3 or 4, not {self.level}")

@@ -1,0 +1,45 @@
+"""From a scheduled program to an Executable: emit the kernels, lay out the host program, build and load the library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shorthaul.codegen.cpp.emit import Kernel, emit_kernel, emit_source
+from shorthaul.codegen.host import build_host
+from shorthaul.ir.nodes import Map
+from shorthaul.ir.program import Program
+
+from .executable import Executable
+from .library import build_library
+
+
+@dataclass
+class Compiled:
+    """An executable program with what it was made of: kernels by node id and the C++ sources by file name."""
+
+    executable: Executable
+    kernels: dict[int, Kernel]
+    sources: dict[str, str]
+
+
+def emit(program: Program) -> dict[int, Kernel]:
+    """The C++ kernel of every top-level map, by node id."""
+    kernels = {}
+    for node in program.nodes:
+        if isinstance(node, Map):
+            shared = [c for c in program.writes_of(node) if len(program.writers(c)) > 1]
+            kernels[node.id] = emit_kernel(node, program.containers, shared=shared)
+    return kernels
+
+
+def compile_program(program: Program, **options: Any) -> Compiled:
+    """Compile for this machine's CPU. Raises NoCompiler without a compiler, BuildError when the generated code does not compile."""
+    kernels = emit(program)
+    host = build_host(program, kernels)
+    distinct = len({k.name for k in kernels.values()})
+    sources = emit_source(kernels.values(), units=max(1, min(16, distinct // 4)))
+    sources = {**sources, "host.cpp": host.source}
+    functions = [s.function for p in host.phases.values() for s in p.steps if hasattr(s, "kernels")]
+    library = build_library(sources, symbols=functions, **options)
+    return Compiled(Executable(host, library.function), kernels, sources)
