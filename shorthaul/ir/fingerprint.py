@@ -42,7 +42,9 @@ def _digest(text: str) -> str:
 class _Canonical:
     """Writes nodes as text without their names."""
 
-    def __init__(self, containers: Mapping[str, Container], constants: Mapping[str, np.ndarray], sizes: tuple[Symbol, ...]) -> None:
+    def __init__(
+        self, containers: Mapping[str, Container], constants: Mapping[str, np.ndarray], sizes: tuple[Symbol, ...]
+    ) -> None:
         self.containers = containers
         self.constants = constants
         self.numbers: dict[str, str] = {}  # container -> its token
@@ -61,7 +63,10 @@ class _Canonical:
         signature = [[self.container(c) for c in s.inputs]]
         nodes = [self.node(n) for n in p.nodes]
         signature += [[self.container(c) for c in s.outputs]]
-        signature += [[f"{self.container(a)}>{self.container(b)}" for a, b in side] for side in (s.cotangents, s.gradients, s.updates)]
+        signature += [
+            [f"{self.container(a)}>{self.container(b)}" for a, b in side]
+            for side in (s.cotangents, s.gradients, s.updates)
+        ]
         return "\n".join([p.form.name, *self.header, *nodes, repr(signature)])
 
     # leaves ------------------------------------------------------------------------------------------------------------
@@ -138,9 +143,12 @@ class _Canonical:
 
     def code(self, code: Mapping[str, Scalar], connectors: Mapping[str, str]) -> str:
         at: dict[Scalar, int] = {}
-        rows = []
+        rows: list[str] = []
         for s in walk(*code.values()):
-            attr = connectors.get(s.attr, s.attr) if s.op == "read" else self.expr(s.attr) if s.op == "index" else "" if s.attr is None else repr(s.attr)  # type: ignore[call-overload]
+            if s.op == "read":
+                attr = connectors.get(str(s.attr), str(s.attr))
+            else:
+                attr = self.expr(s.attr) if s.op == "index" else repr(s.attr)
             at[s] = len(rows)
             rows.append(f"{s.op}({','.join(str(at[a]) for a in s.args)}){s.dtype}{attr}")
         return f"{';'.join(rows)}=>{[at[s] for s in code.values()]}"
@@ -151,14 +159,13 @@ class _Canonical:
             return self.map(n)
         if isinstance(n, Tasklet):
             return self.tasklet(n)
-        connector = str
-        if isinstance(n, (Loop, Branch)):  # connectors are names of containers of the bodies
-            bodies = [n.body] if isinstance(n, Loop) else [n.then, n.otherwise]
-            inner = [_Canonical(b.containers, b.constants, b.symbols) for b in bodies]
-            texts = [_digest(i.program(b)) for i, b in zip(inner, bodies, strict=True)]
+        # connectors of loops and branches are names of containers of the bodies
+        bodies = [n.body] if isinstance(n, Loop) else [n.then, n.otherwise] if isinstance(n, Branch) else []
+        inner = [_Canonical(b.containers, b.constants, b.symbols) for b in bodies]
+        texts = [_digest(i.program(b)) for i, b in zip(inner, bodies, strict=True)]
 
-            def connector(name: str) -> str:
-                return "/".join(i.numbers.get(name, name) for i in inner)
+        def connector(name: str) -> str:
+            return "/".join(i.numbers.get(name, name) for i in inner) if inner else name
 
         reads = ",".join(f"{connector(k)}={self.memlet(m, {})}" for k, m in n.reads.items())
         writes = ",".join(f"{connector(k)}={self.memlet(m, {})}" for k, m in n.writes.items())
@@ -187,7 +194,8 @@ class _Canonical:
         body = "".join(f"\n {self.node(b)}" for b in n.body)
         self.symbols, numbers, self.containers, self.memo = outer
         # numbers of outside containers that appeared first inside stay; those of locals end here
-        self.numbers = {**{k: v for k, v in self.numbers.items() if k not in n.locals}, **{k: v for k, v in numbers.items() if k in n.locals}}
+        kept = {k: v for k, v in self.numbers.items() if k not in n.locals}
+        self.numbers = kept | {k: v for k, v in numbers.items() if k in n.locals}
         return f"map {n.phase} {n.schedule.kind}{self.value(n.schedule.options)} {params} {{{declared}}}{body}"
 
     def tasklet(self, t: Tasklet) -> str:
@@ -196,5 +204,6 @@ class _Canonical:
         connectors = {k: f"r{i}" for i, k in enumerate(order)}
         reads = ",".join(self.memlet(t.reads[k], connectors) for k in order if k in t.reads)
         # a component's name says which part of its combiner a write is
-        writes = ",".join((k if m.combine and len(COMBINERS[m.combine].components) > 1 else "") + "=" + self.memlet(m, connectors) for k, m in t.writes.items())
+        parts = {k: k if m.combine and len(COMBINERS[m.combine].components) > 1 else "" for k, m in t.writes.items()}
+        writes = ",".join(f"{parts[k]}={self.memlet(m, connectors)}" for k, m in t.writes.items())
         return f"tasklet {t.phase} ({reads})->({writes}) {self.code(t.code, connectors)}"

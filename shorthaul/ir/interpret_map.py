@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class MapRun:
         inner.axes += m.params
         return ranges, inner
 
-    def _number(self, e: IntLike | None, scope: Scope, pick: np.ufunc) -> int:
+    def _number(self, e: IntLike | None, scope: Scope, pick: Callable[..., Any]) -> int:
         if e is None:
             raise InterpretError(f"{self.node}: a map parameter has no bounds")
         value = evaluate_index(e, scope.values, {})
@@ -142,8 +142,9 @@ class MapRun:
             mask = inner.mask
             for p in m.params:
                 if not _constant_range(p, inner):
-                    v, memo = inner.values[p], {}
-                    within = (v >= evaluate_index(p.lower, inner.values, memo)) & (v <= evaluate_index(p.upper, inner.values, memo))  # type: ignore[arg-type,operator]
+                    v = np.asarray(inner.values[p])
+                    least, most = (evaluate_index(e, inner.values, {}) for e in (p.lower, p.upper))  # type: ignore[arg-type]
+                    within: np.ndarray = np.asarray((v >= least) & (v <= most))
                     mask = within if mask is None else mask & within
             inner.mask = mask
             inner.cells = {**scope.cells, **{k: self._local(c, inner) for k, c in m.locals.items()}}  # type: ignore[dict-item]
@@ -162,10 +163,18 @@ class MapRun:
         return self.interpreter.new_cell(c, shape, len(scope.sizes))
 
     # combining writes --------------------------------------------------------------------------------------------------
-    def _combining(self, nodes: tuple[Node, ...], scope: Scope | None, declared: Mapping[str, Container] | None) -> Iterator[tuple[Cell, str, str]]:
+    def _combining(
+        self, nodes: tuple[Node, ...], scope: Scope | None, declared: Mapping[str, Container] | None
+    ) -> Iterator[tuple[Cell, str, str]]:
         """(cell, combiner, connector) of what the nodes combine into: containers declared here, global ones without a scope."""
         for node in nodes:
-            tasklets = [node] if isinstance(node, Tasklet) else [t for _, t in node.tasklets()] if isinstance(node, Map) else []
+            tasklets = (
+                [node]
+                if isinstance(node, Tasklet)
+                else [t for _, t in node.tasklets()]
+                if isinstance(node, Map)
+                else []
+            )
             inner = frozenset() if not isinstance(node, Map) else _declared_inside(node)
             for t in tasklets:
                 for name, w in t.writes.items():
@@ -176,7 +185,9 @@ class MapRun:
                     elif scope is not None and declared and w.container in declared and w.container not in inner:
                         yield scope.cells[w.container], w.combine, name  # type: ignore[index]
 
-    def _start_combining(self, nodes: tuple[Node, ...], scope: Scope | None, declared: Mapping[str, Container] | None = None) -> None:
+    def _start_combining(
+        self, nodes: tuple[Node, ...], scope: Scope | None, declared: Mapping[str, Container] | None = None
+    ) -> None:
         for cell, combiner, name in self._combining(nodes, scope, declared):
             if cell.accumulator is not None:
                 continue
@@ -194,9 +205,11 @@ class MapRun:
             if not cell.outer:
                 self.interpreter.count_mask(self.node, cell, "write", filled)
 
-    def _finish_combining(self, nodes: tuple[Node, ...], scope: Scope | None, declared: Mapping[str, Container] | None = None) -> None:
+    def _finish_combining(
+        self, nodes: tuple[Node, ...], scope: Scope | None, declared: Mapping[str, Container] | None = None
+    ) -> None:
         for cell, _, _ in self._combining(nodes, scope, declared):
-            if cell.accumulator is not None:
+            if cell.accumulator is not None and cell.state is not None:
                 mine = (cell.state == COMBINING) | (cell.state == IDENTITY)
                 np.copyto(cell.array, self.arithmetic.store(cell.accumulator, cell.container.dtype), where=mine)
                 cell.state[cell.state == COMBINING] = WRITTEN
@@ -232,7 +245,9 @@ class TaskletRun:
         for combiner, names in groups.items():
             parts = COMBINERS[combiner].components
             if set(names) != set(parts):
-                raise InterpretError(f"{self.node}: the combiner {combiner} writes {', '.join(parts)}, not {', '.join(names)}")
+                raise InterpretError(
+                    f"{self.node}: the combiner {combiner} writes {', '.join(parts)}, not {', '.join(names)}"
+                )
             self.combine(combiner, tuple(t.writes[p] for p in parts), [results[p] for p in parts])
 
     # accesses ------------------------------------------------------------------------------------------------------------
@@ -259,7 +274,9 @@ class TaskletRun:
         out = [_axis(np.arange(self.scope.sizes[a]), a, rank) for a in range(cell.outer)]
         sizes = cell.array.shape[cell.outer :]
         if len(sizes) != len(m.subset):
-            raise InterpretError(f"{self.node}: {m} has {len(m.subset)} subscripts, the container {len(sizes)} dimensions")
+            raise InterpretError(
+                f"{self.node}: {m} has {len(m.subset)} subscripts, the container {len(sizes)} dimensions"
+            )
         for s, n in zip(m.subset, sizes, strict=True):
             if isinstance(s, Span):
                 raise InterpretError(f"{self.node}: a tasklet reads and writes single elements, not {m}")
@@ -293,7 +310,9 @@ class TaskletRun:
         if cell.accumulator is not None:
             raise InterpretError(f"{self.node}: reads {m} while it combines into it")
         if cell.array.size == 0:
-            value = np.zeros((1,) * len(self.scope.sizes), cell.array.dtype)  # only reached where the mask excludes all points
+            value = np.zeros(
+                (1,) * len(self.scope.sizes), cell.array.dtype
+            )  # only reached where the mask excludes all points
         else:
             value = np.asarray(cell.array[tuple(idx)])
             if cell.state is not None:
@@ -320,7 +339,16 @@ class TaskletRun:
             self.interpreter.count(self.node, cell, "write", idx, mask, self.scope.sizes)
         self.assign(m, cell, idx, mask, value, self.scope.sizes)
 
-    def assign(self, m: Memlet, cell: Cell, idx: list[np.ndarray], mask: np.ndarray | None, value: np.ndarray, sizes: tuple[int, ...]) -> None:
+    def assign(
+        self,
+        m: Memlet,
+        cell: Cell,
+        idx: list[np.ndarray],
+        mask: np.ndarray | None,
+        value: np.ndarray,
+        sizes: tuple[int, ...],
+    ) -> None:
+        """Write elements that are written nowhere else."""
         where, values = _select(idx, mask, sizes), _pick(value, mask, sizes)
         array, state = cell.array, cell.state
         if not idx:
@@ -382,7 +410,7 @@ class TaskletRun:
         value = np.broadcast_to(values[0], sizes)
         if mask is not None:
             value = np.where(mask, value, np.asarray(merge.identity[0], value.dtype))
-            mask = np.broadcast_to(mask, sizes).any(axis=axes, keepdims=True)
+            mask = np.asarray(np.broadcast_to(mask, sizes).any(axis=axes, keepdims=True))
         if axes:
             value = merge.combiner.numpy.reduce(value, axis=axes, keepdims=True)  # type: ignore[union-attr]
         return [value.astype(values[0].dtype, copy=False)], idx, mask, value.shape
@@ -398,7 +426,9 @@ class TaskletRun:
         else:
             values = [np.broadcast_to(v, sizes) for v in values]
             if mask is not None:
-                values = [np.where(mask, v, np.asarray(e, v.dtype)) for v, e in zip(values, merge.identity, strict=True)]
+                values = [
+                    np.where(mask, v, np.asarray(e, v.dtype)) for v, e in zip(values, merge.identity, strict=True)
+                ]
         for c, w, prefix in zip(cells, memlets, merge.accumulate(values, axis), strict=True):
             self.assign(w, c, idx, mask, prefix, sizes)
 

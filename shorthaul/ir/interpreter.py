@@ -31,8 +31,8 @@ Expand = Callable[[Program, Operator], None]
 class Counts:
     """Element accesses of top-level nodes to global containers, keyed by (node id, container, "read" or "write").
 
-    `accesses`: how many a body executed with one element at a time makes, guards honoured. `elements`: distinct elements touched; a node that
-    combines also writes the identity to the elements that no point reaches.
+    `accesses`: how many a body executed with one element at a time makes, guards honoured. `elements`: distinct elements
+    touched; a node that combines also writes the identity to the elements that no point reaches.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,9 @@ def interpret(program: Program, inputs: Mapping[str, Any], sizes: Mapping[Any, i
     if any(isinstance(n, Operator) for n in program.nodes):
         if expand is None:
             op = next(n for n in program.nodes if isinstance(n, Operator))
-            raise InterpretError(f"{op} ({op.origin}) is not expanded: the interpreter runs maps and library calls; expand it first or pass `expand`")
+            raise InterpretError(
+                f"{op} ({op.origin}) is not expanded: the interpreter runs maps and library calls; expand it first or pass `expand`"
+            )
         program = expanded(program, expand)
     return Interpreter(program, inputs, sizes or {}, count, library or {}, expand, wide).run(phase)
 
@@ -99,14 +101,18 @@ class Interpreter:
         values = {**program.constants, **inputs}
         unknown = sorted(set(values) - set(self.containers))
         if unknown:
-            raise ValueError(f"program {program.name} has no container {unknown[0]}; inputs are {', '.join(program.signature.inputs)}")
+            raise ValueError(
+                f"program {program.name} has no container {unknown[0]}; inputs are {', '.join(program.signature.inputs)}"
+            )
         arrays = {k: np.asarray(v) for k, v in values.items()}
         self.sizes = self._sizes(arrays, sizes)
         for name, array in arrays.items():
             c = self.containers[name]
             shape = self.shape(c)
             if array.shape != shape:
-                raise ValueError(f"{name} has shape {array.shape}, the program expects {shape} ({', '.join(map(str, c.shape))})")
+                raise ValueError(
+                    f"{name} has shape {array.shape}, the program expects {shape} ({', '.join(map(str, c.shape))})"
+                )
             # external memory is never written by a node, except through the aliases of a memory plan
             state = np.full(shape, WRITTEN, np.uint8) if name in self.aliased else None
             held = np.array(self.arithmetic.store(array, c.dtype))
@@ -127,7 +133,9 @@ class Interpreter:
         for s, value in sizes.items():
             low, high = (None if e is None else evaluate_index(e, sizes, {}) for e in (s.lower, s.upper))
             if (low is not None and value < low) or (high is not None and value > high) or value % s.multiple_of:
-                raise ValueError(f"size {s} = {value} is outside its bounds [{low}, {high}], multiple of {s.multiple_of}")
+                raise ValueError(
+                    f"size {s} = {value} is outside its bounds [{low}, {high}], multiple of {s.multiple_of}"
+                )
         return sizes
 
     def shape(self, c: Container) -> tuple[int, ...]:
@@ -138,7 +146,8 @@ class Interpreter:
         """A container without a value: poisoned with NaN or a strange integer, every element undefined."""
         dtype = self.arithmetic.numpy(c.dtype)
         poison = math.nan if dtype.kind == "f" else True if dtype.kind == "b" else 101
-        return Cell(c, np.full(shape, poison, dtype), np.full(shape, UNDEFINED, np.uint8), outer, exclusive=c.name not in self.aliased or outer > 0)
+        exclusive = c.name not in self.aliased or outer > 0
+        return Cell(c, np.full(shape, poison, dtype), np.full(shape, UNDEFINED, np.uint8), outer, exclusive)
 
     def cell(self, name: str, reader: str) -> Cell:
         """The cell of a container that has a value."""
@@ -147,8 +156,9 @@ class Interpreter:
             if c is None:
                 raise InterpretError(f"{reader} reads {name}, which is no container of the program")
             if c.alias is None or self._root(c)[0] not in self.cells:
-                what = f"the {c.role} {name}, for which no value was given" if c.is_external or c.role == "saved" else f"{name}, which was never written"
-                raise InterpretError(f"{reader} reads {what}")
+                if c.is_external or c.role == "saved":
+                    raise InterpretError(f"{reader} reads the {c.role} {name}, for which no value was given")
+                raise InterpretError(f"{reader} reads {name}, which was never written")
             return self.cell_to_write(name)
         return self.cells[name]
 
@@ -173,7 +183,8 @@ class Interpreter:
         root, offset = self._root(c)
         base = self.cell_to_write(root)
         if base.container.dtype is not c.dtype:
-            raise InterpretError(f"{c.name} ({c.dtype}) aliases {root} ({base.container.dtype}): the interpreter has no views across dtypes")
+            what = f"{c.name} ({c.dtype}) lies in {root} ({base.container.dtype})"
+            raise InterpretError(f"{what}: the interpreter has no views across dtypes")
         start = int(evaluate_index(offset, self.sizes, {}))
         strides = [int(evaluate_index(s, self.sizes, {})) for s in c.actual_strides]
         shape = self.shape(c)
@@ -273,7 +284,9 @@ class Interpreter:
                 raise InterpretError(f"{missing} of {cell.array.size} elements of the result {name} were never written")
 
     # counting ----------------------------------------------------------------------------------------------------------
-    def count(self, node: Node, cell: Cell, side: str, idx: list[np.ndarray], mask: np.ndarray | None, sizes: tuple[int, ...]) -> None:
+    def count(
+        self, node: Node, cell: Cell, side: str, idx: list[np.ndarray], mask: np.ndarray | None, sizes: tuple[int, ...]
+    ) -> None:
         """Record the accesses of one memlet over a domain."""
         if self.counts is None:
             return
@@ -292,5 +305,3 @@ class Interpreter:
             touched = self.counts.touched((node.id, cell.name, side), cell.array.shape)
             touched[where] = True
             self.counts.add((node.id, cell.name, side), int(touched[where].size))
-
-

@@ -1,7 +1,7 @@
 """A program as text: containers by role, then one line per operator and an indented nest per map.
 
-    map n in 0:N, c in 0:64:                          # sum  [#7 layer1.bn (aten.sum)]  reads 64*N elements (256*N bytes), ...
-        s[c] (sum) = x[n, c]
+map n in 0:N, c in 0:64:                          # sum  [#7 layer1.bn (aten.sum)]  reads 64*N elements (256*N bytes), ...
+    s[c] (sum) = x[n, c]
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .memlet import Memlet, Span, is_full
 from .nodes import Branch, LibraryCall, Loop, Map, Node, Operator, Tasklet
 from .program import Program
 from .propagate import propagate
-from .scalar import substitute_reads, to_text
 from .scalar import read as read_value
+from .scalar import substitute_reads, to_text, walk
 
 IntLike = Union[int, Expr]
 INDENT = "    "
@@ -47,7 +47,11 @@ def _program(p: Program, indent: str, volumes: bool) -> Iterator[str]:
     for name, entries in (("inputs", s.inputs), ("outputs", s.outputs)):
         if entries:
             yield f"{indent}{INDENT}{name}: {', '.join(entries)}"
-    for name, pairs, sign in (("cotangents", s.cotangents, "<-"), ("gradients", s.gradients, "->"), ("updates", s.updates, "<-")):
+    for name, pairs, sign in (
+        ("cotangents", s.cotangents, "<-"),
+        ("gradients", s.gradients, "->"),
+        ("updates", s.updates, "<-"),
+    ):
         if pairs:
             yield f"{indent}{INDENT}{name}: {', '.join(f'{a} {sign} {b}' for a, b in pairs)}"
     phase = None
@@ -81,11 +85,11 @@ def _node(n: Node, containers: Mapping[str, Container], indent: str, volumes: bo
         yield from _tasklet(n, indent, frozenset())
     elif isinstance(n, (Operator, LibraryCall)):
         name = n.op if isinstance(n, Operator) else f"library {n.function}"
-        reads = [_connector(k, m, containers) for k, m in n.reads.items()]
+        operands = [_connector(k, m, containers) for k, m in n.reads.items()]
         attributes = [f"{k}={_value(v)}" for k, v in n.attributes.items()]
         expansion = f" as {n.expansion}" if isinstance(n, Operator) and n.expansion else ""
         writes = ", ".join(_connector(k, m, containers) for k, m in n.writes.items())
-        yield f"{indent}{writes} = {name}({', '.join(reads + attributes)}){expansion}{tail}"
+        yield f"{indent}{writes} = {name}({', '.join(operands + attributes)}){expansion}{tail}"
     elif isinstance(n, (Loop, Branch)):
         reads = ", ".join(_connector(k, m, containers) for k, m in n.reads.items())
         writes = ", ".join(_connector(k, m, containers) for k, m in n.writes.items())
@@ -105,7 +109,9 @@ def _node(n: Node, containers: Mapping[str, Container], indent: str, volumes: bo
 def _map(m: Map, indent: str, tail: str = "", outer: frozenset[str] = frozenset()) -> Iterator[str]:
     ranges = ", ".join(f"{p} in {p.lower}:{p.upper + 1 if p.upper is not None else '?'}" for p in m.params)
     options = ", ".join(f"{k}={_value(v)}" for k, v in m.schedule.options)
-    schedule = "" if m.schedule.kind == "auto" and not options else f" {m.schedule.kind}{f'({options})' if options else ''}"
+    schedule = (
+        "" if m.schedule.kind == "auto" and not options else f" {m.schedule.kind}{f'({options})' if options else ''}"
+    )
     yield f"{indent}map {ranges}{schedule}:{tail}" if m.params else f"{indent}map{schedule}:{tail}"
     local = outer | m.locals.keys()
     for c in m.locals.values():
@@ -129,7 +135,8 @@ def _tasklet(t: Tasklet, indent: str, local: frozenset[str]) -> Iterator[str]:
             shown[k] = str(m)
     for k, m in t.writes.items():
         code = t.code[k]
-        text = to_text(substitute_reads(code, {name: read_value(text, r.dtype) for name, text in shown.items() for r in _reads(code, name)}))
+        memlets = {r.attr: read_value(shown[r.attr], r.dtype) for r in walk(code) if r.op == "read" and r.attr in shown}  # type: ignore[index,misc]
+        text = to_text(substitute_reads(code, memlets))
         if len(text) > LONGEST_CODE:
             text = text[: LONGEST_CODE - 3] + "..."
         component = f".{k}" if m.combine and len([w for w in t.writes.values() if w.combine == m.combine]) > 1 else ""
@@ -138,12 +145,6 @@ def _tasklet(t: Tasklet, indent: str, local: frozenset[str]) -> Iterator[str]:
         how = f" ({scan}{m.combine}{component})" if m.combine else ""
         guard = f" if {' and '.join(map(str, m.guard))}" if m.guard else ""
         yield f"{indent}{target}{how} = {text}{guard}"
-
-
-def _reads(code: Any, name: str) -> list[Any]:
-    from .scalar import walk
-
-    return [s for s in walk(code) if s.op == "read" and s.attr == name]
 
 
 def _connector(name: str, m: Memlet, containers: Mapping[str, Container]) -> str:
@@ -167,7 +168,10 @@ def _identity(n: Node) -> str:
 
 def _volume(n: Node, containers: Mapping[str, Container]) -> str:
     if isinstance(n, Map):
-        reads, writes = propagate(n, {**containers}) if all(a.memlet.container in containers for a in n.accesses() if not a.is_local) else ({}, {})
+        unknown = (n.read_containers() | n.written_containers()) - containers.keys()
+        if unknown:
+            return f"uses {', '.join(sorted(unknown))}, not known"
+        reads, writes = propagate(n, containers)
     else:
         reads, writes = ({m.container: m for m in side.values()} for side in (n.reads, n.writes))
     return f"reads {_amount(reads, containers)}, writes {_amount(writes, containers)}"

@@ -56,7 +56,10 @@ def propagate(map: Map, containers: Mapping[str, Container] | None = None) -> Ou
             (writes if access.is_write else reads).setdefault(access.memlet.container, []).append(access)
     memo: dict[tuple[IntLike, frozenset[Symbol]], Extent | None] = {}
     return tuple(  # type: ignore[return-value]
-        {name: _box(name, found, containers[name] if containers is not None else None, memo) for name, found in side.items()}
+        {
+            name: _box(name, found, containers[name] if containers is not None else None, memo)
+            for name, found in side.items()
+        }
         for side in (reads, writes)
     )
 

@@ -1,8 +1,8 @@
 """Programs to JSON and back.
 
 The round trip is exact: fingerprint, printed text, meaning and node ids are the same. Expressions and scalar code are stored once each
-in tables, so that what was shared stays shared. Constants are base64 of NumPy's npy format. Of the log, names, parameters and notes are kept, not the
-closures that undo it: undoing a rewrite of a program that was read raises `EditError`.
+in tables, so that what was shared stays shared. Constants are base64 of NumPy's npy format. Of the log, names, parameters
+and notes are kept, not the closures that undo it: undoing a rewrite of a program that was read raises `EditError`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def from_json(data: Mapping[str, Json] | str) -> Program:
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise SerializeError("this is not a program written by shorthaul")
     if data.get("version") != VERSION:
-        raise SerializeError(f"the program has format version {data.get('version')!r}; this release reads version {VERSION}")
+        raise SerializeError(
+            f"the program has format version {data.get('version')!r}; this release reads version {VERSION}"
+        )
     reader = _Reader()
     try:
         reader.tables(data["expressions"], data["scalars"])
@@ -133,11 +135,17 @@ class _Writer:
 
         return {
             "container": m.container, "subset": [subscript(s) for s in m.subset],
-            "guard": [[self.expr(c.expr), c.relation] for c in m.guard], "fill": self.value(m.fill), "combine": m.combine, "scan": self.expr(m.scan),
+            "guard": [[self.expr(c.expr), c.relation] for c in m.guard], "fill": self.value(m.fill),
+            "combine": m.combine, "scan": self.expr(m.scan),
         }  # fmt: skip
 
     def node(self, n: Node) -> Json:
-        common = {"id": n.id, "kind": n.kind, "phase": n.phase, "origins": [[o.module, o.source, o.operator] for o in n.origins]}
+        common = {
+            "id": n.id,
+            "kind": n.kind,
+            "phase": n.phase,
+            "origins": [[o.module, o.source, o.operator] for o in n.origins],
+        }
         if isinstance(n, Map):
             return {
                 **common, "params": [self.expr(p) for p in n.params], "body": [self.node(b) for b in n.body],
@@ -153,7 +161,12 @@ class _Writer:
         if isinstance(n, LibraryCall):
             return {**common, "function": n.function, "attributes": self.value(n.attributes)}
         if isinstance(n, Loop):
-            return {**common, "body": self.program(n.body), "count": self.expr(n.count), "carried": [list(c) for c in n.carried]}
+            return {
+                **common,
+                "body": self.program(n.body),
+                "count": self.expr(n.count),
+                "carried": [list(c) for c in n.carried],
+            }
         if isinstance(n, Branch):
             return {**common, "then": self.program(n.then), "otherwise": self.program(n.otherwise)}
         raise SerializeError(f"node {n} of kind {n.kind} cannot be written")
@@ -269,7 +282,15 @@ class _Reader:
     def container(self, c: Mapping[str, Json]) -> Container:
         strides = None if c["strides"] is None else tuple(self.expr(n) for n in c["strides"])
         alias = None if c["alias"] is None else Alias(c["alias"][0], self.expr(c["alias"][1]))
-        return Container(c["name"], dtype(c["dtype"]), tuple(self.expr(n) for n in c["shape"]), strides, c["storage"], c["role"], alias)
+        return Container(
+            c["name"],
+            dtype(c["dtype"]),
+            tuple(self.expr(n) for n in c["shape"]),
+            strides,
+            c["storage"],
+            c["role"],
+            alias,
+        )
 
     def memlet(self, m: Mapping[str, Json]) -> Memlet:
         def subscript(s: Json) -> Any:
@@ -281,12 +302,18 @@ class _Reader:
             raise SerializeError(f"unknown combiner {m['combine']!r}")
         guard = tuple(Condition(self.expr(e), relation) for e, relation in m["guard"])
         scan = None if m["scan"] is None else self.symbol(m["scan"])
-        return Memlet(m["container"], tuple(subscript(s) for s in m["subset"]), guard, self.value(m["fill"]), m["combine"], scan)
+        return Memlet(
+            m["container"], tuple(subscript(s) for s in m["subset"]), guard, self.value(m["fill"]), m["combine"], scan
+        )
 
     def node(self, n: Mapping[str, Json]) -> Node:
         place = self.place = f"node {n.get('id')}"
         reserve_ids(n["id"])
-        common: dict[str, Any] = {"id": n["id"], "phase": n["phase"], "origins": tuple(Origin(*o) for o in n["origins"])}
+        common: dict[str, Any] = {
+            "id": n["id"],
+            "phase": n["phase"],
+            "origins": tuple(Origin(*o) for o in n["origins"]),
+        }
         kind = n["kind"]
         if kind == Map.kind:
             body = tuple(self.node(b) for b in n["body"])
@@ -303,7 +330,9 @@ class _Reader:
         if kind == LibraryCall.kind:
             return LibraryCall(n["function"], self.value(n["attributes"]), **common)
         if kind == Loop.kind:
-            return Loop(self.program(n["body"]), self.expr(n["count"]), tuple((a, b) for a, b in n["carried"]), **common)
+            return Loop(
+                self.program(n["body"]), self.expr(n["count"]), tuple((a, b) for a, b in n["carried"]), **common
+            )
         if kind == Branch.kind:
             return Branch(self.program(n["then"]), self.program(n["otherwise"]), **common)
         raise SerializeError(f"unknown kind of node {kind!r}")

@@ -63,7 +63,9 @@ class VerifyError(RuntimeError):
     def __init__(self, program: str, problems: list[Problem]) -> None:
         shown = "\n".join(f"  {p}" for p in problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        super().__init__(f"program {program} breaks {len(problems)} rule{'s' if len(problems) > 1 else ''}:\n{shown}{more}")
+        super().__init__(
+            f"program {program} breaks {len(problems)} rule{'s' if len(problems) > 1 else ''}:\n{shown}{more}"
+        )
         self.problems = problems
 
 
@@ -222,20 +224,33 @@ def _order(p: Program) -> Iterator[Problem]:
             elif known is None:
                 yield Problem("order", _where(node), f"reads {c}, which no earlier node writes")
             elif written.get(known, 0) > mine:
-                yield Problem("phase", _where(node), f"reads {c} in phase {node.phase}, which phase {PHASES[written[known]]} writes")
+                yield Problem(
+                    "phase",
+                    _where(node),
+                    f"reads {c} in phase {node.phase}, which phase {PHASES[written[known]]} writes",
+                )
         read |= reads
         for c in sorted(writes):
             if c in external:
-                yield Problem("single writer", _where(node), f"writes {c}, whose memory is the caller's ({p.containers[c].role})")
+                yield Problem(
+                    "single writer", _where(node), f"writes {c}, whose memory is the caller's ({p.containers[c].role})"
+                )
             elif c in read and c not in reads:
                 yield Problem("order", _where(node), f"writes {c} after an earlier node read it")
             written[c] = max(mine, written.get(c, 0))
     for name in sorted(p.signature.results):
-        if name in p.containers and name not in external and name not in written and _memory(p, name) not in external | written.keys():
+        if (
+            name in p.containers
+            and name not in external
+            and name not in written
+            and _memory(p, name) not in external | written.keys()
+        ):
             yield Problem("signature", name, "is a result that no node writes")
     for name in (*p.signature.outputs, *(u for _, u in p.signature.updates)):
         if written.get(name, 0) > 0:
-            yield Problem("phase", name, f"is a result of the forward phase, but phase {PHASES[written[name]]} writes it")
+            yield Problem(
+                "phase", name, f"is a result of the forward phase, but phase {PHASES[written[name]]} writes it"
+            )
 
 
 def _memory(p: Program, name: str) -> str:
@@ -255,7 +270,13 @@ def _writers(p: Program, broken: set[int]) -> Iterator[Problem]:
             continue
         accesses = [(n, a) for n in nodes for a in _writes(n, name, c)]
         for (n1, a), (n2, b) in itertools.combinations(accesses, 2):
-            if n1 is n2 and a is not None and b is not None and a.memlet.combine and a.memlet.combine == b.memlet.combine:
+            if (
+                n1 is n2
+                and a is not None
+                and b is not None
+                and a.memlet.combine
+                and a.memlet.combine == b.memlet.combine
+            ):
                 continue  # one node may combine into an element from several places
             if a is None or b is None or not disjoint(access_box(a, c), access_box(b, c)):
                 both = f"{_where(n1)} and {_where(n2)}" if n1 is not n2 else _where(n1)
@@ -273,7 +294,10 @@ def _writes(n: Node, name: str, c: Container) -> list[Access | None]:
 def disjoint(a: list[Span], b: list[Span]) -> bool:
     """Whether two boxes provably share no element: apart along a dimension, or interleaved with a common step."""
     for s, t in zip(a, b, strict=True):
-        if prove_lt(s.start + (s.size - 1) * s.step, t.start) is True or prove_lt(t.start + (t.size - 1) * t.step, s.start) is True:
+        if (
+            prove_lt(s.start + (s.size - 1) * s.step, t.start) is True
+            or prove_lt(t.start + (t.size - 1) * t.step, s.start) is True
+        ):
             return True
         if s.step == t.step and s.step != 1 and prove_eq((s.start - t.start) % s.step, 0) is False:
             return True
@@ -295,16 +319,23 @@ def _signature(p: Program) -> Iterator[Problem]:
     for name, other in s.cotangents:
         if c[other].role != "cotangent":
             yield Problem("signature", other, f"is the cotangent of {name} but has role {c[other].role}")
-    for what, pairs, partners in (("cotangent", s.cotangents, s.outputs), ("gradient", s.gradients, s.inputs), ("update", s.updates, s.inputs)):
+    sides = (
+        ("cotangent", s.cotangents, s.outputs),
+        ("gradient", s.gradients, s.inputs),
+        ("update", s.updates, s.inputs),
+    )
+    for what, pairs, partners in sides:
         for name, other in pairs:
             if name not in partners:
-                yield Problem("signature", name, f"has a {what} but is no {'output' if what == 'cotangent' else 'input'}")
+                yield Problem(
+                    "signature", name, f"has a {what} but is no {'output' if what == 'cotangent' else 'input'}"
+                )
             a, b = c[name], c[other]
-            if len(a.shape) != len(b.shape) or any(prove_eq(m, n) is False for m, n in zip(a.shape, b.shape, strict=True)):
+            if len(a.shape) != len(b.shape) or any(
+                prove_eq(m, n) is False for m, n in zip(a.shape, b.shape, strict=True)
+            ):
                 yield Problem("signature", other, f"is the {what} of {a} but is {b}")
     external = {name for name, k in c.items() if k.is_external and k.role not in ("constant", "cotangent")}
     for name in sorted(external - set(s.inputs)):
         if p.readers(name):
             yield Problem("signature", name, f"is read as {c[name].role} but is not among the inputs")
-
-

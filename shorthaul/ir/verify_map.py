@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -68,7 +68,11 @@ def _map(m: Map, outer: _Scope) -> Found:
         if c.storage not in ("register", "shared"):
             yield "locals", f"the local {name} has {c.storage} storage"
         if name != c.name or name in outer.containers or name in outer.locals:
-            yield "names", f"the local {name} has the name of another container" if name == c.name else f"the local {name} calls itself {c.name}"
+            yield (
+                "names",
+                f"the local {name} "
+                + ("has the name of another container" if name == c.name else f"calls itself {c.name}"),
+            )
         scope.written.discard(name)
     for child in m.body:
         if isinstance(child, Map):
@@ -137,9 +141,9 @@ def _memlet(name: str, m: Memlet, t: Tasklet, scope: _Scope, verb: str) -> Found
     if len(m.subset) != len(c.shape):
         yield "rank", f"{m} has {len(m.subset)} subscripts for {c}"
         return
-    for s in m.symbols:
-        if s not in scope.params and s not in scope.sizes:
-            yield "scope", f"{m} uses {s}, which is neither a parameter around it nor a size of the program"
+    for used in m.symbols:
+        if used not in scope.params and used not in scope.sizes:
+            yield "scope", f"{m} uses {used}, which is neither a parameter around it nor a size of the program"
             return
     for d, (s, n) in enumerate(zip(m.subset, c.shape, strict=True)):
         if isinstance(s, Span):
@@ -147,7 +151,10 @@ def _memlet(name: str, m: Memlet, t: Tasklet, scope: _Scope, verb: str) -> Found
         elif isinstance(s, Indirect):
             source = t.reads.get(s.name)
             if source is None or s.name == name:
-                yield "indirect", f"{m} is subscripted by {s.name}, which is no {'other ' if source else ''}read of the tasklet"
+                yield (
+                    "indirect",
+                    f"{m} is subscripted by {s.name}, which is no {'other ' if source else ''}read of the tasklet",
+                )
             else:
                 k = scope.container(source.container)
                 if k is not None and not k.dtype.is_integer:
@@ -206,7 +213,10 @@ def _code(t: Tasklet, scope: _Scope) -> Found:
         elif s.op == "index":
             for symbol in free_symbols(s.attr):  # type: ignore[arg-type]
                 if symbol not in scope.params and symbol not in scope.sizes:
-                    yield "scope", f"the code uses {symbol}, which is neither a parameter around it nor a size of the program"
+                    yield (
+                        "scope",
+                        f"the code uses {symbol}, which is neither a parameter around it nor a size of the program",
+                    )
     for name, code in t.code.items():
         c = scope.container(t.writes[name].container)
         if c is not None and code.dtype is not c.dtype:
@@ -217,5 +227,5 @@ def _names(symbols: frozenset[Symbol]) -> str:
     return ", ".join(sorted(s.name for s in symbols))
 
 
-def _list(names: object) -> str:
-    return ", ".join(names) or "nothing"  # type: ignore[call-overload]
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"

@@ -47,7 +47,12 @@ class Net:
             edit.add(node)
         return node
 
-    def map(self, params: Sequence[Any], reads: Mapping[str, Memlet], writes: Mapping[str, Memlet], code: Callable[..., Any], **options: Any) -> Map:
+    def map(
+        self,
+        params: Sequence[Any],
+        reads: Mapping[str, Memlet],
+        writes: Mapping[str, Memlet],
+        code: Callable[..., Any],
+        **options: Any,
+    ) -> Map:
         return self.add(self.flat(params, reads, writes, code, **options))
-
-

@@ -63,7 +63,8 @@ def random_program(seed: int) -> tuple[Program, dict[str, Any]]:
         if kind == 0:  # elementwise, with a shifted guarded read
             y = net.container(name, *shape)
             shifted = (params[0] + int(rng.integers(-2, 3)), *params[1:])
-            net.map(params, {"a": at(x, *params), "b": at(x, *shifted, guard=inside(shifted[0], shape[0]), fill=float(rng.integers(-1, 2)))},
+            b = at(x, *shifted, guard=inside(shifted[0], shape[0]), fill=float(rng.integers(-1, 2)))
+            net.map(params, {"a": at(x, *params), "b": b},
                     {"y": at(y, *params)}, lambda a, b: {"y": random_code(rng, [a, b])}, origins=origin)  # fmt: skip
         elif kind == 1:  # reduction, with an elementwise output beside it
             kept = [d for d in range(len(shape)) if rng.integers(0, 2)]
@@ -98,7 +99,13 @@ def random_program(seed: int) -> tuple[Program, dict[str, Any]]:
         else:  # scan
             y = net.container(name, *shape)
             along = params[int(rng.integers(0, len(params)))]
-            net.map(params, {"x": at(x, *params)}, {"y": at(y, *params, combine="sum", scan=along)}, lambda x: {"y": x}, origins=origin)
+            net.map(
+                params,
+                {"x": at(x, *params)},
+                {"y": at(y, *params, combine="sum", scan=along)},
+                lambda x: {"y": x},
+                origins=origin,
+            )
         live.append(y)
     program = net.program
     outputs = []

@@ -47,7 +47,14 @@ def uses(program):
 
 def snapshot(program):
     readers = {c: (set(r), set(w)) for c, (r, w) in uses(program).items()}
-    return fingerprint(program), [id(n) for n in program.nodes], readers, dict(program.containers), program.signature, program.form
+    return (
+        fingerprint(program),
+        [id(n) for n in program.nodes],
+        readers,
+        dict(program.containers),
+        program.signature,
+        program.form,
+    )
 
 
 class TestUndo:
@@ -103,7 +110,7 @@ class TestRollback:
     def test_an_exception_leaves_nothing(self):
         p = chain((("x",), "a"), (("a",), "b")).program
         before, log, version = snapshot(p), list(p.log), p.version
-        with pytest.raises(ZeroDivisionError), p.edit("broken") as edit:
+        with pytest.raises(ZeroDivisionError), p.edit("broken") as edit:  # noqa: PT012
             edit.remove(p.nodes[1])
             edit.add_container(Container("t", float32, ()))
             edit.replace(p.nodes[0], p.nodes[0].copy())
@@ -209,7 +216,9 @@ class TestPropagate:
     def boxes(self, params, *subset, guard=(), shape=None, containers=True):
         c = Container("x", float32, shape)
         tasklet = Tasklet({}, reads={"x": at(c, *subset, guard=guard, fill=0), "k": at("k", params[0])})
-        return propagate(Map(tuple(params), (tasklet,)), {"x": c, "k": Container("k", int64, (9,))} if containers else None)[0]["x"].subset
+        return propagate(
+            Map(tuple(params), (tasklet,)), {"x": c, "k": Container("k", int64, (9,))} if containers else None
+        )[0]["x"].subset
 
     def test_affine_subscripts(self):
         n, h, k = Symbol("N", 1), index("h", 5), index("k", 3)

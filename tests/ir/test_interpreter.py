@@ -40,14 +40,18 @@ class TestMeaning:
         np.testing.assert_array_equal(out["y"], vx * vb + np.float32(1))
         assert out["y"].dtype == np.float32
 
-    @pytest.mark.parametrize(("combine", "expected"), [("sum", np.sum), ("prod", np.prod), ("max", np.max), ("min", np.min)])
+    @pytest.mark.parametrize(
+        ("combine", "expected"), [("sum", np.sum), ("prod", np.prod), ("max", np.max), ("min", np.min)]
+    )
     def test_reductions(self, combine, expected):
         net = Net()
         x, y = net.input("x", 3, 4, 5), net.output("y", 4)
         a, b, c = index("a", 3), index("b", 4), index("c", 5)
         net.map((a, b, c), {"x": at(x, a, b, c)}, {"y": at(y, b, combine=combine)}, lambda x: {"y": x})
         v = normal(3, 4, 5)
-        np.testing.assert_allclose(interpret(net.program, {"x": v})["y"], expected(v.astype(np.float64), axis=(0, 2)), rtol=1e-6)
+        np.testing.assert_allclose(
+            interpret(net.program, {"x": v})["y"], expected(v.astype(np.float64), axis=(0, 2)), rtol=1e-6
+        )
 
     def test_any_and_all_over_nothing_and_something(self):
         net = Net()
@@ -129,7 +133,9 @@ class TestMeaning:
         net.add(Map((n,), body, locals={"m": m, "s": s, "e": e}))
         v = normal(4, 6)
         expected = np.exp(v - v.max(1, keepdims=True))
-        np.testing.assert_allclose(interpret(net.program, {"x": v})["y"], expected / expected.sum(1, keepdims=True), rtol=1e-5)
+        np.testing.assert_allclose(
+            interpret(net.program, {"x": v})["y"], expected / expected.sum(1, keepdims=True), rtol=1e-5
+        )
 
     def test_a_global_reduction_inside_a_nest_goes_over_the_outer_parameters_too(self):
         net = Net()
@@ -170,7 +176,12 @@ class TestMeaning:
         table, ids, y = net.input("table", 7, 3), net.input("ids", 5, dtype=int64), net.output("y", 5, 3)
         grad, d_table = net.input("grad", 5, 3), net.output("d_table", 7, 3)
         i, c = index("i", 5), index("c", 3)
-        net.map((i, c), {"id": at(ids, i), "row": at(table, Indirect("id"), c)}, {"y": at(y, i, c)}, lambda id, row: {"y": row})
+        net.map(
+            (i, c),
+            {"id": at(ids, i), "row": at(table, Indirect("id"), c)},
+            {"y": at(y, i, c)},
+            lambda id, row: {"y": row},
+        )
         net.map((i, c), {"id": at(ids, i), "g": at(grad, i, c)}, {"d": at(d_table, Indirect("id"), c, combine="sum")},
                 lambda id, g: {"d": g})  # fmt: skip
         t, k, g = normal(7, 3), np.array([1, 4, 1, 6, 1]), normal(5, 3)
@@ -210,15 +221,24 @@ class TestMeaning:
         net = Net()
         a, b, y = net.input("a", 5, 6), net.input("b", 6, 4), net.output("y", 5, 4)
         i, j, k = index("i", 5), index("j", 4), index("k", 6)
-        net.map((i, j, k), {"a": at(a, i, k), "b": at(b, k, j)}, {"y": at(y, i, j, combine="sum")}, lambda a, b: {"y": a * b})
+        net.map(
+            (i, j, k),
+            {"a": at(a, i, k), "b": at(b, k, j)},
+            {"y": at(y, i, j, combine="sum")},
+            lambda a, b: {"y": a * b},
+        )
         va, vb = normal(5, 6), normal(6, 4)
-        np.testing.assert_allclose(interpret(net.program, {"a": va, "b": vb})["y"], va.astype(np.float64) @ vb, rtol=1e-5)
+        np.testing.assert_allclose(
+            interpret(net.program, {"a": va, "b": vb})["y"], va.astype(np.float64) @ vb, rtol=1e-5
+        )
 
     def test_elementwise_and_statistics_in_one_tasklet(self):
         net = Net()
         x, y, s = net.input("x", 4, 5), net.output("y", 4, 5), net.output("s", 5)
         i, j = index("i", 4), index("j", 5)
-        net.map((i, j), {"x": at(x, i, j)}, {"y": at(y, i, j), "s": at(s, j, combine="sum")}, lambda x: {"y": -x, "s": x})
+        net.map(
+            (i, j), {"x": at(x, i, j)}, {"y": at(y, i, j), "s": at(s, j, combine="sum")}, lambda x: {"y": -x, "s": x}
+        )
         v = normal(4, 5)
         out = interpret(net.program, {"x": v})
         np.testing.assert_array_equal(out["y"], -v)
@@ -237,7 +257,12 @@ class TestMeaning:
         net = Net()
         a, b, y = net.input("a", 3), net.input("b", 4), net.output("y", 7)
         i, j = index("i", 7), index("j", 4)
-        net.map((i,), {"a": at(a, i, guard=inside(i, 3), fill=0)}, {"y": at(y, i, guard=(Condition(2 - i),))}, lambda a: {"y": a})
+        net.map(
+            (i,),
+            {"a": at(a, i, guard=inside(i, 3), fill=0)},
+            {"y": at(y, i, guard=(Condition(2 - i),))},
+            lambda a: {"y": a},
+        )
         net.map((j,), {"b": at(b, j)}, {"y": at(y, 3 + j)}, lambda b: {"y": b})
         va, vb = normal(3), normal(4)
         np.testing.assert_array_equal(interpret(net.program, {"a": va, "b": vb})["y"], np.concatenate([va, vb]))
@@ -265,7 +290,9 @@ def test_16_bit_floats_are_rounded_at_the_store():
     net = Net()
     x, h, b = net.input("x", 3), net.output("h", 3, dtype=float16), net.output("b", 3, dtype=bfloat16)
     i = index("i", 3)
-    net.map((i,), {"x": at(x, i)}, {"h": at(h, i), "b": at(b, i)}, lambda x: {"h": cast(x, float16), "b": cast(x, bfloat16)})
+    net.map(
+        (i,), {"x": at(x, i)}, {"h": at(h, i), "b": at(b, i)}, lambda x: {"h": cast(x, float16), "b": cast(x, bfloat16)}
+    )
     v = np.array([1 + 2**-9, 3.14159, 1e-3], np.float32)
     out = interpret(net.program, {"x": v})
     assert out["h"].dtype == np.float16
@@ -278,7 +305,11 @@ def test_16_bit_floats_are_rounded_at_the_store():
 
 def test_random_numbers_depend_on_seed_offset_and_index_only():
     net = Net()
-    seed, offset, y, z = *(net.input(k, dtype=int64) for k in ("seed", "offset")), net.output("y", 4, 5), net.output("z", 20)
+    seed, offset, y, z = (
+        *(net.input(k, dtype=int64) for k in ("seed", "offset")),
+        net.output("y", 4, 5),
+        net.output("z", 20),
+    )
     i, j, k = index("i", 4), index("j", 5), index("k", 20)
     reads = {"s": at(seed), "o": at(offset)}
     net.map((i, j), reads, {"y": at(y, i, j)}, lambda s, o: {"y": apply("philox", s, o, index_value(5 * i + j))})
@@ -290,10 +321,17 @@ def test_random_numbers_depend_on_seed_offset_and_index_only():
 
 def relu_net():
     net = Net()
-    x, y, g, d = net.input("x", 4), net.output("y", 4), net.container("g", 4, role="cotangent"), net.container("d", 4, role="gradient")
+    x, y, g, d = (
+        net.input("x", 4),
+        net.output("y", 4),
+        net.container("g", 4, role="cotangent"),
+        net.container("d", 4, role="gradient"),
+    )
     i = index("i", 4)
     net.map((i,), {"x": at(x, i)}, {"y": at(y, i)}, lambda x: {"y": apply("max", x, 0)})
-    net.map((i,), {"y": at(y, i), "g": at(g, i)}, {"d": at(d, i)}, lambda y, g: {"d": where(y > 0, g, 0)}, phase="backward")
+    net.map(
+        (i,), {"y": at(y, i), "g": at(g, i)}, {"d": at(d, i)}, lambda y, g: {"d": where(y > 0, g, 0)}, phase="backward"
+    )
     net.program.signature = net.program.signature.with_(cotangents=(("y", "g"),), gradients=(("x", "d"),))
     return net
 
@@ -328,7 +366,9 @@ def test_loop_and_branch():
     net = Net()
     x, y, z, flag = net.input("x", 2), net.output("y", 2), net.output("z", 2), net.input("flag", dtype=bool_)
     net.add(Loop(body.program, 5, (("state", "next"),), reads={"state": full(x)}, writes={"next": full(y)}))
-    net.add(Branch(body.program, body.program, reads={"condition": full(flag), "state": full(x)}, writes={"next": full(z)}))
+    net.add(
+        Branch(body.program, body.program, reads={"condition": full(flag), "state": full(x)}, writes={"next": full(z)})
+    )
     out = interpret(net.program, {"x": np.array([1, 2], np.float32), "flag": True})
     np.testing.assert_array_equal(out["y"], [32, 64])
     np.testing.assert_array_equal(out["z"], [2, 4])
@@ -373,7 +413,9 @@ class TestRefusals:
 
     def test_read_out_of_range(self):
         program = self.simple(lambda x, i: at(x, i + 1), lambda y, i: at(y, i))
-        with pytest.raises(InterpretError, match=r"copy.*x\[i \+ 1\] is out of range: subscript i \+ 1 is 4, the size 4"):
+        with pytest.raises(
+            InterpretError, match=r"copy.*x\[i \+ 1\] is out of range: subscript i \+ 1 is 4, the size 4"
+        ):
             interpret(program, {"x": normal(4)})
 
     def test_write_out_of_range(self):
@@ -434,7 +476,9 @@ def test_counts_of_accesses_and_elements():
     x, y = net.input("x", 6), net.output("y", 3)
     h, k = index("h", 3), index("k", 3)
     place = 2 * h + k - 1
-    node = net.map((h, k), {"x": at(x, place, guard=inside(place, 6), fill=0)}, {"y": at(y, h, combine="sum")}, lambda x: {"y": x})
+    node = net.map(
+        (h, k), {"x": at(x, place, guard=inside(place, 6), fill=0)}, {"y": at(y, h, combine="sum")}, lambda x: {"y": x}
+    )
     counts = Counts()
     interpret(net.program, {"x": normal(6)}, count=counts)
     assert counts.accesses == {(node.id, "x", "read"): 8, (node.id, "y", "write"): 9}

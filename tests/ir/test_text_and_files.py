@@ -36,16 +36,19 @@ def rich_program(prefix="", param="i", container="x"):
     k = net.container(f"{prefix}k", 3, dtype=int64, role="constant")
     net.program.constants[k.name] = np.array([2, 0, 1])
     with net.program.edit("op", {"a": 1}, why="a test", dims=(1, 2)) as edit:
-        edit.add(Operator("softmax", {"dim": (-1,), "dtype": bfloat16, "size": N + 1, "eps": 1e-5, "cap": float("inf"), "flag": True, "none": None,
+        edit.add(Operator("softmax", {"dim": (-1,), "dtype": bfloat16, "size": N + 1, "eps": 1e-5, "cap": float("inf"),
+                                      "flag": True, "none": None,
                                       "nested": {"a": [1, (2, 3)]}},
-                          "maps", reads={"x": full(x)}, writes={"y": full(t)}, origins=(Origin("net.0", "model.py:3", "aten.softmax"),)))  # fmt: skip
+                          "maps", reads={"x": full(x)}, writes={"y": full(t)},
+                          origins=(Origin("net.0", "model.py:3", "aten.softmax"),)))  # fmt: skip
     i, j, r = (index(f"{param}{s}", n) for s, n in (("i", N), ("j", 4), ("r", 3)))
     m = Container(f"{prefix}m", float32, (), storage="register")
     net.add(Map((i,), (
         net.flat((r,), {"k": at(k, r), "t": at(t, i, Indirect("k"))}, {"m": at(m, combine="max")}, lambda k, t: {"m": t}),
         net.flat((j,), {"t": at(t, i, j + 1, guard=inside(j + 1, 4), fill=-1.5), "m": at(m)}, {"y": at(y, i, j)},
                  lambda t, m: {"y": apply("exp", t - m) * 0.5 + t}, locals=(m,)),
-    ), locals={m.name: m}, schedule=Schedule("parallel", (("tile", (4, 8)),)), name="nest", origins=(Origin("net.1"), Origin("net.2"))))  # fmt: skip
+    ), locals={m.name: m}, schedule=Schedule("parallel", (("tile", (4, 8)),)), name="nest",
+       origins=(Origin("net.1"), Origin("net.2"))))  # fmt: skip
     z = net.output(f"{prefix}z", N, 4)
     net.add(LibraryCall("aten::relu", {"inplace": False}, reads={"a": full(y)}, writes={"out": full(z)}))
     return net.program
@@ -58,7 +61,9 @@ def loop_program():
     net = Net("loop")
     x, y, z, c = net.input("x", 2), net.output("y", 2), net.output("z", 2), net.input("c", dtype=int64)
     net.add(Loop(body.program, 3, (("a", "b"),), reads={"a": full(x)}, writes={"b": full(y)}))
-    net.add(Branch(body.program, body.program.clone(), reads={"condition": full(c), "a": full(x)}, writes={"b": full(z)}))
+    net.add(
+        Branch(body.program, body.program.clone(), reads={"condition": full(c), "a": full(x)}, writes={"b": full(z)})
+    )
     return net.program
 
 
@@ -236,7 +241,12 @@ class TestFingerprint:
         def program(size=4, shift=0, value=1.0, combine="sum"):
             net = Net()
             x, y, s, i = net.input("x", 4), net.output("y", 9), net.output("s"), index("i", size)
-            net.map((i,), {"x": at(x, i)}, {"y": at(y, i + shift), "s": at(s, combine=combine)}, lambda x: {"y": x + value, "s": x})
+            net.map(
+                (i,),
+                {"x": at(x, i)},
+                {"y": at(y, i + shift), "s": at(s, combine=combine)},
+                lambda x: {"y": x + value, "s": x},
+            )
             return net.program
 
         variants = [program(), program(size=3), program(shift=1), program(value=2.0), program(combine="max")]
@@ -257,7 +267,9 @@ class TestFingerprint:
         )
         runs = []
         for order in ("3, 1, 2", "1, 2, 3"):
-            done = subprocess.run([sys.executable, "-c", code.replace("ORDER", order)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", code.replace("ORDER", order)], capture_output=True, text=True, check=True
+            )
             runs.append(done.stdout.split())
         assert runs[0] == [runs[1][2], runs[1][0], runs[1][1]]
 
@@ -280,7 +292,8 @@ program bn of N >= 1  # MAPS, 2 nodes, 3 containers
 forward:
     map n in 0:N, c in 0:8:  # square #{node.id}; reads 8*N elements (32*N bytes), writes 8 elements (32 bytes)
         s[c] (sum) = x[n, c] * x[n, c]
-    map m in 0:N, d in 0:8:  # #{last.id} [bn (aten.batch_norm) at model.py:5]; reads 7*N + 8 elements (28*N + 32 bytes), writes 8*N elements (32*N bytes)
+    map m in 0:N, d in 0:8:  # #{last.id} [bn (aten.batch_norm) at model.py:5]; \
+reads 7*N + 8 elements (28*N + 32 bytes), writes 8*N elements (32*N bytes)
         x = x[m, d - 1] if d - 1 >= 0 else 0
         y[m, d] = x / s[d]"""
     )
@@ -288,6 +301,7 @@ forward:
 
 def test_a_rich_program_prints_every_part():
     text = print_program(rich_program())
-    for part in ("y: t = softmax(x: x, dim=(-1,)", "as maps", "[net.0 (aten.softmax) at model.py:3", "parallel(tile=(4, 8))", "local m: float32[] register",
+    for part in ("y: t = softmax(x: x, dim=(-1,)", "as maps", "[net.0 (aten.softmax) at model.py:3", "parallel(tile=(4, 8))",
+                 "local m: float32[] register",
                  "m[] (max) = t[ii, <k>]", "else -1.5", "and 1 more]", "out: z = library aten::relu(a: y, inplace=False)"):  # fmt: skip
         assert part in text, (part, text)

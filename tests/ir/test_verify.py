@@ -73,11 +73,19 @@ def test_scope():
     refused(copy_net(read_memlet=lambda x, i: at(x, j)).program, "scope", "x[j] uses j")
     refused(copy_net(code={"y": X + cast(index_value(j), float32)}).program, "scope", "the code uses j")
     k = Symbol("k", 0, j)
-    refused(copy_net(params=(index("i", 4), k), write_memlet=lambda y, i: at(y, i, combine="sum")).program, "scope", "the range of k uses j")
+    refused(
+        copy_net(params=(index("i", 4), k), write_memlet=lambda y, i: at(y, i, combine="sum")).program,
+        "scope",
+        "the range of k uses j",
+    )
 
 
 def test_range():
-    refused(copy_net(read_memlet=lambda x, i: at(x, i + 1)).program, "range", "subscript i + 1 of dimension 0 is 1 to 4, the size 4")
+    refused(
+        copy_net(read_memlet=lambda x, i: at(x, i + 1)).program,
+        "range",
+        "subscript i + 1 of dimension 0 is 1 to 4, the size 4",
+    )
     refused(copy_net(read_memlet=lambda x, i: at(x, 2 - i)).program, "range", "-i + 2 of dimension 0 is -1 to 2")
     refused(copy_net(write_memlet=lambda y, i: at(y, 4, combine="sum")).program, "range", "4")
     net = Net(symbols=[N := Symbol("N", 1)])
@@ -89,13 +97,21 @@ def test_range():
 def test_a_guard_makes_an_access_legal_and_unprovable_ones_are_left_to_the_interpreter():
     verify(copy_net(read_memlet=lambda x, i: at(x, i + 1, guard=inside(i + 1, 4), fill=0)).program)
     verify(copy_net(read_memlet=lambda x, i: at(x, (i * i) % 5)).program)
-    refused(copy_net(read_memlet=lambda x, i: at(x, i + 4, guard=(Condition(i - 2),), fill=0)).program, "range", "i + 4")
+    refused(
+        copy_net(read_memlet=lambda x, i: at(x, i + 4, guard=(Condition(i - 2),), fill=0)).program, "range", "i + 4"
+    )
 
 
 def test_an_access_that_never_happens_is_legal():
     verify(copy_net(read_memlet=lambda x, i: at(x, i + 9, guard=inside(i + 9, 4), fill=0)).program)
     none = index("none", 0)
-    verify(copy_net(params=(none,), read_memlet=lambda x, i: at(x, none + 7), write_memlet=lambda y, i: at(y, none, combine="sum")).program)
+    verify(
+        copy_net(
+            params=(none,),
+            read_memlet=lambda x, i: at(x, none + 7),
+            write_memlet=lambda y, i: at(y, none, combine="sum"),
+        ).program
+    )
 
 
 def test_indirect():
@@ -113,12 +129,20 @@ def test_code():
 
 def test_dtype():
     refused(copy_net(code={"y": apply("eq", X, 0)}).program, "dtype", "writes bool to y, which is float32")
-    refused(copy_net(code={"y": cast(read("x", float64), float32)}).program, "dtype", "reads x[i] as float64, but x is float32")
+    refused(
+        copy_net(code={"y": cast(read("x", float64), float32)}).program,
+        "dtype",
+        "reads x[i] as float64, but x is float32",
+    )
 
 
 def test_combine():
-    refused(copy_net(write_memlet=lambda y, i: at(y, i, combine="median")).program, "combine", "unknown combiner 'median'")
-    refused(copy_net(write_memlet=lambda y, i: at(y, i, combine="welford")).program, "combine", "count, mean, m2, not y")
+    refused(
+        copy_net(write_memlet=lambda y, i: at(y, i, combine="median")).program, "combine", "unknown combiner 'median'"
+    )
+    refused(
+        copy_net(write_memlet=lambda y, i: at(y, i, combine="welford")).program, "combine", "count, mean, m2, not y"
+    )
     refused(copy_net(write_memlet=lambda y, i: at(y, i, scan=i)).program, "combine", "without a combiner")
     refused(copy_net(write_memlet=lambda y, i: at(y, 3, combine="sum", scan=i)).program, "combine", "scans along i")
 
@@ -127,7 +151,9 @@ def test_a_combining_node_does_not_read_its_sum():
     net = Net()
     x, y, i, j = net.input("x", 4), net.output("y"), index("i", 4), index("j", 4)
     s = Container("s", float32, (), storage="register")
-    both = net.flat((j,), {"x": at(x, i), "s": at(s)}, {"s": at(s, combine="sum")}, lambda x, s: {"s": x + s}, locals=(s,))
+    both = net.flat(
+        (j,), {"x": at(x, i), "s": at(s)}, {"s": at(s, combine="sum")}, lambda x, s: {"s": x + s}, locals=(s,)
+    )
     first = net.flat((j,), {"x": at(x, i)}, {"s": at(s, combine="sum")}, lambda x: {"s": x})
     out = net.flat((), {"s": at(s)}, {"y": at(y, combine="sum")}, lambda s: {"y": s}, locals=(s,))
     net.add(Map((i,), (first, both, out), locals={"s": s}))
@@ -271,8 +297,16 @@ def test_a_local_is_not_seen_outside_its_map():
 
 
 def test_params():
-    refused(copy_net(params=(index("i", 4), Symbol("k", 0)), write_memlet=lambda y, i: at(y, i, combine="sum")).program, "params", "k has no bounds")
-    refused(copy_net(params=(index("i", 4), index("i", 3)), write_memlet=lambda y, i: at(y, i, combine="sum")).program, "params", "i has the name")
+    refused(
+        copy_net(params=(index("i", 4), Symbol("k", 0)), write_memlet=lambda y, i: at(y, i, combine="sum")).program,
+        "params",
+        "k has no bounds",
+    )
+    refused(
+        copy_net(params=(index("i", 4), index("i", 3)), write_memlet=lambda y, i: at(y, i, combine="sum")).program,
+        "params",
+        "i has the name",
+    )
 
 
 def test_alias():
@@ -295,7 +329,14 @@ def test_body():
     refused(net.program, "body", "carries z to x")
     net = Net()
     x, y, k = net.input("x", 4), net.output("y", 4), net.input("k", dtype=int64)
-    net.add(Branch(body, copy_net(read_memlet=lambda x, i: at(x, i + 1)).program, reads={"condition": full(k), "x": full(x)}, writes={"y": full(y)}))
+    net.add(
+        Branch(
+            body,
+            copy_net(read_memlet=lambda x, i: at(x, i + 1)).program,
+            reads={"condition": full(k), "x": full(x)},
+            writes={"y": full(y)},
+        )
+    )
     refused(net.program, "body", "[range]")
     net = Net()
     x, y = net.input("x", 4), net.output("y", 4)
