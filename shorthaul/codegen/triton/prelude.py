@@ -1,0 +1,72 @@
+"""Functions that generated kernels call."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def floor_div(a, b):
+    """a // b rounded down for b > 0 (Triton's own rounds towards zero)."""
+    return (a - ((a % b) + b) % b) // b
+
+
+@triton.jit
+def floor_mod(a, b):
+    """a % b in 0 .. b - 1 for b > 0."""
+    return ((a % b) + b) % b
+
+
+@triton.jit
+def philox_uniform(seed, offset, index):
+    """float32 in [0, 1) by Philox4x32-10 (Salmon et al., SC 2011): key = seed, counter = (index, offset), all int64.
+
+    The upper 24 bits of the first word; the same bits as `shorthaul.ir.philox.uniform`.
+    """
+    k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    c0 = (index & 0xFFFFFFFF).to(tl.uint32)
+    c1 = ((index >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    c2 = (offset & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(c0)
+    c3 = ((offset >> 32) & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(c0)
+    for _ in tl.static_range(10):
+        low0 = c0 * tl.full([], 0xD2511F53, tl.uint32)
+        low1 = c2 * tl.full([], 0xCD9E8D57, tl.uint32)
+        high0 = tl.umulhi(c0, tl.full([], 0xD2511F53, tl.uint32))
+        high1 = tl.umulhi(c2, tl.full([], 0xCD9E8D57, tl.uint32))
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = k0 + tl.full([], 0x9E3779B9, tl.uint32)
+        k1 = k1 + tl.full([], 0xBB67AE85, tl.uint32)
+    return (c0 >> 8).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def merge_sum(a, b):
+    return a + b
+
+
+@triton.jit
+def merge_prod(a, b):
+    return a * b
+
+
+@triton.jit
+def merge_max(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def merge_min(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def merge_any(a, b):
+    return a | b
+
+
+@triton.jit
+def merge_all(a, b):
+    return a & b

@@ -1,0 +1,90 @@
+"""Index expressions and scalar code as Triton text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Union
+
+from shorthaul.ir.dtypes import DType, bool_, float64
+from shorthaul.ir.scalar import Scalar
+from shorthaul.ir.scalar_ops import SCALAR_OPS
+from shorthaul.symbolic import Expr, FloorDiv, Max, Min, Mod, Symbol, bounds
+
+IntLike = Union[int, Expr]
+
+TRITON_TYPES = {"float64": "tl.float64", "float32": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16",
+                "int64": "tl.int64", "int32": "tl.int32", "int16": "tl.int16", "int8": "tl.int8", "uint8": "tl.uint8",
+                "bool": "tl.int1"}  # fmt: skip
+
+
+def index_text(e: IntLike, names: Mapping[Expr, str]) -> str:
+    """Triton source of an index expression; `names` gives variables that hold symbols and quotients."""
+    if isinstance(e, int):
+        return str(e)
+    if e in names:
+        return names[e]
+    if isinstance(e, Symbol):
+        return e.name
+    if isinstance(e, (FloorDiv, Mod)):
+        a, b = _operand(e.dividend, names), _operand(e.divisor, names)
+        low = bounds(e.dividend)[0]
+        if low is not None and low >= 0:
+            return f"{a} {'//' if isinstance(e, FloorDiv) else '%'} {b}"
+        return f"{'floor_div' if isinstance(e, FloorDiv) else 'floor_mod'}({a}, {b})"
+    if isinstance(e, (Min, Max)):
+        fn = "tl.minimum" if isinstance(e, Min) else "tl.maximum"
+        text = index_text(e.args[0], names)
+        for a in e.args[1:]:
+            text = f"{fn}({text}, {index_text(a, names)})"
+        return text
+    parts: list[str] = []
+    for mono, c in sorted(e.terms.items(), key=lambda t: (t[1] < 0, -len(t[0]), [a.uid for a in t[0]])):
+        factors = [_operand(a, names) for a in mono]
+        if abs(c) != 1:
+            factors.append(str(abs(c)))
+        text = " * ".join(factors)
+        parts.append(("- " if c < 0 else "+ ") + text)
+    if e.const or not parts:
+        parts.append(f"{'-' if e.const < 0 else '+'} {abs(e.const)}")
+    text = " ".join(parts)
+    return text[2:] if text.startswith("+ ") else "-" + text[2:]
+
+
+def _operand(e: IntLike, names: Mapping[Expr, str]) -> str:
+    text = index_text(e, names)
+    return text if text.isidentifier() or text.isdigit() else f"({text})"
+
+
+def literal(value: object) -> str:
+    """A Python number as Triton source."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    return repr(value)
+
+
+def cast_text(text: str, source: DType, target: DType) -> str:
+    """Convert a block."""
+    if target is bool_:
+        return f"({text} != 0)"
+    return f"{text}.to({TRITON_TYPES[target.name]})"
+
+
+def operation_text(node: Scalar, args: list[str]) -> str:
+    """One operation of the vocabulary on the texts of its operands; raises ValueError where Triton has none."""
+    if node.op == "cast":
+        return cast_text(args[0], node.args[0].dtype, node.dtype)
+    row = SCALAR_OPS[node.op]
+    operand = node.args[-1].dtype
+    if node.op in ("floordiv", "mod") and operand.is_integer:
+        return f"{'floor_div' if node.op == 'floordiv' else 'floor_mod'}({args[0]}, {args[1]})"
+    if node.op == "div" and operand.is_integer:
+        return f"({args[0]} // {args[1]})"
+    if node.op == "mod":
+        return f"({args[0]} - tl.floor({args[0]} / {args[1]}) * {args[1]})"
+    if node.op == "where" and node.args[1].op == "const" and node.args[2].op == "const":
+        args = [args[0], f"tl.full([], {args[1]}, {TRITON_TYPES[node.dtype.name]})", args[2]]
+    if not row.triton:
+        raise ValueError(f"the scalar operation {node.op} has no Triton text; add it to its row in ir/scalar_ops.py")
+    text = row.triton.format(*args)
+    return text.replace("tl.sqrt_rn", "tl.sqrt") if operand is float64 else text
