@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from ir_nets import Net
+from pointwise import pointwise
+from random_programs import random_program
 
 from shorthaul.ir import interpret_map
 from shorthaul.ir.builder import at, inside
@@ -491,3 +493,16 @@ def test_float64_programs():
     net.map((i,), {"x": at(x, i)}, {"y": at(y, i)}, lambda x: {"y": apply("exp", x)})
     v = RNG.standard_normal(3)
     np.testing.assert_array_equal(interpret(net.program, {"x": v})["y"], np.exp(v))
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_random_programs_against_one_point_at_a_time(seed):
+    program, inputs = random_program(seed)
+    sizes = {s.name: n for c in program.containers.values() if c.name in inputs for s, n in zip(c.shape, np.shape(inputs[c.name]))
+             if isinstance(s, Symbol)}  # fmt: skip
+    expected = pointwise(program, inputs, sizes)
+    out = interpret(program, inputs, wide=True)
+    assert set(out) == set(program.containers)
+    for name, value in out.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
