@@ -23,6 +23,7 @@ from shorthaul.demo.train import WARM_UP, Engine, Racer, prepare, race
 
 BUDGET = 75.0  # seconds of training, all engines together, that the default number of steps aims at
 STEPS = (60, 200)  # but at least and at most so many
+LIMIT = 110.0  # seconds of training after which the default number of steps is cut short (a busy machine)
 
 
 def engines_of(names: Sequence[str]) -> dict[str, Engine]:
@@ -61,10 +62,11 @@ def run(
     console.print(_introduction(network, digits, engines, batch_size, seed))
 
     racers = _compile(console, prepare(network, engines), digits.batches(batch_size, WARM_UP + 2, seed))
+    limit = float("inf") if steps else LIMIT
     steps = steps or max(STEPS[0], min(STEPS[1], int(BUDGET / sum(r.median for r in racers))))
     for racer in racers:
         _start_again(racer, network)
-    _train(console, racers, digits.batches(batch_size, steps, seed))
+    steps = _train(console, racers, digits.batches(batch_size, steps, seed), limit)
     for racer in racers:
         racer.evaluate(digits.test_images, digits.test_labels)
 
@@ -121,7 +123,9 @@ def _start_again(racer: Racer, network: torch.nn.Module) -> None:
     racer.optimizer.state.clear()
 
 
-def _train(console: Console, racers: list[Racer], batches: list[Any]) -> None:
+def _train(console: Console, racers: list[Racer], batches: list[Any], limit: float) -> int:
+    """Train on all batches, or for `limit` seconds; the number of steps."""
+    begin, done = time.perf_counter(), 0
     columns = (SpinnerColumn(), TextColumn("training"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}"),
                TextColumn("{task.fields[losses]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
@@ -129,6 +133,10 @@ def _train(console: Console, racers: list[Racer], batches: list[Any]) -> None:
         for done in race(racers, batches):
             shown = "  ".join(f"[{c}]{r.name} {r.losses[-1]:.3f}[/]" for r, c in zip(racers, COLOURS))
             progress.update(task, completed=done, losses=shown)
+            if time.perf_counter() - begin > limit:
+                console.print(f"  the machine is busy: stopped after {done} of {len(batches)} steps")
+                break
+    return done
 
 
 def _print_curves(console: Console, curves: dict[str, list[float]]) -> None:

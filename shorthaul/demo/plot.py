@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 # The dots of a Braille character, by row and column, as bits above U+2800.
@@ -39,7 +40,7 @@ def text_plot(curves: Mapping[str, Sequence[float]], width: int = 68, height: in
     bits = [[0] * width for _ in range(height)]
     colour = [[""] * width for _ in range(height)]
     for index, line in enumerate(points.values()):
-        for x, y in line:
+        for x, y in _joined(line, 2 * width):
             column = round(x / longest * (2 * width - 1))
             row = round((high - y) / (high - low) * (4 * height - 1))
             bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
@@ -53,6 +54,15 @@ def text_plot(curves: Mapping[str, Sequence[float]], width: int = 68, height: in
     lines.append(" " * 9 + "└" + "─" * width)
     lines.append(" " * 10 + "1" + f"step {longest + 1}".rjust(width - 1))
     return "\n".join(lines)
+
+
+def _joined(line: list[tuple[int, float]], count: int) -> list[tuple[float, float]]:
+    """The points, and points between neighbours so that at least `count` lie along the line."""
+    between = max(1, math.ceil(count / max(1, len(line) - 1)))
+    joined: list[tuple[float, float]] = [(x, y) for x, y in line]
+    for (x, y), (u, v) in pairwise(line):
+        joined += [(x + (u - x) * k / between, y + (v - y) * k / between) for k in range(1, between)]
+    return joined
 
 
 def save_png(curves: Mapping[str, Sequence[float]], path: Path, title: str) -> Path:

@@ -134,6 +134,15 @@ def test_names_shapes_dtypes_and_integers_must_be_eagers(reference: dict[str, Te
     assert "1 of 1 values" in failures("buffer/num_batches_tracked", torch.tensor(19))
 
 
+def test_chaotic_counts_the_layouts_and_still_refuses_a_fault(reference: dict[str, Tensor]) -> None:
+    eager, spread, candidate = rounded(reference, 3, 2), rounded(reference, 300, 3), rounded(reference, 300, 1)
+    assert not compare(candidate, eager, reference, spread=spread).ok
+    assert compare(candidate, eager, reference, spread=spread, chaotic=True).ok
+    candidate["gradient/bn.bias"] = candidate["gradient/bn.bias"] * 1.01
+    verdict = pool([compare(candidate, eager, reference, spread=spread, chaotic=True)])
+    assert [f.split()[0] for f in verdict.failures] == ["gradient/bn.bias"]
+
+
 def test_comparing_nothing_is_not_agreement() -> None:
     assert not Agreement([]).ok
     with pytest.raises(KeyError, match="reference lacks"):
