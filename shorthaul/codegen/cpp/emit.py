@@ -30,6 +30,9 @@ PRELUDE = """\
 #include "shorthaul_vec.h"
 #include <stdlib.h>
 
+static inline int64_t sh_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t sh_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
 // A buffer of at least so many bytes that belongs to the calling thread; `which` tells apart buffers in use at the same time.
 static void* sh_scratch(int which, int64_t bytes) {
   static thread_local struct { void* memory; int64_t size; } kept[64];
@@ -120,7 +123,7 @@ def _finish(m: Map, nest: Nest, names: Names, body: Block, name: str | None) -> 
             lines.append(f"{T}* const {q} = ({T}*)(scratch + {names.index(offset)});")
             offset = offset + (elements * dtype.itemsize + 63) // 64 * 64
         head += [f"char* const scratch = (char*)sh_scratch(0, {names.index(offset)});", *lines]
-    block = Block('extern "C" void NAME(void* const* p, const int64_t* s) {', "}")
+    block = Block('extern "C" __attribute__((visibility("default"))) void NAME(void* const* p, const int64_t* s) {', "}")
     block.add("(void)s;", *head, *body.lines)
     lines = block.render()
     hashed = "\n".join(x for x in lines if not x.lstrip().startswith("//@"))

@@ -66,7 +66,7 @@ def index_text(e: IntLike, names: dict[Symbol, str]) -> str:
             raise KeyError(f"symbol {s} of index expression {e} is neither a parameter in scope nor a size")
         return names[s]
 
-    return to_c(e, name)
+    return to_c(e, name).replace("std::min<int64_t>", "sh_min").replace("std::max<int64_t>", "sh_max")
 
 
 def operation(node: Scalar, args: Sequence[str]) -> str:

@@ -25,8 +25,7 @@ class Slots:
     """Partial results of one group: a buffer a component, indexed by piece of work and kept parameters."""
 
     refs: list[Ref]
-    pieces: Symbol
-    kept: list[Symbol]
+    start: int  # loops further out are not the buffers' business: they are merged behind each of their iterations
 
 
 class Writer:
@@ -187,7 +186,7 @@ class Writer:
         where = coordinate * step + summation(s * n for s, n in strides.items())
         slot = [Ref(k, r.dtype.compute, where) for k, r in zip(keys, refs, strict=True)]
         piece = index("piece", count)
-        self.slots[id(code), g.names] = Slots(slot, piece, kept)
+        self.slots[id(code), g.names] = Slots(slot, len(place.path))
         # the nest that merges: reads the buffers, combines into the real containers
         held = frozenset(kept) | own
         merged = [replace(r, guard=tuple(c for c in r.guard if depends(c.expr, scope) <= held)) for r in refs]
@@ -207,6 +206,7 @@ class Writer:
         scope = frozenset(o.symbol for o in place.path) | {loop.symbol for loop in loops}
         env: dict[Scalar, Value] = {}
         found = groups(code, scope)
+        found = [self._with_private(code, g, place) for g in found]
         values = {g.names: frame.evaluate(code, [code.code[n] for n in g.names], env) for g in found}
         for ref in code.writes.values():
             frame.target(code, ref, env)  # index reads of writes come before any store
@@ -235,6 +235,12 @@ class Writer:
             child = [x for x in loop_lines if not isinstance(x, str)]
             b.lines = [*head, *frame.pre[k - 1], *child, *frame.post[k - 1]]
         place.block.add(*(blocks[0].lines if loops or not frame.pre[-1] else [self._scoped(blocks[0])]))
+
+    def _with_private(self, code: Code, g: Group, place: Place) -> Group:
+        """A local exists once for each iteration of the loops around its declaration: they count as kept."""
+        starts = [place.scope_start[code.writes[n].container] for n in g.names if code.writes[n].local]
+        around = frozenset(o.symbol for o in place.path[: min(starts, default=0)])
+        return replace(g, address=g.address | around, kept=g.kept | around) if around else g
 
     def _scoped(self, block: Block) -> Block:
         out = Block("{", "}")
@@ -393,8 +399,9 @@ class _GroupWriter:
 
     def _first(self, g: Group, ref: Ref, level: int) -> str:
         """The condition that nothing has been merged into memory yet; "" when no loop around `level` is reduced."""
-        start = self.place.scope_start.get(ref.container, 0) if ref.local else 0
-        around = [o for o in self.place.path[start:] if not o.shared] + self.outers[:level]
+        slots = self.writer.slots.get((id(self.code), g.names))
+        start = slots.start if slots is not None else self.place.scope_start[ref.container] if ref.local else 0
+        around = [o for o in self.place.path[start:] if not o.shared] + self.outers[: max(level, 0)]
         reduced = [o for o in around if o.symbol not in g.address]
         if g.scatters:
             return ""

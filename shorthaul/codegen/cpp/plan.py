@@ -208,7 +208,7 @@ def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = Tru
     out = Plan(loops, v)
     ops = vector_cost(code, v, params)
     out.work = product(p.size for p in params) * int(ops * 16) // (LANES * 16)
-    if parallel:
+    if parallel and not (isinstance(out.work, int) and out.work <= PARALLEL_WORK):
         out.items = _items(out, params, combining, all_groups, split, scan)
     _add_flush(out, code, combining)
     return out
@@ -223,7 +223,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
         order = [p for p in order if p is not lanes] + [lanes]
     out = Plan([Loop(p, "vec" if p is lanes else "seq") for p in order], lanes)
     out.work = int(sum(trips * cost for _, _, trips, cost in leaves) / LANES)
-    if not parallel:
+    if not parallel or out.work <= PARALLEL_WORK and all(isinstance(p.size, int) for p in nest.params):
         return out
     outside = []
     local: set[str] = set()
@@ -234,7 +234,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
     own = frozenset(nest.params)
     fixed = [p for p in order if not depends(p.size, own)]
     free = [p for p in fixed if all(p in g.kept for g in outside)]
-    reduced = [p for p in fixed if not any(p in g.address for g in outside)] if not any(g.scatters or g.scan for g in outside) else []
+    reduced = [p for p in fixed if p not in free and not any(p in g.address for g in outside)] if not any(g.scatters or g.scan for g in outside) else []
     count = 1
     for p in (*free, *reduced):
         size = estimate(p.size)
