@@ -109,6 +109,25 @@ class TestMeaning:
         np.testing.assert_array_equal(out["index"], expected(v, axis=1))
         np.testing.assert_array_equal(out["value"], v[np.arange(4), expected(v, axis=1)])
 
+    def test_tuple_combiners_over_scattered_groups_of_uneven_size(self):
+        net = Net()
+        x, ids = net.input("x", 7), net.input("ids", 7, dtype=int64)
+        value, place = net.output("value", 3), net.output("index", 3, dtype=int64)
+        stats = {k: net.output(k, 3) for k in ("count", "mean", "m2")}
+        i = index("i", 7)
+        reads = {"x": at(x, i), "id": at(ids, i)}
+        net.map((i,), reads, {k: at(c, Indirect("id"), combine="argmax") for k, c in (("value", value), ("index", place))},
+                lambda x, id: {"value": x, "index": index_value(i)})  # fmt: skip
+        net.map((i,), reads, {k: at(c, Indirect("id"), combine="welford") for k, c in stats.items()},
+                lambda x, id: {"count": const(1, float32), "mean": x, "m2": const(0, float32)})  # fmt: skip
+        v, g = np.array([3, 7, 1, 7, 5, 2, 7], np.float32), np.array([0, 1, 0, 1, 0, 2, 1])
+        out = interpret(net.program, {"x": v, "ids": g})
+        np.testing.assert_array_equal(out["index"], [4, 1, 5])
+        np.testing.assert_array_equal(out["value"], [5, 7, 2])
+        np.testing.assert_array_equal(out["count"], [3, 3, 1])
+        np.testing.assert_allclose(out["mean"], [3, 7, 2])
+        np.testing.assert_allclose(out["m2"], [8, 0, 0], atol=1e-6)
+
     def test_online_softmax_gives_maximum_and_sum(self):
         net = Net()
         x, m, s = net.input("x", 3, 8), net.output("max", 3), net.output("sum", 3)
