@@ -48,12 +48,15 @@ def capture_graph(
 
         return stop
 
+    if torch._dynamo.config.disable:
+        raise Unsupported("Dynamo is disabled (TORCHDYNAMO_DISABLE)", remedy="Unset it to capture a graph.")
     # A code object of its own: Dynamo's caches and its memory of sizes are kept per code object, and die with it.
     code = _entry.__code__.replace(co_name=f"capture_{next(_captures)}")
     entry = types.FunctionType(code, _entry.__globals__, code.co_name)
     compiled = torch._dynamo.optimize(backend, nopython=True, dynamic=dynamic)(entry)
     try:
-        compiled(module_or_fn, *args, **(kwargs or {}))
+        with torch.compiler.set_stance("default"):  # a "force_eager" stance of the caller would run the model
+            compiled(module_or_fn, *args, **(kwargs or {}))
     except _Captured as captured:
         gm, example_inputs = found[-1]
         return gm, example_inputs, list(captured.inputs)

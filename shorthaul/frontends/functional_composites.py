@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from shorthaul.frontends.functional import Unsupported
 from shorthaul.frontends.functional_record import ours
 
 aten = torch.ops.aten
@@ -135,6 +136,14 @@ def instance_norm(
     return out.view(input.shape)
 
 
+def one_hot(input: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """PyTorch's own composite looks at the values; with the number of classes given it need not."""
+    if num_classes == -1:
+        raise Unsupported("one_hot without num_classes depends on data", remedy="Pass num_classes.")
+    classes = torch.arange(num_classes, device=input.device)
+    return (input.unsqueeze(-1) == classes).to(torch.int64)
+
+
 def functional_dropout(
     input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> torch.Tensor:
@@ -194,6 +203,7 @@ REDIRECTED: dict[Any, Callable] = {
     F.dropout: functional_dropout,
     F.batch_norm: functional_batch_norm,
     F.instance_norm: functional_instance_norm,
+    F.one_hot: one_hot,
     operator.matmul: matmul,
     torch.instance_norm: instance_norm,
     aten.instance_norm.default: instance_norm,

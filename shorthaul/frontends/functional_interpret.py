@@ -16,14 +16,14 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from shorthaul.frontends.functional import FunctionalGraph, InputSpec, Origin, Unsupported
 from shorthaul.frontends.functional_composites import REDIRECTED
 from shorthaul.frontends.functional_hops import HIGHER_ORDER
-from shorthaul.frontends.functional_origin import dotted_path, origin_of, source_name
+from shorthaul.frontends.functional_origin import dotted_path, origin_of, readable_name, source_name
 from shorthaul.frontends.functional_outputs import finish
 from shorthaul.frontends.functional_record import Recorder, ours
 
@@ -62,11 +62,13 @@ def trace(gm: fx.GraphModule, example_inputs: Sequence[Any], grad_enabled: bool)
     with interpreter.active():
         wrapped: list[Any] = []
         for node, spec, value in zip(placeholders, specs, fakes, strict=True):
+            name = node.name if spec.role == "size" else readable_name(node)
             if spec.duplicate_of is not None:
-                interpreter.recorder.placeholder(node.name, None, False, origin_of(node))
+                spec.name = interpreter.recorder.placeholder(name, None, False, origin_of(node)).name
                 wrapped.append(wrapped[spec.duplicate_of])
                 continue
-            interpreter.recorder.placeholder(node.name, value, spec.requires_grad, origin_of(node), spec.is_leaf)
+            origin = origin_of(node)
+            spec.name = interpreter.recorder.placeholder(name, value, spec.requires_grad, origin, spec.is_leaf).name
             wrapped.append(interpreter.wrap(value))
         results = interpreter.run(gm, wrapped, Origin())
         return finish(interpreter, specs, wrapped, fakes, results)
@@ -242,7 +244,7 @@ class Interpreter:
                 )
             return handler(self, args, kwargs)
         assert callable(target)
-        marker = _MARKERS.get(target) if not isinstance(target, torch._ops.OpOverload) else None
+        marker = _MARKERS.get(target)
         if marker is not None:
             return marker(self, *args, **kwargs)
         if getattr(target, "__module__", None) in ("torch._C._functorch", "torch._functorch.predispatch"):
@@ -332,6 +334,13 @@ class Interpreter:
     def _set_grad_enabled(self, enabled: bool) -> None:
         self.recorder.grad_enabled = bool(enabled)
 
+    def assert_size(self, condition: Any, message: str) -> None:
+        """What Dynamo asserts of sizes that depend on data: provable from their ranges, or refused."""
+        if not statically_known_true(condition):
+            raise Unsupported(
+                f"a size that depends on data would have to be checked at run time ({message})", self.recorder.origin
+            )
+
     def _get_data(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.call(torch.Tensor.detach, (tensor,), {})
 
@@ -379,8 +388,9 @@ def _storage(tensor: torch.Tensor) -> int:
 
 _DETACHING = {torch.Tensor.detach, torch.detach, torch.ops.aten.detach.default}
 _MARKERS: dict[Any, Callable] = {
+    torch.ops.aten._assert_scalar.default: Interpreter.assert_size,
     torch._C._set_grad_enabled: Interpreter._set_grad_enabled,
-    torch._C._autograd._get_data_attr: Interpreter._get_data,
+    getattr(torch._C._autograd, "_get_data_attr", None): Interpreter._get_data,
     torch.amp.autocast_mode._enter_autocast: Interpreter.enter_autocast,
     torch.amp.autocast_mode._exit_autocast: Interpreter.exit_autocast,
     torch.autograd.grad_mode._enter_inference_mode: Interpreter._enter_inference_mode,

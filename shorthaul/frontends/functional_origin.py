@@ -49,6 +49,17 @@ def source_name(node: fx.Node) -> str:
     return name() if callable(name) else name
 
 
+def readable_name(node: fx.Node) -> str:
+    """`L['self']._modules['head']._parameters['weight']` -> `head_weight`, `L['args'][0]` -> `args_0`."""
+    source = source_name(node)
+    local = re.match(r"^[LG]\[['\"](\w+)['\"]\]", source)
+    path = dotted_path(source)
+    if local is not None and local.group(1) not in ("self", "module"):
+        path = f"{local.group(1)}.{path}" if path else local.group(1)
+    name = re.sub(r"\W+", "_", path).strip("_") or node.name
+    return name if not name[0].isdigit() else f"m_{name}"
+
+
 def call_name(node: fx.Node) -> str:
     """A short name of the torch-level call."""
     if isinstance(node.target, str):

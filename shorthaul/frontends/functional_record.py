@@ -33,7 +33,9 @@ ours = torch.ops.shorthaul
 
 # PyTorch decomposes these before functionalization sees them. The interpreter calls our operator of the same
 # signature instead, and the recorder writes the ATen operator: a graph of standard names that eager can run.
+# And operators that PyTorch chooses only because the capture runs without autograd.
 PRESERVED = {
+    aten._embedding_bag_forward_only.default: aten._embedding_bag.default,
     ours.linear.default: aten.linear.default,
     ours.matmul.default: aten.matmul.default,
     ours.dropout.default: aten.dropout.default,
@@ -106,13 +108,12 @@ class Recorder(TorchDispatchMode):
 
     def placeholder(self, name: str, value: Any, requires_grad: bool, origin: Origin, is_leaf: bool = False) -> fx.Node:
         node = self.graph.placeholder(name)
+        node.target = node.name  # unique, as parameters of one function
         node.meta["is_leaf"] = is_leaf
         node.meta.update(val=value, origin=origin, grad_enabled=True, requires_grad=requires_grad, checkpoint=None)
         if isinstance(value, torch.Tensor):
             self._bind(value, node)
-            for dim, size in enumerate(value.shape):
-                if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
-                    self._symbols.setdefault(size.node.expr, (node, dim))
+            self._define_symbols(value, node)
         elif isinstance(value, (torch.SymInt, torch.SymFloat)):
             self._sizes[value.node.expr] = node
         return node
@@ -120,6 +121,12 @@ class Recorder(TorchDispatchMode):
     def _bind(self, fake: torch.Tensor, node: fx.Node) -> None:
         self._nodes[id(fake)] = node
         self._keep.append(fake)
+
+    def _define_symbols(self, value: torch.Tensor, node: fx.Node) -> None:
+        """A size that nothing earlier knows (an input's, or the count of a nonzero) can be read off this tensor."""
+        for dim, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_symbol and size.node.expr not in self._sizes:
+                self._symbols.setdefault(size.node.expr, (node, dim))
 
     def node_of(self, fake: torch.Tensor) -> fx.Node:
         node = self._nodes.get(id(fake))
@@ -157,6 +164,7 @@ class Recorder(TorchDispatchMode):
             part = self.call(operator.getitem, (node, index), {}, item, requires_grad[index])
             if isinstance(item, torch.Tensor):
                 self._bind(item, part)
+                self._define_symbols(item, part)
             elif isinstance(item, torch.SymInt):
                 self._sizes[item.node.expr] = part
 
@@ -289,6 +297,7 @@ class Recorder(TorchDispatchMode):
                 value = value.view_as(value) if value is not None else value
             node = self.call(target, node_args, node_kwargs, value, differentiable and is_differentiable_dtype(value))
             self._bind(value, node)
+            self._define_symbols(value, node)
         elif isinstance(value, (list, tuple)):
             first_only = target.overloadpacket in _ONLY_FIRST_DIFFERENTIABLE
             flags = tuple(

@@ -30,6 +30,7 @@ class _Executor(fx.Interpreter):
         if isinstance(result, torch.Tensor) and node.op == "call_function":
             if node.meta["grad_enabled"]:  # eager claims requires_grad of views made under no_grad; no gradient flows
                 assert result.requires_grad == node.meta["requires_grad"], f"requires_grad: {node.format_node()}"
+            self.env[node] = result
             assert result.dtype == node.meta["val"].dtype, node.format_node()
             assert [int(s) for s in result.shape] == _sizes(node, self.env), f"shape: {node.format_node()}"
         return result
@@ -49,8 +50,9 @@ def _sizes(node: fx.Node, env: dict) -> list[int]:
         fake = other.meta.get("val")
         if isinstance(fake, torch.SymInt):
             bound[fake.node.expr] = value
-        elif isinstance(fake, torch.Tensor) and other.op == "placeholder":
-            bound.update((s.node.expr, int(n)) for s, n in zip(fake.shape, value.shape) if isinstance(s, torch.SymInt))
+        elif isinstance(fake, torch.Tensor) and isinstance(value, torch.Tensor):
+            symbols = [(s, n) for s, n in zip(fake.shape, value.shape) if isinstance(s, torch.SymInt)]
+            bound.update((s.node.expr, int(n)) for s, n in symbols if s.node.expr.is_symbol)
     return [int(s.node.expr.subs(bound)) if isinstance(s, torch.SymInt) else s for s in node.meta["val"].shape]
 
 

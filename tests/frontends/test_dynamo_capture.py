@@ -154,7 +154,32 @@ def test_errors_of_the_users_code_surface():
 
 def test_no_tensor_work_is_refused():
     with pytest.raises(Unsupported, match="no tensor computation"):
-        capture_graph(lambda x: x, (torch.randn(3),))
+        capture_graph(lambda n: n + 1, (3,))
+
+
+def test_identity_is_an_input():
+    graph = functionalize(*capture_graph(lambda x: x, (torch.randn(3),))[:2])
+    assert [spec.kind for spec in graph.outputs] == ["input"]
+
+
+def test_eager_stance_does_not_run_the_model():
+    module = N.Structured()
+    with torch.compiler.set_stance("force_eager"):
+        capture_graph(module, (torch.randn(3, 8),))
+    assert module.calls == 0
+
+
+def test_disabled_dynamo_is_refused():
+    module = N.Structured()
+    with torch._dynamo.config.patch(disable=True), pytest.raises(Unsupported, match="disabled"):
+        capture_graph(module, (torch.randn(3, 8),))
+    assert module.calls == 0
+
+
+def test_readable_names():
+    graph = functionalize(*capture_graph(N.MLP(), (torch.randn(3, 8),))[:2])
+    assert [spec.name for spec in graph.inputs] == [n.name for n in graph.graph.nodes if n.op == "placeholder"]
+    assert {"layers_0_weight", "layers_3_bias", "args_0"} <= {spec.name for spec in graph.inputs}
 
 
 def test_arguments_must_be_a_tuple():
