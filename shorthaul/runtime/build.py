@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -153,7 +153,8 @@ def openmp_runtime() -> Path | None:
             path for folder in folders for path in folder.glob("lib*omp*.so*") if pattern.match(path.name)
         )
     own = [path for path in candidates if inside.parent in path.parents]
-    return (own or candidates or [None])[0]
+    best = own or candidates
+    return best[0] if best else None
 
 
 def _openmp_link(compiler: Compiler, openmp: Path | None) -> list[str]:
@@ -247,7 +248,7 @@ def _kill(process: subprocess.Popen[bytes], wait: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def _working_folder():
+def _working_folder() -> Iterator[Path]:
     """A fresh folder, removed at the end: in the system's place for temporary files, else in memory."""
     for place in (None, "/dev/shm"):
         try:

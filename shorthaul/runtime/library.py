@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .build import build, openmp_runtime
 
@@ -28,7 +29,9 @@ class CompiledLibrary:
     def __repr__(self) -> str:
         return f"CompiledLibrary({str(self.path)!r})"
 
-    def function(self, name: str, argument_types: Sequence[type] | None = None, result_type: type | None = None):
+    def function(
+        self, name: str, argument_types: Sequence[type] | None = None, result_type: type | None = None
+    ) -> Callable[..., Any]:
         """The C function ``name``, returning nothing unless ``result_type`` says otherwise."""
         try:
             function = getattr(self._library, name)
@@ -43,12 +46,13 @@ class CompiledLibrary:
 
     def address(self, name: str) -> int:
         """The address of the C function ``name``, for tables of kernels."""
-        address = ctypes.cast(self.function(name), ctypes.c_void_p).value
+        self.function(name)  # with its error for a name that is not there
+        address = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
         assert address is not None
         return address
 
 
-def build_library(sources: Mapping[str, str], *, symbols: Sequence[str] = (), **options) -> CompiledLibrary:
+def build_library(sources: Mapping[str, str], *, symbols: Sequence[str] = (), **options: Any) -> CompiledLibrary:
     """:func:`shorthaul.runtime.build.build`, and load the result. Another process may have removed the cache entry in
     between (to make room); it is then built once more."""
     for attempt in (1, 2):

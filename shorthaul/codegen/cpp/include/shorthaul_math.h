@@ -244,6 +244,7 @@ template <int Shift, class V> SH_INLINE V sine(V x) {
   }
   V y = (quadrant & 1) != 0 ? c : s;
   y = bits<V>(bits<ints<V>>(y) ^ ((quadrant & 2) << (is_f32<V> ? 30 : 62)));
+  if constexpr (Shift == 0) y = x == T(0) ? x : y;  // the sign of zero
   const auto inside = fabs(x) <= T(is_f32<V> ? 8192 : 1000000);
   if (any(~inside)) {
     const V library = library_sine<Shift, V>(x);
