@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shorthaul.codegen.cpp.emit import Kernel, emit_kernel, emit_source
+from shorthaul.codegen.cpp.plan import DEFAULT, Limits
 from shorthaul.ir.builder import at, fresh_params, inside, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, bfloat16, bool_, float16, float32, float64, int8, int32, int64, round_bfloat16, uint8
@@ -183,11 +184,11 @@ def compare(case: Case, name: str, got: np.ndarray, want: np.ndarray) -> None:
     assert error <= limit, f"{case.name}: relative error of {name} is {error:.3g}, allowed {limit:.3g}"
 
 
-def build_all(cases: Sequence[Case], cache: Path, units: int = 4) -> tuple[dict[str, Kernel], ctypes.CDLL]:
+def build_all(cases: Sequence[Case], cache: Path, units: int = 4, limits: Limits = DEFAULT) -> tuple[dict[str, Kernel], ctypes.CDLL]:
     """The kernels of all cases in one library."""
     from shorthaul.runtime.build import build
 
-    kernels = {c.name: emit_kernel(c.map, c.containers) for c in cases}
+    kernels = {c.name: emit_kernel(c.map, c.containers, limits=limits) for c in cases}
     names = sorted({k.name for k in kernels.values()})
     path = build(emit_source(kernels.values(), units), symbols=names, cache_directory=cache)
     return kernels, ctypes.CDLL(str(path))

@@ -11,6 +11,7 @@ import pytest
 import cpp_cases as c
 from cpp_cases import Case
 from shorthaul.codegen.cpp.emit import Kernel
+from shorthaul.codegen.cpp.plan import Limits
 from shorthaul.ir.dtypes import bfloat16, float16, float32, float64, int8, int32, int64, uint8
 
 
@@ -19,6 +20,8 @@ def _cases() -> Iterator[Case]:
         for n in (1, 7, 17, 1000) if dtype is float32 else (17, 100):
             yield c.elementwise(dtype, n)
     yield c.elementwise(float32, 200_000)
+    for dtype in (float32, float64):
+        yield from c.all_float_operations(dtype)
     for dtype in (int64, int32, int8, uint8):
         yield from c.integer_operations(dtype)
     yield from c.casts()
@@ -113,12 +116,23 @@ def _cases() -> Iterator[Case]:
             yield c.symbolic(kind, n)
 
 
+# small enough that even the smallest test is cut into pieces, tiles and blocks of sums
+SMALL = Limits(row_tile=3, inner_reduction=4, chunk=32, long_sum=32, parallel_work=-1, pieces=5, enough=4)
+
 CASES = {case.name: case for case in _cases()}
+
+
+PIECES = [case for case in CASES.values() if not case.name.startswith(("casts", "integer op", "elementwise")) and not case.name.endswith((" lanes", " plain")) and "40000" not in case.name]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Kernel], ctypes.CDLL]:
     return c.build_all(list(CASES.values()), tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def built_in_pieces(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Kernel], ctypes.CDLL]:
+    return c.build_all(PIECES, tmp_path_factory.mktemp("kernels"), limits=SMALL)
 
 
 def _check(case: Case, built: tuple[dict[str, Kernel], ctypes.CDLL]) -> None:
@@ -135,3 +149,8 @@ def _check(case: Case, built: tuple[dict[str, Kernel], ctypes.CDLL]) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_agrees_with_interpreter(name: str, built: tuple[dict[str, Kernel], ctypes.CDLL]) -> None:
     _check(CASES[name], built)
+
+
+@pytest.mark.parametrize("case", PIECES, ids=lambda case: case.name)
+def test_kernel_in_pieces_agrees_with_interpreter(case: Case, built_in_pieces: tuple[dict[str, Kernel], ctypes.CDLL]) -> None:
+    _check(case, built_in_pieces)

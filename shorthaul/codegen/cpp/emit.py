@@ -21,7 +21,7 @@ from shorthaul.symbolic import Expr, IntLike, Symbol, free_symbols, index, produ
 from .expressions import ctype
 from .linearize import Code, Nest, Ref, depends, lower, simplify
 from .loops import Writer
-from .plan import groups
+from .plan import DEFAULT, Limits, groups
 from .text import Block, Names, Place
 
 HEADER = "shorthaul_vec.h"
@@ -73,11 +73,12 @@ class Kernel:
     scratch_bytes: IntLike = 0
 
 
-def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = None, shared: Collection[str] = ()) -> Kernel:
+def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = None, shared: Collection[str] = (),
+                limits: Limits = DEFAULT) -> Kernel:  # fmt: skip
     """The C++ function that runs a top-level map.
 
     shared: containers of which other nodes write other parts; of those, a combining map writes only the elements that it reaches. Of
-    others it also sets the elements that no iteration reaches, to the combiner's identity.
+    others it also sets the elements that no iteration reaches, to the combiner's identity. limits: tuning parameters.
     Raises ValueError, KeyError or TypeError, naming the memlet, for a map that is not well formed.
     """
     nest = simplify(lower(m, containers))
@@ -90,7 +91,7 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = 
         names.size(s)
     body = Block()
     fills = _fills(nest, names, shared)
-    writer = Writer(names)
+    writer = Writer(names, limits)
     place = Place(body, parallel=True)
     possibly_empty = [p.size for p in nest.params if not (isinstance(p.size, int) and p.size > 0) and prove_lt(0, p.size) is not True]
     empty = any(isinstance(n, int) for n in possibly_empty)

@@ -13,7 +13,7 @@ from shorthaul.symbolic import IntLike, Symbol, ceildiv, index, product, prove_e
 
 from .expressions import ctype, is_half
 from .linearize import Code, Nest, Ref, depends, simplify, stride_of
-from .plan import LANES, PARALLEL_WORK, Group, Loop, Plan, estimate, groups, plan, plan_tree
+from .plan import DEFAULT, LANES, Group, Limits, Loop, Plan, estimate, groups, plan, plan_tree
 from .text import Block, Names, Outer, Place, Range
 from .values import Frame, Value, identity_text
 
@@ -31,8 +31,9 @@ class Slots:
 class Writer:
     """Writes a simplified nest as C++ into a block."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, limits: Limits = DEFAULT) -> None:
         self.names = names
+        self.limits = limits
         self.slots: dict[tuple[int, tuple[str, ...]], Slots] = {}
 
     # nests ---------------------------------------------------------------------------------------------------------------
@@ -41,14 +42,14 @@ class Writer:
         scope = frozenset(o.symbol for o in place.path) | frozenset(nest.params)
         code = nest.leaf
         if code is not None:
-            p = plan(nest, code, scope, vector=place.lanes is None, parallel=place.parallel, split=split)
+            p = plan(nest, code, scope, vector=place.lanes is None, parallel=place.parallel, split=split, limits=self.limits)
         else:
-            p = plan_tree(nest, scope, vector=place.lanes is None, parallel=place.parallel)
+            p = plan_tree(nest, scope, vector=place.lanes is None, parallel=place.parallel, limits=self.limits)
         if not p.items:
             self._loops(nest, p, replace(place, parallel=place.parallel and code is None))
             return
         finals: list[Nest] = []
-        inner = self._open_items(nest, p, place, finals)
+        inner = self._open_items(nest, p, place, finals, split)
         self._loops(nest, p, inner)
         for f in finals:
             self.run(simplify(f), place, split=False)
@@ -67,7 +68,7 @@ class Writer:
             if loop.kind == "vec":
                 lanes = loop.symbol
         starts = {**place.scope_start, **{k: len(path) for k in nest.locals}}
-        body = Place(block, path, lanes, starts, place.parallel, ranges)
+        body = Place(block, path, lanes, starts, place.parallel and lanes is None, ranges)
         for name, c in nest.locals.items():
             self._declare(name, c, body)
         for node in nest.body:
@@ -121,7 +122,7 @@ class Writer:
             inner = block.open(f"sh::for_lanes({r.low}, {r.high}, [&](auto L, const int64_t {i}) __attribute__((always_inline)) {{", "});")
         return inner, outer, "L"
 
-    def _open_items(self, nest: Nest, p: Plan, place: Place, finals: list[Nest]) -> Place:
+    def _open_items(self, nest: Nest, p: Plan, place: Place, finals: list[Nest], split: bool) -> Place:
         """Open the loop over pieces of work and prepare partial results; `finals` receives the nests that merge them."""
         names = self.names
         pieces: list[tuple[Symbol, Symbol]] = []  # (parameter, the symbol that counts its pieces)
@@ -134,10 +135,10 @@ class Writer:
                 names.symbols[count] = names.fresh("c")
                 pieces.append((s, count))
         total = product(c.size for _, c in pieces)
-        condition = f" if ({names.index(p.work)} > {PARALLEL_WORK})" if not isinstance(p.work, int) else ""
-        if not isinstance(p.work, int) or p.work > PARALLEL_WORK:
+        condition = f" if ({names.index(p.work)} > {self.limits.parallel_work})" if not isinstance(p.work, int) else ""
+        if not isinstance(p.work, int) or p.work > self.limits.parallel_work:
             place.block.add(f"#pragma omp parallel for schedule(static){condition}")
-        for scope, code, local in _codes(nest, frozenset(o.symbol for o in place.path)):
+        for scope, code, local in _codes(nest, frozenset(o.symbol for o in place.path)) if split else ():
             for g in groups(code, scope):
                 if g.combiner is not None and not (local & {code.writes[n].container for n in g.names}):
                     self._make_slots(code, g, pieces, scope, place, finals)
@@ -329,7 +330,7 @@ class _GroupWriter:
 
         total = declare(kept_level)
         current = total
-        flush = self.plan.flush
+        flush = next((k for k, loop in enumerate(self.loops) if loop is self.plan.flush), None)
         blocked = flush is not None and flush > kept_level and combiner == "sum" and dtypes[0].is_float and dtypes[0].bits == 32
         if blocked:
             assert flush is not None

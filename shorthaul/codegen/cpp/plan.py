@@ -20,13 +20,28 @@ from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, max
 from .linearize import Code, Nest, Ref, decompose, depends, stride_of
 
 LANES = 16  # for which plans are made; kernels are correct for any
-ROW_TILE = 8  # rows that run inside the lanes
-INNER_REDUCTION = 128  # a reduction of at most so many steps runs inside the lanes whole
-CHUNK = 16384  # points of an elementwise piece of work
-LONG_SUM = 8192  # elements that one vector of float32 accumulators adds up before it is merged
-PARALLEL_WORK = 6000  # vector operations below which threads cost more than they give
-PIECES = 64  # pieces of work to aim at
-_SMALL = 12  # pieces of kept loops that are enough
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What plans are tuned by.
+
+    row_tile: rows that run inside the lanes. inner_reduction: a reduction of at most so many steps runs inside the lanes whole.
+    chunk: points of an elementwise piece of work. long_sum: elements that one vector of float32 accumulators adds up before it is
+    merged. parallel_work: vector operations below which threads cost more than they give. pieces: pieces of work to aim at;
+    enough: pieces of kept loops for which reduced ones are not split.
+    """
+
+    row_tile: int = 8
+    inner_reduction: int = 128
+    chunk: int = 16384
+    long_sum: int = 8192
+    parallel_work: int = 6000
+    pieces: int = 64
+    enough: int = 12
+
+
+DEFAULT = Limits()
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Plan:
     loops: list[Loop]
     vector: Symbol | None
     items: list[tuple[Symbol, IntLike | None]] = field(default_factory=list)
-    flush: int | None = None
+    flush: Loop | None = None
     work: IntLike = 0
 
 
@@ -192,7 +207,8 @@ def estimate(e: IntLike) -> int:
     return max(guess, low or 0) if high is None else max(low or 0, min(guess, high))
 
 
-def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False, split: bool = True) -> Plan:
+def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False, split: bool = True,
+         limits: Limits = DEFAULT) -> Plan:  # fmt: skip
     """The plan of a flat nest. scope: all parameters above and here. parallel: threads may share it out; split: also reduced loops."""
     params = nest.params
     all_groups = groups(code, scope)
@@ -204,17 +220,17 @@ def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = Tru
         loops = _scan_order(others, v, scan, combining)
         tile = None
     else:
-        loops, tile = _order(code, others, v, combining, all_groups, scope)
+        loops, tile = _order(code, others, v, combining, all_groups, scope, limits)
     out = Plan(loops, v)
     ops = vector_cost(code, v, params)
     out.work = product(p.size for p in params) * int(ops * 16) // (LANES * 16)
-    if parallel and not (isinstance(out.work, int) and out.work <= PARALLEL_WORK):
-        out.items = _items(out, params, combining, all_groups, split, scan)
-    _add_flush(out, code, combining)
+    if parallel and not (isinstance(out.work, int) and out.work <= limits.parallel_work):
+        out.items = _items(out, params, combining, split, scan, limits)
+    _add_flush(out, combining, limits)
     return out
 
 
-def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False) -> Plan:
+def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False, limits: Limits = DEFAULT) -> Plan:
     """The plan of the outer loops of a tree: whether one of them becomes the lanes of everything below, and what threads share out."""
     leaves = list(_leaves(nest, list(scope - frozenset(nest.params)), 1.0))
     order = _tree_order(nest, [code for code, _, _, _ in leaves])
@@ -223,7 +239,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
         order = [p for p in order if p is not lanes] + [lanes]
     out = Plan([Loop(p, "vec" if p is lanes else "seq") for p in order], lanes)
     out.work = int(sum(trips * cost for _, _, trips, cost in leaves) / LANES)
-    if not parallel or out.work <= PARALLEL_WORK and all(isinstance(p.size, int) for p in nest.params):
+    if not parallel or out.work <= limits.parallel_work and all(isinstance(p.size, int) for p in nest.params):
         return out
     outside = []
     local: set[str] = set()
@@ -238,15 +254,15 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
     count = 1
     for p in (*free, *reduced):
         size = estimate(p.size)
-        if count >= _SMALL and (p in reduced or count >= PIECES):
+        if count >= limits.enough and (p in reduced or count >= limits.pieces):
             break
-        wanted = -(-PIECES // count)
+        wanted = -(-limits.pieces // count)
         chunk = max(1, size // wanted)
         if p is lanes:
             chunk = -(-chunk // LANES) * LANES
         if isinstance(p.size, int) and chunk >= p.size:
             continue
-        out.items.append((p, chunk if isinstance(p.size, int) or p in free else ceildiv(p.size, PIECES)) if chunk > 1 or not isinstance(p.size, int) else (p, None))
+        out.items.append((p, chunk if isinstance(p.size, int) or p in free else ceildiv(p.size, limits.pieces)) if chunk > 1 or not isinstance(p.size, int) else (p, None))
         count *= -(-size // chunk)
     if count < 4:
         out.items = []
@@ -312,7 +328,7 @@ def _scan_order(others: list[Symbol], v: Symbol | None, scan: Symbol, combining:
 
 
 def _order(code: Code, others: list[Symbol], v: Symbol | None, combining: list[Group], all_groups: list[Group],
-           scope: frozenset[Symbol]) -> tuple[list[Loop], Symbol | None]:  # fmt: skip
+           scope: frozenset[Symbol], limits: Limits) -> tuple[list[Loop], Symbol | None]:  # fmt: skip
     lanes = [Loop(v, "vec")] if v is not None else []
     kept = [p for p in others if all(p in g.address for g in combining)]
     reduced = [p for p in others if not any(p in g.address for g in combining)] if combining else []
@@ -329,23 +345,23 @@ def _order(code: Code, others: list[Symbol], v: Symbol | None, combining: list[G
             return [*(Loop(p) for p in outer), *lanes], None
         if depends_on_other(tile, others):
             return [*(Loop(p) for p in outer), *lanes], None
-        return [*(Loop(p) for p in outer[:-1]), *_tiled(tile, lanes, ROW_TILE)], tile
+        return [*(Loop(p) for p in outer[:-1]), *_tiled(tile, lanes, limits.row_tile)], tile
     inner: list[Symbol] = []
     steps: IntLike = 1
     for p in reversed(reduced):
         steps = steps * p.size
-        if not isinstance(steps, int) or steps > INNER_REDUCTION:
+        if not isinstance(steps, int) or steps > limits.inner_reduction:
             break
         inner.insert(0, p)
     above = [p for p in reduced if p not in inner]
     if not plain_writes and not above:
         return [*(Loop(p) for p in kept), *lanes, *(Loop(p) for p in inner)], None
-    if inner and not plain_writes and math.prod(p.size for p in inner) >= ROW_TILE:  # type: ignore[misc]
+    if inner and not plain_writes and math.prod(p.size for p in inner) >= limits.row_tile:  # type: ignore[misc]
         return [*(Loop(p) for p in (*kept, *above)), *lanes, *(Loop(p) for p in inner)], None
     tile = reduced[-1] if reduced else None
     if tile is None or depends_on_other(tile, others):
         return [*(Loop(p) for p in outer), *lanes], None
-    return [*(Loop(p) for p in (*kept, *reduced[:-1])), *_tiled(tile, lanes, ROW_TILE)], tile
+    return [*(Loop(p) for p in (*kept, *reduced[:-1])), *_tiled(tile, lanes, limits.row_tile)], tile
 
 
 def depends_on_other(p: Symbol, others: Sequence[Symbol]) -> bool:
@@ -358,8 +374,8 @@ def _tiled(p: Symbol, lanes: list[Loop], step: int) -> list[Loop]:
     return [Loop(p, "tile", step), *lanes, Loop(p)]
 
 
-def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], all_groups: list[Group], split: bool,
-           scan: Symbol | None) -> list[tuple[Symbol, IntLike | None]]:  # fmt: skip
+def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], split: bool, scan: Symbol | None,
+           limits: Limits) -> list[tuple[Symbol, IntLike | None]]:  # fmt: skip
     """Which loops threads share out: outermost kept ones first, then chunks of a kept one, then chunks of a reduced one."""
     order = list(dict.fromkeys(loop.symbol for loop in out.loops if loop.symbol is not scan))
     own = frozenset(params)
@@ -370,28 +386,28 @@ def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], all_grou
     total = product(p.size for p in params)
     for p in free:
         n = estimate(count)
-        if n >= PIECES:
+        if n >= limits.pieces:
             break
         size, points = estimate(p.size), max(1, estimate(total) // max(1, n * estimate(p.size)))
-        limit = max(1, CHUNK // points)  # values of p that make a piece of decent size
+        limit = max(1, limits.chunk // points)  # values of p that make a piece of decent size
         if p is out.vector:
-            limit = max(limit, 64 if len(params) > 1 else CHUNK)
+            limit = max(limit, 64 if len(params) > 1 else limits.chunk)
             limit = -(-limit // LANES) * LANES
-        if limit <= 1 and size <= 4 * PIECES:
+        if limit <= 1 and size <= 4 * limits.pieces:
             items.append((p, None))
             count = count * p.size
             continue
-        wanted = -(-PIECES // n)
+        wanted = -(-limits.pieces // n)
         if p is out.vector and combining and len(params) > 1 and size // limit < 8 and split:
             break
-        chunk = max(1, min(limit, size)) if size * points < CHUNK * wanted else max(1, min(size // wanted, limit) if size >= wanted else 1)
+        chunk = max(1, min(limit, size)) if size * points < limits.chunk * wanted else max(1, min(size // wanted, limit) if size >= wanted else 1)
         if p is out.vector:
             chunk = -(-chunk // LANES) * LANES
         if isinstance(p.size, int) and chunk >= p.size:
             continue
         items.append((p, chunk) if chunk > 1 else (p, None))
         count = count * ceildiv(p.size, chunk)
-    if estimate(count) >= _SMALL or not split or any(g.scatters or g.scan is not None for g in combining) or not combining:
+    if estimate(count) >= limits.enough or not split or any(g.scatters or g.scan is not None for g in combining) or not combining:
         return items
     reduced = [p for p in fixed if p not in free and not any(p in g.kept for g in combining) and p is not scan]
     if not reduced:
@@ -401,43 +417,43 @@ def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], all_grou
         return items
     kept_points = max(1, max(estimate(product(x.size for x in params if x in g.kept)) for g in combining))
     points = max(1, estimate(total))
-    pieces = max(1, min(PIECES, points // (8 * kept_points), points // CHUNK + 1) // max(1, estimate(count)))
+    pieces = max(1, min(limits.pieces, points // (8 * kept_points), points // limits.chunk + 1) // max(1, estimate(count)))
     long = max(1, estimate(p.size))
     if p is out.vector and len(params) == 1:
-        chunk: IntLike = max(LANES * 4, min(LONG_SUM, -(-long // PIECES)))
+        chunk: IntLike = max(LANES * 4, min(limits.long_sum, -(-long // limits.pieces)))
         chunk = -(-chunk // LANES) * LANES
         if not isinstance(p.size, int):
-            chunk = maximum(2048, minimum(LONG_SUM, ceildiv(p.size, PIECES)))
-            chunk = LONG_SUM
+            chunk = maximum(2048, minimum(limits.long_sum, ceildiv(p.size, limits.pieces)))
+            chunk = limits.long_sum
     else:
-        chunk = max(ROW_TILE, -(-long // pieces))
+        chunk = max(limits.row_tile, -(-long // pieces))
         if p is out.vector:
             chunk = -(-chunk // LANES) * LANES
         elif not isinstance(p.size, int):
-            chunk = maximum(ROW_TILE, ceildiv(p.size, PIECES))
+            chunk = maximum(limits.row_tile, ceildiv(p.size, limits.pieces))
     if isinstance(p.size, int) and isinstance(chunk, int) and chunk >= p.size:
         return items
     return [*items, (p, chunk)]
 
 
-def _add_flush(out: Plan, code: Code, combining: list[Group]) -> None:
+def _add_flush(out: Plan, combining: list[Group], limits: Limits) -> None:
     """Break long float sums over the lanes into blocks whose results are merged in turn, so that rounding errors stay small."""
     v = out.vector
     long = [g for g in combining if v is not None and v not in g.address and g.scan is None]
     if not long or v is None or out.loops[-1].symbol is not v:
         return
-    if any(s is v for s, c in out.items if c is not None and estimate(c) <= LONG_SUM):
+    if any(s is v for s, c in out.items if c is not None and estimate(c) <= limits.long_sum):
         return
-    if isinstance(v.size, int) and v.size <= 2 * LONG_SUM:
+    if isinstance(v.size, int) and v.size <= 2 * limits.long_sum:
         # short rows, but perhaps many of them into one accumulator
         inner = [k for k, loop in enumerate(out.loops[:-1]) if all(loop.symbol not in g.address for g in long)]
         last = max((k for k, loop in enumerate(out.loops[:-1]) if any(loop.symbol in g.address for g in long)), default=-1)
         rows = [k for k in inner if k > last]
         if rows:
-            out.flush = rows[-1]
+            out.flush = out.loops[rows[-1]]
         return
-    out.loops.insert(len(out.loops) - 1, Loop(v, "tile", LONG_SUM))
-    out.flush = len(out.loops) - 2
+    out.loops.insert(len(out.loops) - 1, Loop(v, "tile", limits.long_sum))
+    out.flush = out.loops[-2]
 
 
 __all__ = ["Group", "Loop", "Plan", "choose_vector", "decompose", "estimate", "groups", "plan", "plan_tree", "ref_params", "vector_cost"]
