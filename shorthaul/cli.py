@@ -127,9 +127,9 @@ def _report(arguments: argparse.Namespace) -> int:
     module, inputs = load_network(arguments.network)
     model: Any = shorthaul.optimize(module.train(), level=arguments.level, strict=arguments.strict)
     output = model(*inputs)
-    total = sum((leaf.float().sum() for leaf in _floating_leaves(output)), start=0.0)
-    if hasattr(total, "backward") and total.requires_grad:
-        total.backward()
+    sums = [leaf.float().sum() for leaf in _floating_leaves(output) if leaf.requires_grad]
+    if sums:
+        sum(sums[1:], start=sums[0]).backward()
     print(model.report())
     return 0
 

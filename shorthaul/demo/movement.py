@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import Any
 
 
 @dataclass
@@ -27,19 +24,25 @@ class Movement:
     savings: list[Saving]
 
 
-def measure_movement(network: nn.Module, images: torch.Tensor) -> Movement:
-    """Capture and optimize a copy of `network`, and read its movement and its rewrite log."""
-    import shorthaul as sh
+def measure_movement(module: Any) -> Movement:
+    """The movement of the programs that an optimized module has run, and what their rewrite logs claim to have saved.
 
-    program = sh.capture(copy.deepcopy(network).train(), (images,), train=True)
-    program.optimize(level=4)
-    movement = program.movement()
+    Raises `RuntimeError` where nothing was compiled.
+    """
+    programs = [region.program for region in module.report().regions if region.program is not None]
+    if not programs:
+        raise RuntimeError("nothing of the network was compiled; model.report() says why")
     totals: dict[str, Saving] = {}
-    for entry in program.log:
-        saved = int(getattr(entry, "saves", 0) or 0)
-        name = str(getattr(entry, "name", type(entry).__name__))
-        total = totals.setdefault(name, Saving(name, 0, 0))
-        total.count += 1
-        total.bytes += saved
-    savings = sorted((s for s in totals.values() if s.bytes > 0), key=lambda s: -s.bytes)
-    return Movement(int(movement.eager_bytes), int(movement.bytes), savings)
+    for program in programs:
+        for rewrite in program.log:
+            saved = rewrite.notes.get("saves")
+            if saved is not None:
+                total = totals.setdefault(rewrite.name, Saving(rewrite.name, 0, 0))
+                total.count += 1
+                total.bytes += int(saved)
+    movements = [program.movement() for program in programs]
+    return Movement(
+        sum(int(m.eager_bytes) for m in movements),
+        sum(int(m.bytes) for m in movements),
+        sorted((s for s in totals.values() if s.bytes > 0), key=lambda s: -s.bytes),
+    )

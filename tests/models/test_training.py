@@ -16,7 +16,7 @@ from benchmarks.networks import REGISTRY, batch, entry
 from shorthaul.testing import judge_training
 
 STEPS = 20
-WITH_JUMPS = {"mlp", "lenet", "resnet18"}  # ReLU and max pooling: many steps in float32 are chaotic
+WITH_JUMPS = {"resnet18"}  # ReLU on many activations: twenty steps in float32 are chaotic (see the rule)
 
 
 def batches(name: str, seed: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
