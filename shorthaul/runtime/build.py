@@ -107,7 +107,7 @@ def build(
                 raise CancelledError  # because of the error of another unit, or an interrupt
             if code != 0:
                 raise _failure(name, source, command, output, code, objects.directory)
-            return objects.put(k, {"unit.o": result}) / "unit.o"
+            return objects.put(k, {"unit.o": result}, evict=False) / "unit.o"
 
         with ThreadPoolExecutor(max_workers=max(1, jobs or usable_cores())) as pool:
             try:

@@ -101,8 +101,9 @@ class Cache:
             os.utime(folder / _MANIFEST)  # the time of last use, for eviction
         return folder
 
-    def put(self, key: str, files: Mapping[str, Path | bytes]) -> Path:
-        """Store files (name → path to copy, or content) and return the entry's folder.
+    def put(self, key: str, files: Mapping[str, Path | bytes], *, evict: bool = True) -> Path:
+        """Store files (name → path to copy, or content) and return the entry's folder. ``evict=False`` leaves the size
+        bound to a later ``put`` (looking through the whole cache for each of many entries would take long).
 
         Where the cache cannot be written (disk full, no permission) the folder is a temporary one, removed at exit,
         and a :class:`CacheWarning` says so once. An OSError is raised only when not even that is possible.
@@ -133,7 +134,8 @@ class Cache:
         except BaseException:  # an interrupt leaves nothing half-written behind
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        self._evict(keep=folder)
+        if evict:
+            self._evict(keep=folder)
         return folder
 
     def get_json(self, key: str) -> object | None:

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # Instruction-set levels for x86-64, widest first: the CPU flags each needs and the compiler flags that select it.
-# Named levels instead of -march=native: the cache key must say for what a library was built.
+# Named instead of -march=native: the cache key must say for what a library was built. Single -m flags instead of
+# -march=x86-64-v4: compilers older than that name take them too.
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
+_AVX2_FLAGS = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mtune=generic")
 _LEVELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "avx512": (_AVX2 + _AVX512, ("-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic")),
-    "avx2": (_AVX2, ("-march=x86-64-v3", "-mtune=generic")),
+    "avx512": (_AVX2 + _AVX512, (*_AVX2_FLAGS, *(f"-m{name}" for name in _AVX512), "-mprefer-vector-width=512")),
+    "avx2": (_AVX2, _AVX2_FLAGS),
     "baseline": ((), ()),
 }
 _EXTRA_FLAGS = ("avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")

@@ -189,16 +189,17 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_leaves_no_process_and_no_file(tmp_path):
-    started, cache, scratch = tmp_path / "started", tmp_path / "cache", tmp_path / "scratch"
+    cache, scratch = tmp_path / "cache", tmp_path / "scratch"
     scratch.mkdir()
-    compiler = fake_compiler(tmp_path, f"touch {started}\nsleep 98765.5\n")
+    compiler = fake_compiler(tmp_path, "sleep 98765.5\n")
     child = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, compiler.path, str(cache)], env={**os.environ, "TMPDIR": str(scratch)}
+        [sys.executable, "-c", INTERRUPTED, compiler.path, str(cache)],
+        env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     deadline = time.monotonic() + 60
-    while not started.exists() and time.monotonic() < deadline:
+    while not running("sleep 98765.5") and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert running("98765.5")
+    assert running("sleep 98765.5")
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=20) == 42
     assert not running("98765.5")

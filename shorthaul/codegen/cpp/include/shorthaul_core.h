@@ -154,9 +154,13 @@ template <class To, class T, int N> SH_INLINE vec<To, N> same_bits(vec<T, N> x) 
 template <class To, class From> SH_INLINE To cast(From x) {
   if constexpr (is_same<To, From>) return x;
   else if constexpr (is_same<From, bfloat16>) return cast<To>(bit_cast<float>(uint32_t(x.bits) << 16));
-  else if constexpr (is_same<From, float16>) return cast<To>(float(bit_cast<_Float16>(x.bits)));
+  else if constexpr (is_same<From, float16>) {
+    return cast<To>(native::half_to_float<native::piece<float, 4>>(native::piece<uint32_t, 4>{} + x.bits)[0]);
+  }
   else if constexpr (is_same<To, bfloat16>) return round_bfloat16(float(x));
-  else if constexpr (is_same<To, float16>) return {bit_cast<uint16_t>(_Float16(x))};
+  else if constexpr (is_same<To, float16>) {
+    return {uint16_t(native::float_to_half(native::splat<native::piece<float, 4>>(float(x)))[0])};
+  }
   else if constexpr (is_same<To, bool>) return x != From(0);
   else if constexpr (is_same<From, bool>) return x ? To(1) : To(0);
   else if constexpr (is_float<From> && !is_float<To> && sizeof(To) < 4) return To(int32_t(x));
@@ -181,15 +185,17 @@ template <class To, class T, int N> SH_INLINE auto cast(vec<T, N> x) {
     SH_EACH((vec<uint32_t, N>::K), wide.p[k] <<= 16);
     return cast<To>(same_bits<float>(wide));
   } else if constexpr (is_same<T, float16>) {
+    const vec<uint32_t, N> wide = convert_vec<uint32_t, N>(same_bits<uint16_t>(x));
     vec<float, N> r;
-    for (int j = 0; j < N; ++j) r.set(j, float(bit_cast<_Float16>(uint16_t(x[j]))));
+    SH_EACH((vec<float, N>::K), r.p[k] = native::half_to_float<typename vec<float, N>::piece>(wide.p[k]));
     return cast<To>(r);
   } else if constexpr (is_same<To, bfloat16>) {
     return round_bfloat16(cast<float>(x));
   } else if constexpr (is_same<To, float16>) {
-    vec<float16, N> r;
-    for (int j = 0; j < N; ++j) r.set(j, bit_cast<uint16_t>(_Float16(x[j])));
-    return r;
+    const vec<float, N> f = cast<float>(x);
+    vec<uint32_t, N> wide;
+    SH_EACH((vec<float, N>::K), wide.p[k] = native::float_to_half(f.p[k]));
+    return same_bits<float16>(convert_vec<uint16_t, N>(wide));
   } else if constexpr (is_same<To, bool>) {
     mask<int(sizeof(T)), N> m;
     SH_EACH((vec<T, N>::K), m.v.p[k] = (x.p[k] != 0));
@@ -288,6 +294,21 @@ template <class T, class L, class I, class V> SH_INLINE void atomic_scatter_add(
   else for (int j = 0; j < tag.count(); ++j) atomic_add(p + index[j], x[j]);
 }
 
+// The lanes that a tail stands for; and a condition cut to the lanes that a tag stands for.
+template <int N> SH_INLINE mask<4, N> active(tail<N> tag) {
+  using V = vec<int32_t, N>;
+  static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  mask<4, N> m;
+  SH_EACH(V::K, m.v.p[k] = native::load<typename V::piece>(numbers + k * V::M) < native::splat<typename V::piece>(tag.n));
+  return m;
+}
+template <class C, int N> SH_INLINE C only_active(lanes<N>, C condition) { return condition; }
+template <int B, int N> SH_INLINE mask<B, N> only_active(tail<N> tag, mask<B, N> m) {
+  const auto cut = resize<B>(active(tag));
+  SH_EACH((vec<typename mask<B, N>::T, N>::K), m.v.p[k] &= cut.v.p[k]);
+  return m;
+}
+
 // Guarded access: where the condition is false nothing is read (the value is `fill`) or written.
 template <class T, class L, class C> SH_INLINE auto load_if(L tag, C condition, const T *p, same_t<T> fill) {
   constexpr int N = L::width;
@@ -295,10 +316,10 @@ template <class T, class L, class C> SH_INLINE auto load_if(L tag, C condition, 
   else if constexpr (is_same<T, bool>) return cast<bool>(load_if(tag, condition, (const int8_t *)p, int8_t(fill)));
   else {
     using V = vec<T, N>;
-    const auto *q = (const typename V::stored *)p;
-    const auto f = bit_cast<typename V::stored>(fill);
+    const auto m = resize<int(sizeof(T))>(only_active(tag, condition));
     V r;
-    for (int j = 0; j < N; ++j) r.set(j, j < tag.count() && condition[j] ? q[j] : f);
+    SH_EACH(V::K, r.p[k] = native::load_where<typename V::piece>(
+        m.v.p[k], (const typename V::stored *)p + k * V::M, native::splat<typename V::piece>(bit_cast<typename V::stored>(fill))));
     return r;
   }
 }
@@ -319,7 +340,10 @@ SH_INLINE auto gather_if(L tag, C condition, const T *p, I index, same_t<T> fill
 template <class T, class L, class C, class V> SH_INLINE void store_if(L tag, C condition, T *p, V x) {
   if constexpr (L::width == 1) { if (condition) *p = x; }
   else if constexpr (is_same<T, bool>) store_if(tag, condition, (int8_t *)p, cast<int8_t>(x));
-  else for (int j = 0; j < tag.count(); ++j) if (condition[j]) ((typename V::stored *)p)[j] = x[j];
+  else {
+    const auto m = resize<int(sizeof(T))>(only_active(tag, condition));
+    SH_EACH(V::K, native::store_where<typename V::piece>(m.v.p[k], (typename V::stored *)p + k * V::M, x.p[k]));
+  }
 }
 template <class T, class L, class C, class I, class V>
 SH_INLINE void scatter_if(L tag, C condition, T *p, I index, V x) {

@@ -218,6 +218,69 @@ SH_INLINE f16 scale_by(f16 p, f16 n, ints<f16>) { return __builtin_ia32_scalefps
 SH_INLINE d8 scale_by(d8 p, d8 n, ints<d8>) { return __builtin_ia32_scalefpd512_mask(p, n, p, -1, 4); }
 #endif
 
+// The lanes where m (0 or -1 in each) is set, `fill` in the others, whose memory is not touched; and the same for writing.
+template <class V> SH_INLINE V load_where(ints<V> m, const elem<V> *p, V fill) {
+  constexpr int e = sizeof(elem<V>);
+#if defined(SH_AVX512) && !defined(__clang__)
+  if constexpr (e == 4 && sizeof(V) == 64) {
+    return (V)__builtin_ia32_loaddqusi512_mask((const int *)p, (piece<int, 16>)fill, __builtin_ia32_cvtd2mask512((piece<int, 16>)m));
+  } else if constexpr (e == 8 && sizeof(V) == 64) {
+    return (V)__builtin_ia32_loaddqudi512_mask((const long long *)p, (piece<long long, 8>)fill,
+                                               __builtin_ia32_cvtq2mask512((piece<long long, 8>)m));
+  } else
+#elif defined(__AVX2__) && !defined(__clang__)
+  if constexpr (e == 4 && sizeof(V) == 32) {
+    return m ? (V)__builtin_ia32_maskloadd256((const piece<int, 8> *)p, (piece<int, 8>)m) : fill;
+  } else if constexpr (e == 8 && sizeof(V) == 32) {
+    return m ? (V)__builtin_ia32_maskloadq256((const piece<long long, 4> *)p, (piece<long long, 4>)m) : fill;
+  } else
+#endif
+  {
+    (void)e;
+    for (int j = 0; j < count<V>; ++j) if (m[j]) fill[j] = p[j];
+    return fill;
+  }
+}
+template <class V> SH_INLINE void store_where(ints<V> m, elem<V> *p, V v) {
+  constexpr int e = sizeof(elem<V>);
+#if defined(SH_AVX512) && !defined(__clang__)
+  if constexpr (e == 4 && sizeof(V) == 64) {
+    __builtin_ia32_storedqusi512_mask((int *)p, (piece<int, 16>)v, __builtin_ia32_cvtd2mask512((piece<int, 16>)m));
+  } else if constexpr (e == 8 && sizeof(V) == 64) {
+    __builtin_ia32_storedqudi512_mask((long long *)p, (piece<long long, 8>)v,
+                                      __builtin_ia32_cvtq2mask512((piece<long long, 8>)m));
+  } else
+#elif defined(__AVX2__) && !defined(__clang__)
+  if constexpr (e == 4 && sizeof(V) == 32) {
+    __builtin_ia32_maskstored256((piece<int, 8> *)p, (piece<int, 8>)m, (piece<int, 8>)v);
+  } else if constexpr (e == 8 && sizeof(V) == 32) {
+    __builtin_ia32_maskstoreq256((piece<long long, 4> *)p, (piece<long long, 4>)m, (piece<long long, 4>)v);
+  } else
+#endif
+  {
+    (void)e;
+    for (int j = 0; j < count<V>; ++j) if (m[j]) p[j] = v[j];
+  }
+}
+
+// float16 in the low half of 32-bit lanes, to and from float, by integer arithmetic (exact; round to nearest even).
+template <class F> SH_INLINE F half_to_float(uints<F> h) {
+  using U = uints<F>;
+  const U magnitude = (h & 0x7fffu) << 13;
+  const U scaled = bits<U>(bits<F>(magnitude) * 0x1p112f);  // moves the exponent's bias; normalizes denormals
+  const U value = (h & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : scaled;
+  return bits<F>(value | ((h & 0x8000u) << 16));
+}
+template <class F> SH_INLINE uints<F> float_to_half(F x) {
+  using U = uints<F>;
+  const U u = bits<U>(x), a = u & 0x7fffffffu;
+  const U small = bits<U>(bits<F>(a) + 0.5f) - 0x3f000000u;  // below 2^-14: the addition rounds to a denormal half
+  const U normal = (a + 0xfffu + ((a >> 13) & 1u) - (112u << 23)) >> 13;
+  const U large = a > 0x7f800000u ? U{} + 0x7e00u : U{} + 0x7c00u;
+  const U h = a < 0x38800000u ? small : (a < 0x47800000u ? normal : large);
+  return h | ((u >> 16) & 0x8000u);
+}
+
 // Halves of a piece, and two pieces as one of twice the lanes.
 template <class V> using half_of = piece<elem<V>, count<V> / 2>;
 template <class V> SH_INLINE half_of<V> lower(V v) { half_of<V> r; __builtin_memcpy(&r, &v, sizeof r); return r; }

@@ -240,7 +240,6 @@ template <int B, int N> SH_INLINE bool hall(mask<B, N> m) { return !hany(lnot(m)
 
 // The lanes beyond a tail become `identity`, so that a reduction over lanes ignores them.
 template <class V, int N, class T> SH_INLINE V keep(lanes<N>, V x, T) { return x; }
-template <int N> SH_INLINE mask<4, N> active(tail<N> tag) { return lt(convert_vec<int32_t, N>(iota(lanes<N>{}, 0)), int32_t(tag.n)); }
 template <class T, int N> SH_INLINE vec<T, N> keep(tail<N> tag, vec<T, N> x, same_t<T> identity) {
   return select(active(tag), x, identity);
 }
