@@ -1,3 +1,11 @@
 """Operators: the registry and one module per operator family. Importing this package registers them all."""
 
-from . import elementwise  # noqa: F401
+from . import (  # noqa: F401
+    contraction,
+    convolution,
+    custom,
+    elementwise,
+    normalization,
+    reductions,
+    views,
+)

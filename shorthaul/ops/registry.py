@@ -60,6 +60,8 @@ class OperatorDefinition:
     results: names in order. aten: overload names such as "aten.silu.default" whose calls mean this operator.
     attributes: names of static parameters with defaults (REQUIRED where there is none).
     differentiable: operands that can receive a gradient (default: all of floating dtype).
+    is_random: reads the containers `seed` and `offset` and has an attribute `stream` (see `uses_random`).
+    optional_results: results that the expansions leave out where nobody uses them.
     eager_kernels: how many kernels eager PyTorch runs for it (0 for views).
     """
 
@@ -71,6 +73,7 @@ class OperatorDefinition:
     default_expansion: str = "maps"
     is_view: bool = False
     is_random: bool = False
+    optional_results: tuple[str, ...] = ()
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         """Types of the results; raises OperatorError naming what does not fit."""
