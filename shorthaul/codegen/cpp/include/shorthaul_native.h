@@ -281,19 +281,36 @@ template <class F> SH_INLINE uints<F> float_to_half(F x) {
   return h | ((u >> 16) & 0x8000u);
 }
 
-// Halves of a piece, and two pieces as one of twice the lanes.
-template <class V> using half_of = piece<elem<V>, count<V> / 2>;
-template <class V> SH_INLINE half_of<V> lower(V v) { half_of<V> r; __builtin_memcpy(&r, &v, sizeof r); return r; }
-template <class V> SH_INLINE half_of<V> upper(V v) {
-  half_of<V> r; __builtin_memcpy(&r, (const char *)&v + sizeof r, sizeof r); return r;
-}
-template <class V> SH_INLINE piece<elem<V>, 2 * count<V>> join(V a, V b) {
-  using R = piece<elem<V>, 2 * count<V>>;
+// Halves of a piece, and two pieces as one of twice the lanes. By shuffles where there are any: a copy of part of a
+// vector's memory would keep GCC from holding that vector in a register, in the loop before as well.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SH_HAVE_SHUFFLEVECTOR 1
 #endif
 #endif
+template <class V> using half_of = piece<elem<V>, count<V> / 2>;
+template <class V> SH_INLINE half_of<V> lower(V v) {
+#ifdef SH_HAVE_SHUFFLEVECTOR
+  if constexpr (count<V> == 2) return __builtin_shufflevector(v, v, 0);
+  else if constexpr (count<V> == 4) return __builtin_shufflevector(v, v, 0, 1);
+  else if constexpr (count<V> == 8) return __builtin_shufflevector(v, v, 0, 1, 2, 3);
+  else if constexpr (count<V> == 16) return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  else
+#endif
+  { half_of<V> r; __builtin_memcpy(&r, &v, sizeof r); return r; }
+}
+template <class V> SH_INLINE half_of<V> upper(V v) {
+#ifdef SH_HAVE_SHUFFLEVECTOR
+  if constexpr (count<V> == 2) return __builtin_shufflevector(v, v, 1);
+  else if constexpr (count<V> == 4) return __builtin_shufflevector(v, v, 2, 3);
+  else if constexpr (count<V> == 8) return __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  else if constexpr (count<V> == 16) return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  else
+#endif
+  { half_of<V> r; __builtin_memcpy(&r, (const char *)&v + sizeof r, sizeof r); return r; }
+}
+template <class V> SH_INLINE piece<elem<V>, 2 * count<V>> join(V a, V b) {
+  using R = piece<elem<V>, 2 * count<V>>;
 #ifdef SH_HAVE_SHUFFLEVECTOR
   if constexpr (count<V> == 1) return __builtin_shufflevector(a, b, 0, 1);
   else if constexpr (count<V> == 2) return __builtin_shufflevector(a, b, 0, 1, 2, 3);
