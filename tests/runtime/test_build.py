@@ -168,11 +168,12 @@ def running(marker: str) -> list[str]:
 
 
 def test_a_timeout_ends_the_compiler_and_its_children(tmp_path):
-    compiler = fake_compiler(tmp_path, "sleep 98765.25\n")
+    seconds = f"87654.{os.getpid()}"
+    compiler = fake_compiler(tmp_path, f"sleep {seconds}\n")
     target = dataclasses.replace(machine(), compiler=compiler)
     with pytest.raises(BuildError, match=r"timeout"):
         build({"a.cpp": ""}, target=target, cache_directory=tmp_path / "c", timeout=0.3)
-    assert not running("98765.25")
+    assert not running(seconds)
 
 
 INTERRUPTED = """
@@ -191,18 +192,19 @@ except KeyboardInterrupt:
 def test_an_interrupt_leaves_no_process_and_no_file(tmp_path):
     cache, scratch = tmp_path / "cache", tmp_path / "scratch"
     scratch.mkdir()
-    compiler = fake_compiler(tmp_path, "sleep 98765.5\n")
+    seconds = f"98765.{os.getpid()}"  # found again by this number
+    compiler = fake_compiler(tmp_path, f"sleep {seconds}\n")
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, compiler.path, str(cache)],
         env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     deadline = time.monotonic() + 60
-    while not running("sleep 98765.5") and time.monotonic() < deadline:
+    while not running(f"sleep {seconds}") and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert running("sleep 98765.5")
+    assert running(f"sleep {seconds}")
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=20) == 42
-    assert not running("98765.5")
+    assert not running(seconds)
     assert list(scratch.iterdir()) == []
     assert not cache.exists() or not [path for path in cache.rglob("*") if path.is_file()]
 
