@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +88,9 @@ def _autograd_function(interpreter: Interpreter, args: tuple, kwargs: dict) -> A
             origin,
             "Return a new tensor from forward.",
         )
-    # Before torch 2.12 the bodies take a context first, and a mask says which arguments are tensors.
-    with_context = "args_tensor_mask" in kwargs
-    mask = kwargs.get("args_tensor_mask") or [True] * len(inputs)
-    context: tuple = (None,) if with_context else ()
     fakes = [interpreter.value_of(value) if isinstance(value, torch.Tensor) else value for value in inputs]
 
-    forward, results = _sub_graph(interpreter, forward_body, fakes, context)
+    forward, results = _sub_graph(interpreter, forward_body, fakes)
     outputs, saved = results
     single = isinstance(outputs, torch.Tensor)
     outputs = [outputs] if single else list(outputs)
@@ -107,9 +104,9 @@ def _autograd_function(interpreter: Interpreter, args: tuple, kwargs: dict) -> A
     with _suspended():
         grads = [_fresh(recorder.fake_mode, out) if isinstance(out, torch.Tensor) else None for out in outputs]
         values = tuple(_fresh(recorder.fake_mode, out) for out in outputs)
-    backward, gradients = _sub_graph(interpreter, backward_body, [*grads, *saved], context)
+    backward, gradients = _sub_graph(interpreter, backward_body, [*grads, *saved])
     gradients = list(gradients) if isinstance(gradients, (list, tuple)) else [gradients]
-    takes_gradient = tuple(bool(take) for take in mask)
+    takes_gradient = (True,) * len(inputs)
     if len(gradients) != sum(takes_gradient):
         raise Unsupported(
             f"the backward of a custom autograd.Function returns {len(gradients)} gradients for "
@@ -134,16 +131,49 @@ def _autograd_function(interpreter: Interpreter, args: tuple, kwargs: dict) -> A
     return wrapped[0] if single else wrapped
 
 
-def _sub_graph(
-    interpreter: Interpreter, body: fx.GraphModule, fakes: list, context: tuple
-) -> tuple[FunctionalGraph, Any]:
+def _register_hook(interpreter: Interpreter, args: tuple, kwargs: dict) -> Any:
+    """A hook on an intermediate: a custom function that is the identity forward and the hook backward.
+
+    The operator takes (tensor, hook body, *values that the hook reads).
+    """
+    node, origin = interpreter.current, interpreter.recorder.origin
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if source.op == "placeholder" or len(source.users) > 1:
+        raise Unsupported(
+            "a gradient hook on an input, or on a tensor that is used before the hook is registered, is not supported",
+            origin,
+            "Register the hook directly after the tensor is made.",
+        )
+    tensor, hook, *values = args
+    forward = fx.Graph()
+    places = [forward.placeholder(f"value{index}") for index in range(1 + len(values))]
+    forward.output(((places[0],), tuple(places[1:])))
+    backward = fx.Graph()
+    places = [backward.placeholder(f"value{index}") for index in range(1 + len(values))]
+    (returned,) = next(iter(reversed(hook.graph.nodes))).args
+    changed: Any = backward.call_module("hook", tuple(places))
+    if isinstance(returned, (tuple, list)):
+        changed, returned = backward.call_function(operator.getitem, (changed, 0)), returned[0]
+    backward.output((places[0] if returned is None else changed, *([None] * len(values))))
+    module = torch.nn.Module()
+    module.add_module("hook", hook)
+    bodies = fx.GraphModule(module, forward), fx.GraphModule(module, backward)
+    return _autograd_function(interpreter, (*bodies, tensor, *values), {})[0]
+
+
+def _invoke_subgraph(interpreter: Interpreter, args: tuple, kwargs: dict) -> Any:
+    return interpreter.run(args[0], args[2:], interpreter.recorder.origin)
+
+
+def _sub_graph(interpreter: Interpreter, body: fx.GraphModule, fakes: list) -> tuple[FunctionalGraph, Any]:
     """Trace a body into a functional graph of its own. Returns it, and the structure of fake results."""
     from shorthaul.frontends.functional_interpret import Interpreter
 
     outer = interpreter.recorder
     inner = Interpreter(outer.fake_mode, True, interpreter.symbolic)
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
-    names = [node.name for node in placeholders][len(context) :]
+    names = [node.name for node in placeholders]
     if len(names) != len(fakes):
         raise Unsupported(f"a sub graph takes {len(names)} inputs, {len(fakes)} were found", outer.origin)
     specs, wrapped = [], []
@@ -158,7 +188,7 @@ def _sub_graph(
             else:
                 spec = InputSpec(name, "size")
             specs.append(spec)
-        results = inner.run(body, [*context, *wrapped], outer.origin)
+        results = inner.run(body, wrapped, outer.origin)
         graph = flat_graph(inner, specs, wrapped, results)
         structure = torch.utils._pytree.tree_map_only(torch.Tensor, inner.value_of, results)
     return graph, structure
@@ -190,4 +220,6 @@ HIGHER_ORDER: dict[str, Callable] = {
     "wrap_with_set_grad_enabled": _wrap_with_set_grad_enabled,
     "wrap_with_autocast": _wrap_with_autocast,
     "autograd_function_apply": _autograd_function,
+    "register_hook": _register_hook,
+    "invoke_subgraph": _invoke_subgraph,
 }

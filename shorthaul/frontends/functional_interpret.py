@@ -140,6 +140,7 @@ class Interpreter:
     def __init__(self, fake_mode: FakeTensorMode, grad_enabled: bool, symbolic: bool = False) -> None:
         self.fake_mode, self.symbolic = fake_mode, symbolic
         self.recorder = Recorder(fake_mode, grad_enabled)
+        self.current: Any = None  # the node of the torch-level graph being run
         self._hidden_storages: set[int] = set()  # storages with a detached view of a differentiable tensor
 
     @contextlib.contextmanager
@@ -189,7 +190,7 @@ class Interpreter:
                 continue
             if node.op == "output":
                 return fx.node.map_arg(node.args[0], env.__getitem__)
-            recorder.origin = origin_of(node, outer)
+            recorder.origin, self.current = origin_of(node, outer), node
             try:
                 env[node] = self._run_node(gm, node, env)
             except (Unsupported, KeyboardInterrupt):

@@ -346,6 +346,7 @@ class Recorder(TorchDispatchMode):
             and node.op == "placeholder"
             and node.meta["requires_grad"]
             and node.meta["is_leaf"]
+            and node.meta["val"].dtype is torch.float32
             and node.meta["val"].device.type in self.autocast
             and set(kwargs) == {"dtype"}
         )

@@ -28,7 +28,9 @@ class Apply(nn.Module):
         self.function, self.module = function, module
 
     def forward(self, *args, **kwargs):
-        return self.function(self.module, *args, **kwargs) if self.module is not None else self.function(*args, **kwargs)
+        return (
+            self.function(self.module, *args, **kwargs) if self.module is not None else self.function(*args, **kwargs)
+        )
 
 
 def image(*shape):

@@ -309,6 +309,37 @@ def test_frozen_parameters_are_not_differentiable():
     assert not any(spec.differentiable for spec in graph.outputs)
 
 
+def test_hook_on_an_intermediate():
+    def function(x, scale):
+        y = x.sin()
+        y.register_hook(lambda grad: grad * 2 + scale)
+        z = y * 3
+        z.register_hook(lambda grad: None)
+        return y + z
+
+    backend = against_eager(function, rand(4, 3, grad=True), rand(3))
+    assert len(backend.graphs[0].attributes) == 2
+
+
+def test_hook_on_a_tensor_used_before_is_refused():
+    def function(x):
+        y = x.sin()
+        z = y * 3
+        y.register_hook(lambda grad: grad * 2)
+        return y + z
+
+    with pytest.raises(Exception, match="hook"):
+        against_eager(function, rand(3, grad=True))
+
+
+def test_nested_compile_region_is_inlined():
+    @torch.compiler.nested_compile_region
+    def block(x):
+        return x.sin() * 2
+
+    against_eager(lambda x: block(block(x)), rand(3, grad=True))
+
+
 # Inputs ------------------------------------------------------------------------------------------------------
 
 
