@@ -49,12 +49,16 @@ def number(size: object) -> Scalar:
 
 @dataclass
 class Block:
-    """The block's containers and its maps in order. dtype: of activations; taps, stride: of the depthwise convolution."""
+    """The block's containers and its maps in order. dtype: of activations; taps, stride: of the depthwise convolution.
+
+    keep_activation: store the first activation instead of recomputing it for each tap of the depthwise convolution.
+    """
 
     dtype: DType = float32
     taps: int = 3
     stride: int = 1
     residual: bool = True
+    keep_activation: bool = False
     eps: float = 1e-5
     momentum: float = 0.1
     containers: dict[str, Container] = field(default_factory=dict)
@@ -77,6 +81,8 @@ class Block:
     def _declare(self) -> None:
         self.image("x", CI, True, "input")
         self.image("y1", CE, True)
+        if self.keep_activation:
+            self.image("a1", CE, True)
         self.image("y2", CE, False)
         self.image("y3", CO, False)
         self.image("out", CO, False, "output")
@@ -112,7 +118,8 @@ class Block:
 
     def z(self, i: int) -> Scalar:
         """The i-th norm's output."""
-        return self.xhat(i) * f(f"gamma{i}") + f(f"beta{i}")
+        # the product of the two factors is one number a channel
+        return (f(f"y{i}", self.dtype) - f(f"mean{i}")) * (f(f"rstd{i}") * f(f"gamma{i}")) + f(f"beta{i}")
 
     def norm_gradient(self, i: int, dz: Scalar, count: object) -> Scalar:
         """The gradient of the norm's input from that of its output and the two sums."""
@@ -133,8 +140,8 @@ class Block:
         return f("t", self.dtype) * f("gate") + f("dpool") / number(HO * WO)
 
     def _map(self, params: tuple[Symbol, ...], reads: Mapping[str, Memlet], writes: Mapping[str, Memlet], code: Mapping[str, Scalar], name: str) -> Map:
-        dtypes = {m.container: self.containers[m.container].dtype for m in reads.values()}
         used = {s.attr for v in code.values() for s in _reads(v)}
+        dtypes = {m.container: self.containers[m.container].dtype for k, m in reads.items() if k in used}
         phase = "backward" if self._is_backward else "forward"
         return make_map(params, {k: m for k, m in reads.items() if k in used}, writes, code, dtypes, name=name,
                         origins=(Origin("mbconv", "", name),), phase=phase)  # fmt: skip
@@ -167,10 +174,16 @@ class Block:
         p, q = fresh_params((self.taps, self.taps))
         pad = self.taps // 2
         hi, wi = h * self.stride + p - pad, w * self.stride + q - pad
-        element = where(in_bounds(hi, wi), silu(self.z(1)), 0) * self.narrow(f("w2"))
+        guard = inside(hi, H) + inside(wi, W)
+        taps = {"a1": at("a1", n, c, hi, wi, guard=guard, fill=0), "y1": at("y1", n, c, hi, wi, guard=guard, fill=0),
+                "w2": at("w2", c, p, q), **self.norm_reads(1, c)}  # fmt: skip
+        element = f("a1", dt) if self.keep_activation else where(in_bounds(hi, wi), silu(self.z(1)), 0)
+        if self.keep_activation:
+            i, j, k, o = fresh_params((N, H, W, CE))
+            add(self._map((i, j, k, o), {"y1": at("y1", i, o, j, k), **self.norm_reads(1, o)}, {"a1": at("a1", i, o, j, k)},
+                          {"a1": cast(silu(self.z(1)), dt)}, "activate"))  # fmt: skip
         code, writes = self.statistics(2, c, y)
-        add(self._nest((n, h, w, c), (p, q), {"y1": at("y1", n, c, hi, wi, guard=inside(hi, H) + inside(wi, W), fill=0),
-                       "w2": at("w2", c, p, q), **self.norm_reads(1, c)}, element, {}, {"y2": at("y2", n, c, h, w), **writes},
+        add(self._nest((n, h, w, c), (p, q), taps, element * self.narrow(f("w2")), {}, {"y2": at("y2", n, c, h, w), **writes},
                        {"y2": y, **code}, "depthwise"))  # fmt: skip
         self._norm_parameters(2, CE)
 
@@ -254,8 +267,9 @@ class Block:
                        {"dz1": at("dz1", n, c, h, w), "dbeta": at("dbeta1", c, combine="sum"), "dgamma": at("dgamma1", c, combine="sum")},
                        {"dz1": dz1, "dbeta": sample, "dgamma": sample * self.xhat(1)}, "depthwise_data_gradient"))  # fmt: skip
         n, h, w, c, p, q = fresh_params((N, H, W, CE, self.taps, self.taps))
-        add(self._map((c, p, q, n, h, w), {"y1": at("y1", n, c, h, w), "dy2": self._gathered(n, c, h, w, p, q), **self.norm_reads(1, c)},
-                      {"dw2": at("dw2", c, p, q, combine="sum")}, {"dw2": silu(self.z(1)) * f("dy2", dt)}, "depthwise_weight_gradient"))  # fmt: skip
+        activation = f("a1", dt) if self.keep_activation else silu(self.z(1))
+        add(self._map((c, p, q, n, h, w), {"a1": at("a1", n, c, h, w), "y1": at("y1", n, c, h, w), "dy2": self._gathered(n, c, h, w, p, q), **self.norm_reads(1, c)},
+                      {"dw2": at("dw2", c, p, q, combine="sum")}, {"dw2": activation * f("dy2", dt)}, "depthwise_weight_gradient"))  # fmt: skip
 
         n, h, w, k = fresh_params((N, H, W, CI))
         (c,) = fresh_params((CE,))

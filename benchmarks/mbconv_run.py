@@ -97,7 +97,7 @@ class FusedBlock:
 
 def _map_options(m: Map, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Keep a short shared axis of a product in one block, so that its weights are loaded once a program."""
-    if m.name == "expand" and sizes["CI"] <= 64:
+    if (m.name == "expand" and sizes["CI"] <= 64) or (m.name == "project_data_gradient" and sizes["CO"] <= 64):
         return {"k": "whole"}
     return {}
 
@@ -121,6 +121,6 @@ def sizes_of(n: int, h: int, w: int, ci: int, ce: int, co: int, cr: int, taps: i
     return {"N": n, "H": h, "W": w, "HO": ho, "WO": wo, "CI": ci, "CE": ce, "CO": co, "CR": cr}
 
 
-def make_block(dtype_name: str, ci: int, co: int, taps: int, stride: int) -> Block:
+def make_block(dtype_name: str, ci: int, co: int, taps: int, stride: int, keep_activation: bool = False) -> Block:
     """The map trees for activations of that dtype."""
-    return Block(dtype(dtype_name), taps, stride, residual=stride == 1 and ci == co)
+    return Block(dtype(dtype_name), taps, stride, residual=stride == 1 and ci == co, keep_activation=keep_activation)

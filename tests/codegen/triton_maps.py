@@ -19,7 +19,7 @@ from shorthaul.ir.scalar import apply, cast, const, index_value, read, where
 from shorthaul.symbolic import Symbol
 
 N, H, W, C, K = SYMBOLS = tuple(Symbol(s, 1) for s in "NHWCK")
-TOLERANCE = {"float32": 3e-6, "float16": 5e-4, "bfloat16": 4e-3, "float64": 1e-12}  # error in the Euclidean norm
+TOLERANCE = {"float32": 3e-6, "float16": 5e-4, "bfloat16": 4e-3, "float64": 1e-12}  # in the Euclidean norm
 
 
 def sigmoid(x):

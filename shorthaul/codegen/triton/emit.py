@@ -17,7 +17,7 @@ from shorthaul.ir.scalar_ops import COMBINERS, identity
 from shorthaul.symbolic import Atom, Expr, FloorDiv, Mod, Symbol, free_symbols, product, substitute
 
 from .accumulate import Accumulator
-from .contraction import Contraction, strip_cast
+from .contraction import Contraction
 from .plan import Axis, NotSchedulable, Plan, Write, free
 from .text import TRITON_TYPES, cast_text, index_text, literal, operation_text
 
@@ -564,7 +564,7 @@ class _Nest:
     def _invariants(self, t: Tasklet, nodes: Iterator[Scalar], inner: set[Symbol]) -> None:
         e = self.e
         for n in nodes:
-            if n.op in ("const", "index") or not n.args and n.op != "read":
+            if n.op in ("const", "index") or (not n.args and n.op != "read"):
                 continue
             if any(r.op == "read" and t.reads[r.attr].container in e.plan.local_names for r in walk(n)):  # type: ignore[index]
                 continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shorthaul.ir.dtypes import round_bfloat16
+
 
 def is_interpreting() -> bool:
     """Whether kernels run in Triton's interpreter instead of on a GPU."""
@@ -13,8 +15,8 @@ def is_interpreting() -> bool:
 
 
 def repair() -> None:
-    """Two faults of Triton 3.6's interpreter: blocks of one element become integers by int(array), which NumPy 2.4 refuses for
-    arrays of rank 1; and matrix products of bfloat16 multiply the bit patterns.
+    """Three faults of Triton 3.6's interpreter: blocks of one element become integers by int(array), which NumPy 2.4 refuses for
+    arrays of rank 1; matrix products of bfloat16 multiply the bit patterns; rounding to bfloat16 cuts off (a GPU rounds to nearest).
     """
     import numpy as np
     import triton.language as tl
@@ -39,6 +41,15 @@ def repair() -> None:
 
         return product(self, widen(a), widen(b), *rest)
 
+    convert = interpreter._convert_float
+
+    def convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if source is not tl.float32 or target is not tl.bfloat16:
+            return convert(data, source, target, rounding)
+        values = np.ascontiguousarray(data).view(np.float32)
+        return (round_bfloat16(values).view(np.uint32) >> 16).astype(np.uint16).reshape(values.shape)
+
+    interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_dot = create_dot
     patch.repaired = True  # type: ignore[attr-defined]
     interpreter._patch_lang_tensor = patch

@@ -155,9 +155,6 @@ def _merge_kernel(name: str, group: list[Accumulator], shape: tuple[IntLike, ...
     for acc in group:
         for memlet, connector, dtype in zip(acc.memlets, acc.connectors, acc.dtypes, strict=True):
             target = containers[memlet.container]
-            dense = 1
-            for n, s in sorted(zip(target.shape, target.actual_strides, strict=True), key=lambda t: str(t[1])):
-                dense = dense * n
             part = Container(acc.partial_name(memlet), dtype, (parts, *shape), (target.size, *target.actual_strides))
             scratch[part.name] = part, 1
             key = f"{connector}_{len(writes)}" if several else connector

@@ -10,6 +10,7 @@ from shorthaul.symbolic import evaluate
 from .plan import NotSchedulable, Plan, next_power_of_two
 
 MAX_BLOCK = 65536
+PROGRAMS = 792  # that a split aims at: six for each multiprocessor of a large GPU
 
 
 def choose_tiles(plan: Plan, sizes: Mapping[str, int], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def choose_tiles(plan: Plan, sizes: Mapping[str, int], changes: Mapping[str, Any
             taps *= at[a.name]
     lane, row = modes.get("col"), modes.get("row")
     if "k" in modes:
-        tiles["BLOCK_COL"] = max(16, min(128, next_power_of_two(at["col"])))
+        tiles["BLOCK_COL"] = _lanes(at["col"])
         tiles["BLOCK_ROW"] = max(16, min(128, next_power_of_two(at["row"])))
         tiles["BLOCK_K"] = max(16, min(64 if plan_bits(plan) <= 16 else 32, next_power_of_two(at["k"])))
         if modes["k"].resident:
@@ -31,7 +32,7 @@ def choose_tiles(plan: Plan, sizes: Mapping[str, int], changes: Mapping[str, Any
         if tiles["BLOCK_COL"] * tiles["BLOCK_ROW"] >= 128 * 128:
             tiles["num_warps"] = 8
     else:
-        budget = 2048 if row is None or row.mode != "chunk" else 4096
+        budget = 2048
         if taps > 1:
             budget = max(128, 8192 // next_power_of_two(taps))
         if lane is not None:
@@ -60,7 +61,7 @@ def choose_tiles(plan: Plan, sizes: Mapping[str, int], changes: Mapping[str, Any
                 others *= -(-at[a.name] // tiles[a.block])
             elif a.mode == "program":
                 others *= at[a.name]
-        wanted = max(1, changes.get("programs", 528) // others)
+        wanted = max(1, changes.get("programs", PROGRAMS) // others)
         if "CHUNKS" not in changes:
             tiles["CHUNK_BLOCKS"] = max(1, -(-blocks // wanted))
             tiles["CHUNKS"] = -(-blocks // tiles["CHUNK_BLOCKS"])
@@ -70,6 +71,11 @@ def choose_tiles(plan: Plan, sizes: Mapping[str, int], changes: Mapping[str, Any
         if a.mode in ("loop", "contract") and not a.split:
             tiles[f"{a.name.upper()}_BLOCKS"] = -(-at[a.name] // tiles[a.block])
     return tiles
+
+
+def _lanes(n: int) -> int:
+    """Columns of a product's tile: little padding, few tiles (rows are read again for each)."""
+    return min((128, 64, 32, 16), key=lambda b: -(-n // b) * b * (1 + 16 / b))
 
 
 def plan_bits(plan: Plan) -> int:
