@@ -223,7 +223,7 @@ class _Importer:
         bad = [k for k, v in operands.items() if not isinstance(v, Container)]
         if bad:
             raise OperatorError(f"operand {bad[0]} is {type(operands[bad[0]]).__name__}, not a tensor")
-        if definition.is_random:
+        if definition.uses_random({**definition.attributes, **attributes}):
             operands.update(seed=self._random_input(RANDOM_INPUTS[0]), offset=self._random_input(RANDOM_INPUTS[1]))
             attributes = {**attributes, "stream": self.streams}
             self.streams += 1

@@ -3,9 +3,15 @@
 from . import (  # noqa: F401
     contraction,
     convolution,
+    creation,
     custom,
     elementwise,
+    embedding,
+    losses,
     normalization,
+    pooling,
+    random,
     reductions,
+    several,
     views,
 )

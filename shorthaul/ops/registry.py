@@ -104,6 +104,10 @@ class OperatorDefinition:
         """Whether result i has the type that PyTorch gives it (saved values may be our own)."""
         return True
 
+    def uses_random(self, attributes: Mapping[str, Any]) -> bool:
+        """Whether a node with these attributes draws random numbers: it then gets the operands `seed` and `offset` and a `stream` of its own."""
+        return self.is_random
+
     def samples(self) -> Iterable[Sample]:
         """Cases for the generated tests: good ones and ones that must be refused."""
         return ()

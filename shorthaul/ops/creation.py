@@ -1,0 +1,166 @@
+"""Operators that make tensors: filled ones, ranges, identities, triangles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Union
+
+from shorthaul.ir.builder import at
+from shorthaul.ir.containers import Container
+from shorthaul.ir.dtypes import float32, int64
+from shorthaul.ir.memlet import Condition
+from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value
+from shorthaul.symbolic import Expr
+
+from .builder import Expansion, Gradient
+from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
+
+IntLike = Union[int, Expr]
+ZEROS = ("zeros.default", "zeros_like.default", "new_zeros.default", "zero.default", "empty.memory_format", "empty_like.default",
+         "new_empty.default", "empty_strided.default", "new_empty_strided.default", "empty_permuted.default")  # fmt: skip
+ONES = ("ones.default", "ones_like.default", "new_ones.default")
+FILLED = ("full.default", "full_like.default", "new_full.default", "fill.Scalar", "scalar_tensor.default")
+
+
+def number_of(value: Any, dtype: Any) -> Scalar:
+    """A Python number or a size as scalar code of that dtype."""
+    return cast(index_value(value), dtype) if isinstance(value, Expr) else const(value, dtype)
+
+
+class Creation(OperatorDefinition):
+    """Base: no operands; attributes `shape` and `dtype`."""
+
+    operands = ()
+    attributes: Mapping[str, Any] = {"shape": (), "dtype": float32}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        return {"y": TensorType(attributes["dtype"], tuple(attributes["shape"]))}
+
+    def result(self, call: AtenCall) -> dict[str, Any]:
+        assert call.results[0] is not None
+        return {"shape": call.results[0].shape, "dtype": call.results[0].dtype}
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        return {}
+
+
+@register
+class Full(Creation):
+    """Every element is the number `value`. What PyTorch leaves uninitialized is filled with zeros."""
+
+    name = "full"
+    attributes: Mapping[str, Any] = {"value": 0, **Creation.attributes}
+    aten = tuple(f"aten.{a}" for a in (*ZEROS, *ONES, *FILLED))
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        name = call.target.removeprefix("aten.")
+        if name in FILLED:
+            value = next(call[k] for k in ("fill_value", "value", "s") if k in call.arguments)
+            self.require(not isinstance(value, Container), "the value is a tensor")
+        else:
+            value = 1 if name in ONES else 0
+        return {}, {"value": value, **self.result(call)}
+
+    def maps(self, c: Expansion) -> None:
+        y = c.output()
+        params = c.params(y.shape)
+        c.map(params, {}, {"y": at(y, *params)}, {"y": number_of(c.attr("value"), y.dtype)})
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample({}, {"shape": (3, 4), "value": 1.5, "dtype": float32})
+        yield Sample({}, {"shape": (), "value": 7, "dtype": int64})
+
+
+@register
+class Arange(Creation):
+    """start, start + step, ... along one dimension."""
+
+    name = "arange"
+    attributes: Mapping[str, Any] = {"start": 0, "step": 1, **Creation.attributes}
+    aten = ("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {}, {"start": call.arguments.get("start", 0), "step": call.arguments.get("step", 1), **self.result(call)}
+
+    def maps(self, c: Expansion) -> None:
+        y = c.output()
+        (i,) = c.params(y.shape)
+        start, step = c.attr("start"), c.attr("step")
+        if isinstance(start, (int, Expr)) and isinstance(step, (int, Expr)):
+            value = cast(index_value(i * step + start), y.dtype)
+        else:
+            compute = y.dtype.compute
+            value = cast(cast(index_value(i), compute) * number_of(step, compute) + number_of(start, compute), y.dtype)
+        c.map((i,), {}, {"y": at(y, i)}, {"y": value})
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample({}, {"shape": (5,), "start": 2, "step": 3, "dtype": int64})
+        yield Sample({}, {"shape": (4,), "start": 0.5, "step": 0.25, "dtype": float32})
+
+
+@register
+class Eye(Creation):
+    """Ones on the diagonal."""
+
+    name = "eye"
+    aten = ("aten.eye.default", "aten.eye.m")
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {}, self.result(call)
+
+    def maps(self, c: Expansion) -> None:
+        y = c.output()
+        i, j = c.params(y.shape)
+        c.map((i, j), {}, {"y": at(y, i, j)}, {"y": cast(apply("eq", index_value(i - j), 0), y.dtype)})
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample({}, {"shape": (3, 4), "dtype": float32})
+
+
+class Triangle(OperatorDefinition):
+    """Base: x on one side of a diagonal of its last two dimensions, zero on the other."""
+
+    attributes: Mapping[str, Any] = {"diagonal": 0}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        self.require(len(types["x"].shape) >= 2, f"needs at least two dimensions, not {list(types['x'].shape)}")
+        return {"y": types["x"]}
+
+    def kept(self, row: Any, column: Any, diagonal: IntLike) -> Condition:
+        raise NotImplementedError
+
+    def maps(self, c: Expansion) -> None:
+        x, y = c.input(), c.output()
+        p = c.params(y.shape)
+        c.map(p, {"x": at(x, *p, guard=[self.kept(p[-2], p[-1], c.attr("diagonal"))], fill=0)}, {"y": at(y, *p)}, lambda x: {"y": x})
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        gy = g.grad()
+        return {"x": gy and g.op(self.name, {"diagonal": g.attr("diagonal")}, x=gy)}
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample({"x": TensorType(float32, (2, 4, 5))}, {"diagonal": 1})
+        yield Sample({"x": TensorType(float32, (4, 3))}, {"diagonal": -1})
+        yield Sample({"x": TensorType(float32, (4,))}, {}, error="two dimensions")
+
+
+@register
+class Tril(Triangle):
+    """The lower triangle: column - row <= diagonal."""
+
+    name = "tril"
+    aten = ("aten.tril.default",)
+
+    def kept(self, row: Any, column: Any, diagonal: IntLike) -> Condition:
+        return Condition(row + diagonal - column)
+
+
+@register
+class Triu(Triangle):
+    """The upper triangle: column - row >= diagonal."""
+
+    name = "triu"
+    aten = ("aten.triu.default",)
+
+    def kept(self, row: Any, column: Any, diagonal: IntLike) -> Condition:
+        return Condition(column - row - diagonal)
