@@ -178,18 +178,19 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
     ta, tb = a.tasklet, b.tasklet
     require(tb is not None, "the consumer is a nested kernel")
     assert ta is not None and tb is not None
-    dims = written_params(a, mid)
-    reads_of_mid = {k: m for k, m in tb.reads.items() if m.container == mid}
-    readings = {k: reading(a, dims, m) for k, m in reads_of_mid.items()}
+    written = {m.container: k for k, m in ta.writes.items()}
+    mids = sorted(set(written) & {m.container for m in tb.reads.values()})
+    dims = {c: written_params(a, c) for c in mids}
+    reads_of_mid = {k: m for k, m in tb.reads.items() if m.container in dims}
+    readings = {k: reading(a, dims[m.container], m) for k, m in reads_of_mid.items()}
     indices = {s.name for m in (*tb.reads.values(), *tb.writes.values()) for s in m.subset if isinstance(s, Indirect)}
     require(indices.isdisjoint(reads_of_mid), "the intermediate holds indices by which the consumer addresses memory")
-    others = {m.container for m in ta.writes.values()} - {mid}
+    others = set(written) - {mid}
     pool = Connectors()
     values: dict[str, Scalar] = {}
-    (out_name,) = [k for k, m in ta.writes.items() if m.container == mid]
     for k, r in readings.items():
         names = pool.take(ta.reads, r.substitution, r.guard)
-        value = renamed(ta.code[out_name], names, r.substitution, {})
+        value = renamed(ta.code[written[reads_of_mid[k].container]], names, r.substitution, {})
         inside = holds(r.guard)
         if inside is not None:
             assert r.fill is not None

@@ -17,7 +17,7 @@ from shorthaul.ir.scalar import read
 from shorthaul.symbolic import Expr, Symbol
 
 from ..base import Refusal, require
-from .compose import code_cost, fused_name, match_params, merge_origins, merge_same_domain, same_size, substitute_producer
+from .compose import code_cost, fused_name, match_params, merge_origins, merge_same_domain, same_size, substitute_producer, unique_write
 
 IntLike = Union[int, Expr]
 CHEAP = 3
@@ -72,7 +72,8 @@ def localize(statements: list[Map], mid: Container, dims: Mapping[int, Symbol], 
                 continue
             writes[k] = shrink(m)
             if keep and m.combine is None:
-                writes[f"{k}__out"], code[f"{k}__out"] = m, code[k]
+                label = unique_write({**t.writes, **writes}, k, m)
+                writes[label], code[label] = m, code[k]
             elif keep:
                 # the accumulator is local; its final value is stored once the inner map is done
                 kept = tuple(p for p in s.params if p in m.symbols)
@@ -105,7 +106,13 @@ def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapp
         dims = outer_dims(whole_a, name, outer_a)
         require(outer_dims(whole_b, name, outer_a) == dims, "the consumer reads other rows than the producer writes")
         local = f"{name}__row"
-        statements, declared = localize(statements, c, dims, name in keep, local)
+        known = local in a.locals  # an earlier fusion keeps the value in a local already: only the reads change
+        if known:
+            body_b, declared = localize(statements[len(statements_a) :], c, dims, True, local)
+            statements = [*statements[: len(statements_a)], *body_b]
+        else:
+            statements, declared = localize(statements, c, dims, name in keep, local)
+            statements_a = statements[: len(statements) - len(statements_b)]
         locals_[local] = declared
     body, locals_ = tidy(statements, locals_, frozenset(locals_))
     origins = merge_origins(a, b)

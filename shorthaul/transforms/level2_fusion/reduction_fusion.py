@@ -50,12 +50,8 @@ class ReductionFusion(Transformation):
         pairs = self._rows(p, a, b, m.mid)
         require(any(pa.size != 1 for pa, _ in pairs), "there are no rows: the reduction gives a single value")
         keep = frozenset(c for c in mids if c in p.results or any(r is not b for r in p.readers(c)))
-        require(not any(x.memlet.combine and not x.is_local and x.memlet.container not in mids and
-                        not {pa for pa, _ in pairs if pa.size != 1} <= x.memlet.symbols
-                        for x in a.accesses() if x.is_write), "the producer also combines values over the rows")  # fmt: skip
-        outer_b = {pb for _, pb in pairs if pb.size != 1}
-        require(not any(x.memlet.combine and not x.is_local and not outer_b <= x.memlet.symbols for x in b.accesses() if x.is_write),
-                "the consumer combines values over the rows")  # fmt: skip
+        self._require_small_sums(p, a, [pa for pa, _ in pairs], "producer")
+        self._require_small_sums(p, b, [pb for _, pb in pairs], "consumer")
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
         m.items["fused"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
@@ -88,6 +84,15 @@ class ReductionFusion(Transformation):
         else:
             wanted = {pa for pa, _ in candidates}
         return [c for c in candidates if c[0] in wanted]
+
+    def _require_small_sums(self, p: Program, m: Map, outer: list[Symbol], which: str) -> None:
+        """What a nest combines over its rows has a partial copy in every thread: it must be small, and combine single values."""
+        rows = {q for q in outer if q.size != 1}
+        for x in m.accesses():
+            if x.is_write and x.memlet.combine and not x.is_local and not rows <= x.memlet.symbols:
+                require(not (x.memlet.symbols & rows), f"the {which} combines values over part of the rows")
+                size = hint_value(p, p.containers[x.memlet.container].bytes)
+                require(size <= self.row_bytes // 4, f"the {which} combines {size} bytes over the rows, too many for a copy in every thread")
 
     def _require_rows_in_cache(self, p: Program, m: Map, outer: list[Symbol]) -> None:
         rows = hint_value(p, product(q.size for q in outer))

@@ -1,0 +1,190 @@
+"""The public functions. See docs for how they are used together."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from shorthaul import pipeline
+from shorthaul.autodiff import differentiate
+from shorthaul.config import Options
+from shorthaul.frontends.dynamo import capture_graph
+from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize
+from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
+from shorthaul.ir.program import Program
+from shorthaul.runtime.bridge import CompiledGraph, Interface
+from shorthaul.runtime.build import NoCompiler
+from shorthaul.runtime.compile import compile_program
+from shorthaul.runtime.report import Record, Region, attach_report
+from shorthaul.symbolic import Symbol
+
+
+class FallbackWarning(UserWarning):
+    """A part of the model runs in eager mode; the message says which and why."""
+
+
+def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -> torch.nn.Module:
+    """Optimize a module for training, in place; returns the same object.
+
+    Its parameters, buffers, state_dict, hooks and class stay as they are; it is compiled at its first call, and again when a size changes for
+    the first time. level: how far transformations see (0 only expands, 4 the whole step). strict: an operator that would run
+    through PyTorch instead of being compiled raises an error with its source line.
+    `module.report()` says what was compiled, fused, not fused and why.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"optimize takes a torch.nn.Module, not {type(module).__name__}; for a function use torch.compile(f, backend='shorthaul')")
+    record = attach_report(module)
+    module.compile(backend=functools.partial(backend, options=Options(level, strict), record=record))
+    return module
+
+
+def disable(target: Any) -> Any:
+    """Leave a module or function to eager mode inside an optimized model."""
+    if isinstance(target, torch.nn.Module):
+        target.forward = torch.compiler.disable(target.forward)  # type: ignore[method-assign]
+        return target
+    return torch.compiler.disable(target)
+
+
+def capture(model: Callable[..., Any], inputs: tuple, *, train: bool = True, kwargs: dict[str, Any] | None = None, strict: bool = False) -> Program:
+    """The program of operators of one call of a model.
+
+    inputs: a tuple of positional arguments. train: add the backward phase (gradients of all floating outputs with respect to
+    every parameter, and input, that requires grad). Nothing is executed. Raises Unsupported with the source line.
+    """
+    gm, example_inputs, _ = capture_graph(model, inputs, kwargs)
+    return import_training(functionalize(gm, example_inputs), train=train, strict=strict, name=type(model).__name__).program
+
+
+def import_training(graph: FunctionalGraph, *, train: bool, strict: bool, name: str) -> Imported:
+    """Import a functional graph and, with `train`, differentiate it."""
+    imported = import_graph(graph, name, strict=strict)
+    if train:
+        wrt = [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad]
+        outputs = _differentiable(graph, imported)
+        if wrt and outputs:
+            from shorthaul.frontends.traced_gradient import traced_gradient
+
+            differentiate(imported.program, outputs, list(dict.fromkeys(wrt)), traced_gradient)
+    return imported
+
+
+def _differentiable(graph: FunctionalGraph, imported: Imported) -> list[str]:
+    found: list[str] = []
+
+    def of(spec: OutputSpec) -> int | None:
+        if spec.kind in ("tensor", "view") and spec.graph_output is not None:
+            return spec.graph_output
+        if spec.kind in ("view", "same") and spec.output is not None:
+            return of(graph.outputs[spec.output])
+        return None
+
+    for spec in graph.outputs:
+        r = of(spec)
+        if spec.differentiable and r is not None:
+            name = imported.results[r]
+            if name is not None and imported.program.containers[name].dtype.is_float:
+                found.append(name)
+    for m in graph.mutations:
+        if m.differentiable:
+            raise Unsupported(f"input {graph.inputs[m.input].name} is changed in place and gradients flow through the change",
+                              remedy="Return a new tensor instead of writing into the argument.")  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options: Options | None = None, record: Record | None = None) -> Callable[..., Any]:
+    """The Dynamo backend: `torch.compile(model, backend="shorthaul")`.
+
+    What cannot be compiled runs in eager mode, with a FallbackWarning that names operator and source line, and stands in the report.
+    """
+    options = options or Options()
+    record = record if record is not None else Record()
+    region = Region(len(record.regions))
+    record.regions.append(region)
+    try:
+        with region.timed("compile"):
+            return _compile(gm, example_inputs, options, region)
+    except Unsupported as e:
+        if options.strict:
+            raise
+        reason = str(e)
+    except NoCompiler as e:
+        reason = str(e)
+    region.fallback = reason
+    warnings.warn(f"part of the model runs in eager mode: {reason}", FallbackWarning, stacklevel=2)
+    return gm.forward
+
+
+def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Callable[..., Any]:
+    with region.timed("functionalize"):
+        graph = functionalize(gm, example_inputs)
+    train = torch.is_grad_enabled()
+    with region.timed("import"):
+        imported = import_training(graph, train=train, strict=options.strict, name=f"region_{region.index}")
+    program = imported.program
+    region.captured(program, imported.fallbacks)
+    with region.timed("optimize"):
+        pipeline.optimize(program, options)
+    with region.timed("build"):
+        compiled = compile_program(program)
+    region.finished(program, compiled)
+    return CompiledGraph(program.name, program, _interface(graph, imported), compiled.executable)
+
+
+def _interface(graph: FunctionalGraph, imported: Imported) -> Interface:
+    sizes: dict[Symbol, tuple[int, int | None]] = {}
+    wanted = {s.name: s for s in imported.program.symbols}
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    for i, (spec, node) in enumerate(zip(graph.inputs, placeholders, strict=True)):
+        value = node.meta["val"]
+        if spec.role == "size":
+            name = str(value.node.expr) if isinstance(value, torch.SymInt) else ""
+            if name in wanted:
+                sizes[wanted[name]] = (i, None)
+    for i, (spec, node) in enumerate(zip(graph.inputs, placeholders, strict=True)):
+        if spec.role != "size":
+            for d, n in enumerate(node.meta["val"].shape):
+                name = str(n.node.expr) if isinstance(n, torch.SymInt) else ""
+                if name in wanted and wanted[name] not in sizes:
+                    sizes[wanted[name]] = (i, d)
+    missing = [s.name for s in wanted.values() if s not in sizes]
+    if missing:
+        raise Unsupported(f"the size {missing[0]} is not the size of an input")
+    mutations = [(m.input, m.graph_output) for m in graph.mutations]
+    random = tuple(n for n in RANDOM_INPUTS if n in imported.program.containers)
+    return Interface(imported.inputs, sizes, imported.results, imported.sizes, functools.partial(_rebuild, graph), mutations, random)
+
+
+def _rebuild(graph: FunctionalGraph, results: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """The caller's outputs from the results of the graph: views and repeated outputs are made again."""
+    outputs: list[Any] = [None] * len(graph.outputs)
+
+    def make(i: int) -> Any:
+        spec = graph.outputs[i]
+        if outputs[i] is not None:
+            return outputs[i]
+        if spec.kind in ("tensor", "size"):
+            assert spec.graph_output is not None
+            value = results[spec.graph_output]
+        elif spec.kind == "constant":
+            return spec.value
+        elif spec.kind == "input":
+            assert spec.input is not None
+            value = inputs[spec.input]
+        elif spec.kind == "same":
+            assert spec.output is not None
+            value = make(spec.output)
+        else:
+            assert spec.view is not None
+            base = inputs[spec.input] if spec.input is not None else make(spec.output) if spec.output is not None else results[spec.graph_output]  # type: ignore[index]
+            value = spec.view.apply(base, results)
+        outputs[i] = value
+        return value
+
+    for i in range(len(graph.outputs)):
+        outputs[i] = make(i)
+    return outputs

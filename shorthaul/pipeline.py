@@ -1,0 +1,52 @@
+"""The order of stages, from a program of operators to a scheduled one, as one plain function.
+
+algebra → expansion → layout → store or recompute → fusion → memory (aliases). Each stage is one call; each rewrite is in the log.
+"""
+
+from __future__ import annotations
+
+from shorthaul.config import Options
+from shorthaul.ir.program import Form, Program
+from shorthaul.ir.verify import verify
+from shorthaul.ops.custom import inline_custom_functions
+from shorthaul.ops.expand import expand
+from shorthaul.transforms.base import Result, apply_everywhere
+from shorthaul.transforms.fuse import fuse
+from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
+from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
+from shorthaul.transforms.level4_global.alias_views import AliasViews
+from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
+from shorthaul.transforms.level4_global.recompute import Recompute
+
+
+def optimize(program: Program, options: Options | None = None, *, check: bool = False) -> Result:
+    """Lower a program of operators to a scheduled one, in place, with the transformations up to `options.level`.
+
+    level 0 only expands. check: verify after every stage (tests). Returns what was applied and what was refused, with reasons.
+    """
+    options = options or Options()
+    level = options.level
+    if check:
+        verify(program, Form.OPERATORS)
+    inline_custom_functions(program)
+    eliminate_dead_code(program)
+    expand(program, choose_expansion)
+    eliminate_dead_code(program)
+    if check:
+        verify(program, Form.MAPS)
+    if level >= 3:
+        assign_channels_last(program)
+    if level >= 4:
+        apply_everywhere(program, [Recompute()])
+        eliminate_dead_code(program)
+    result = Result()
+    if level >= 2:
+        result = fuse(program)
+        eliminate_dead_code(program)
+        apply_everywhere(program, [AliasViews()])
+    with program.edit("Schedule") as edit:
+        edit.set_form(Form.SCHEDULED)
+    if check:
+        verify(program, Form.SCHEDULED)
+    program.attributes["refusals"] = result.refused
+    return result

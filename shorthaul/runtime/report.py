@@ -1,0 +1,93 @@
+"""What `model.report()` prints: captured operators, kernels, library calls, what was fused and what was not, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from shorthaul.ir.nodes import LibraryCall, Map, Operator, Origin
+from shorthaul.ir.program import Program
+
+
+@dataclass
+class Region:
+    """One compiled graph of a model (there are several after a graph break or a recompilation)."""
+
+    index: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    operators: Counter[str] = field(default_factory=Counter)
+    fallbacks: list[tuple[str, Origin]] = field(default_factory=list)
+    fallback: str = ""
+    program: Program | None = None
+    compiled: Any = None
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def captured(self, program: Program, fallbacks: list[tuple[str, Origin]]) -> None:
+        """Note what came from the front end."""
+        self.operators = Counter(n.op for n in program.nodes if isinstance(n, Operator) and n.phase == "forward")
+        self.fallbacks = fallbacks
+
+    def finished(self, program: Program, compiled: Any) -> None:
+        """Note what was generated."""
+        self.program, self.compiled = program, compiled
+
+    @property
+    def kernels(self) -> list[Map]:
+        return [n for n in self.program.nodes if isinstance(n, Map)] if self.program else []
+
+    @property
+    def library_calls(self) -> Counter[str]:
+        return Counter(n.function for n in self.program.nodes if isinstance(n, LibraryCall)) if self.program else Counter()
+
+
+@dataclass
+class Record:
+    """All regions of a model."""
+
+    regions: list[Region] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        from .report_text import render
+
+        return render(self)
+
+
+_RECORDS: weakref.WeakKeyDictionary[Any, Record] = weakref.WeakKeyDictionary()
+
+
+class Reporter:
+    """`model.report`: call it for the record. A copy or a pickle of the model gets an empty one."""
+
+    def __init__(self, owner: Any = None) -> None:
+        self._owner = weakref.ref(owner) if owner is not None else None
+
+    def __call__(self) -> Record:
+        owner = self._owner() if self._owner is not None else None
+        return _RECORDS.get(owner, Record()) if owner is not None else Record()
+
+    def __reduce__(self) -> tuple:
+        return Reporter, ()
+
+    def __deepcopy__(self, memo: dict) -> Reporter:
+        return Reporter()
+
+
+def attach_report(module: Any) -> Record:
+    """Give the module a `report` method; returns the record that it shows."""
+    record = Record()
+    _RECORDS[module] = record
+    module.__dict__["report"] = Reporter(module)
+    return record

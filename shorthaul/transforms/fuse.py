@@ -1,0 +1,68 @@
+"""The fusion stage: transformations of level 2 applied greedily from a worklist, most bytes first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from shorthaul.ir.nodes import Map, Node
+from shorthaul.ir.program import Program
+
+from .base import Match, Refused, Result, Transformation, hint_value
+from .level2_fusion.map_fusion import MapFusion, fusable_pairs
+from .level2_fusion.reduction_fusion import ReductionFusion
+from .level2_fusion.sibling_fusion import SiblingFusion
+
+
+def default_fusions() -> list[Transformation]:
+    """The fusions in the order in which they run.
+
+    First what costs nothing: producers with one reader. Then rows, where a value with several readers becomes local. What still has several
+    readers is recomputed where that moves fewer bytes, else kept beside its first reader.
+    """
+    return [MapFusion("refuse"), ReductionFusion(), MapFusion("recompute"), MapFusion("keep"), SiblingFusion(), ReductionFusion()]
+
+
+def fuse(program: Program, transformations: Sequence[Transformation] | None = None) -> Result:
+    """Fuse until nothing applies any more.
+
+    Each round visits the nodes in program order and tries every transformation on the pairs around a node; what a rewrite creates is
+    visited again. Refusals that still stand at the end are returned, largest first, one per pair of nodes.
+    """
+    chosen = list(transformations) if transformations is not None else default_fusions()
+    applied = 0
+    refusals: dict[tuple[int, int, str], Refused] = {}
+    for t in chosen:
+        queue: deque[Node] = deque(n for n in program.nodes if isinstance(n, Map))
+        queued = {n.id for n in queue}
+        while queue:
+            node = queue.popleft()
+            queued.discard(node.id)
+            if not program.node_is_current(node):
+                continue
+            for m in _matches(program, t, node):
+                first, second = m.first, m.second
+                notes: list[Refused] = []
+                if t.try_apply(m, notes):
+                    applied += 1
+                    created = [n for n in program.nodes if n.id in program.log[-1].created]
+                    around = [*created, *(p for n in created for p in program.producers(n))]
+                    for n in around:
+                        if isinstance(n, Map) and n.id not in queued:
+                            queue.append(n)
+                            queued.add(n.id)
+                    break
+                for r in notes:
+                    refusals[(first.id, second.id, t.name)] = r
+    current = {n.id for n in program.nodes}
+    standing = [r for (a, b, _), r in refusals.items() if a in current and b in current]
+    return Result(applied, sorted(standing, key=lambda r: -r.bytes))
+
+
+def _matches(program: Program, t: Transformation, node: Node) -> Iterator[Match]:
+    if isinstance(t, SiblingFusion):
+        found = list(t.matches_from(program, node))
+    else:
+        found = [Match(program, {"first": a, "mid": c, "second": b}) for a, c, b in fusable_pairs(program, node)]
+    found.sort(key=lambda m: -hint_value(program, program.containers[m.mid].bytes))
+    yield from found

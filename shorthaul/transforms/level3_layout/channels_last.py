@@ -1,0 +1,122 @@
+"""ChannelsLast: the layout of images, over forward and backward jointly."""
+
+from __future__ import annotations
+
+from typing import Union
+
+from shorthaul.ir.builder import at, fresh_params, make_map
+from shorthaul.ir.containers import Container
+from shorthaul.ir.edit import Edit
+from shorthaul.ir.nodes import AUTO, LibraryCall, Map
+from shorthaul.ir.program import Program
+from shorthaul.ir.rewrite import rename
+from shorthaul.symbolic import Expr, Symbol
+
+IntLike = Union[int, Expr]
+_SPATIAL = ("convolution", "pool")
+
+
+def channels_last_strides(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
+    """Strides of (N, C, spatial...) with the channels innermost."""
+    strides: dict[int, IntLike] = {}
+    step: IntLike = 1
+    for d in (1, *reversed(range(2, len(shape))), 0):
+        strides[d] = step
+        step = step * shape[d]
+    return tuple(strides[d] for d in range(len(shape)))
+
+
+def is_image(c: Container) -> bool:
+    """A transient of rank 4 (or 5) of floating dtype whose layout is ours to choose."""
+    return c.dtype.is_float and len(c.shape) in (4, 5) and not c.is_external and c.role != "output" and c.role != "gradient" and c.alias is None
+
+
+def assign_channels_last(program: Program) -> int:
+    """Lay out the images around convolutions channels-last, forward and backward alike. Returns how many containers changed.
+
+    before:  y: f32[N, C, H, W]   (NCHW)         after:  y: f32[N, C, H, W] strides (H*W*C, 1, W*C, C)
+
+    Channels innermost make 1x1 convolutions matrix products without a reorder and depthwise windows and per-channel maps vectors over
+    channels. The layout spreads from convolutions along maps that access both containers at the same point; what only meets
+    the caller's tensors keeps their layout. Depthwise weights are packed to match.
+    """
+    seeds = _seeds(program)
+    if not seeds:
+        return 0
+    chosen = _spread(program, seeds)
+    with program.edit("ChannelsLast", {"containers": sorted(chosen)}) as edit:
+        for name in sorted(chosen):
+            c = program.containers[name]
+            edit.set_container(c.with_(strides=channels_last_strides(c.shape)))
+        _pack_weights(program, edit, chosen)
+    return len(chosen)
+
+
+def _seeds(program: Program) -> set[str]:
+    found: set[str] = set()
+    for node in program.nodes:
+        spatial = isinstance(node, LibraryCall) and any(s in node.function for s in _SPATIAL)
+        windows = isinstance(node, Map) and any(s in node.name for s in ("conv", "pool"))
+        if spatial or windows:
+            found |= {c for c in program.reads_of(node) | program.writes_of(node) if is_image(program.containers[c])}
+    return found
+
+
+def _spread(program: Program, seeds: set[str]) -> set[str]:
+    chosen = set(seeds)
+    todo = list(seeds)
+    while todo:
+        name = todo.pop()
+        rank = len(program.containers[name].shape)
+        for node in (*program.readers(name), *program.writers(name)):
+            if not isinstance(node, Map):
+                continue
+            for other in program.reads_of(node) | program.writes_of(node):
+                c = program.containers[other]
+                if other not in chosen and is_image(c) and len(c.shape) == rank and _same_points(node, name, other):
+                    chosen.add(other)
+                    todo.append(other)
+    return chosen
+
+
+def _same_points(node: Map, a: str, b: str) -> bool:
+    """Whether some access of each container runs over the channels by the same parameter in the same place."""
+    subsets = {name: [x.memlet.subset for x in node.accesses() if x.memlet.container == name] for name in (a, b)}
+    return any(isinstance(s[1], Symbol) and s[1] is t[1] for s in subsets[a] for t in subsets[b]) or any(
+        s[1] == 0 and t[1] == 0 for s in subsets[a] for t in subsets[b]
+    )
+
+
+def _pack_weights(program: Program, edit: Edit, chosen: set[str]) -> None:
+    """Weights of depthwise windows get a copy with the channels innermost, so that a vector of channels is one load."""
+    for node in list(program.nodes):
+        if not isinstance(node, Map) or node.tasklet is None or not any(c in chosen for c in program.reads_of(node)):
+            continue
+        images = [m for m in node.tasklet.reads.values() if m.container in chosen]
+        channels = {m.subset[1] for m in images if isinstance(m.subset[1], Symbol)}
+        for m in list(node.tasklet.reads.values()):
+            c = program.containers[m.container]
+            if c.role not in ("parameter", "input") or len(c.shape) < 3 or m.subset[0] not in channels or c.shape[1] != 1:
+                continue
+            packed = f"{c.name}_packed"
+            if packed not in program.containers:
+                edit.add_container(Container(packed, c.dtype, c.shape, _innermost_first(c.shape)))
+            p = fresh_params(c.shape)
+            copy = make_map(p, {"x": at(c, *p)}, {"y": at(program.containers[packed], *p)}, lambda x: {"y": x}, {c.name: c.dtype},
+                            name="pack", origins=node.origins, phase=node.phase, schedule=AUTO.with_options(pack=True))  # fmt: skip
+            if not program.writers(packed):
+                first = min((r for r in program.readers(c.name)), key=program.nodes.index)
+                copy = copy.with_(phase=first.phase)
+                edit.add(copy, before=first)
+            current = program.node(node.id)
+            edit.replace(current, rename(current, {c.name: packed}, fresh=False))
+
+
+def _innermost_first(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
+    """Strides with the first dimension innermost."""
+    strides: list[IntLike] = [1]
+    step: IntLike = shape[0]
+    for n in reversed(shape[1:]):
+        strides.insert(1, step)
+        step = step * n
+    return tuple(strides)

@@ -1,0 +1,90 @@
+"""Recompute: evaluate cheap forward values again in the backward phase instead of saving them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Union
+
+from shorthaul.ir.edit import Edit
+from shorthaul.ir.memlet import Indirect
+from shorthaul.ir.nodes import Map, Node
+from shorthaul.ir.program import Program
+from shorthaul.ir.rewrite import rename
+from shorthaul.ir.scalar import reads_of
+from shorthaul.symbolic import Expr
+
+from ..base import Match, Transformation, hint_value, require
+from ..level2_fusion.compose import code_cost
+
+IntLike = Union[int, Expr]
+
+
+class Recompute(Transformation):
+    """Move a saved value's computation into the backward phase, where fusion takes it into its readers.
+
+    before:  forward: h[i] = f(x[i]) (saved);  backward: g[i] = k(h[i], ...)
+    after:   backward: h'[i] = f(x[i]);  g[i] = k(h'[i], ...)          with x saved already or the caller's
+
+    Decided by bytes: it applies where what the computation reads is saved anyway or smaller than the value, and where every
+    reader is a map that can take it in. max_cost: operations an element that recomputing may take, in adds.
+    """
+
+    level = 4
+
+    def __init__(self, max_cost: int = 64) -> None:
+        self.max_cost = max_cost
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        for node in reversed(list(program.nodes)):
+            if isinstance(node, Map) and node.phase == "forward" and program.node_is_current(node):
+                for c in sorted(program.writes_of(node)):
+                    if any(r.phase == "backward" for r in program.readers(c)):
+                        yield Match(program, {"producer": node, "mid": c})
+
+    def _readers(self, m: Match) -> list[Node]:
+        return [r for r in m.program.readers(m.mid) if r.phase == "backward"]
+
+    def check(self, m: Match) -> None:
+        p, a = m.program, m.producer
+        require(a.is_elementwise, "the value comes from a reduction")
+        c = p.containers[m.mid]
+        require(not c.is_external, "it is an input")
+        for r in self._readers(m):
+            require(isinstance(r, Map), f"{r.label} reads the value from memory")
+        cost = code_cost(v for k, v in a.tasklet.code.items() if a.tasklet.writes[k].container == m.mid)
+        require(cost <= self.max_cost, f"recomputing costs {cost} operations an element")
+        extra = sum(hint_value(p, p.containers[r].bytes) for r in p.reads_of(a) if not self._available(p, r))
+        require(extra < hint_value(p, c.bytes), f"it would save {extra} bytes of operands instead of {hint_value(p, c.bytes)} bytes")
+
+    def _available(self, p: Program, name: str) -> bool:
+        """Whether the backward phase reads the container anyway, or it is there without being saved."""
+        return p.containers[name].is_external or any(r.phase == "backward" for r in p.readers(name))
+
+    def saves(self, m: Match) -> IntLike:
+        """The backward read of the value (its forward write goes, too, where forward fusion leaves no other reader), less new reads."""
+        p = m.program
+        total: IntLike = p.containers[m.mid].bytes
+        present = {c for r in self._readers(m) for c in p.reads_of(r)}
+        for r in p.reads_of(m.producer):
+            if r not in present:
+                total = total - p.containers[r].bytes
+        return total
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        p = m.program
+        twin = p.fresh(f"{m.mid}_again")
+        c = p.containers[m.mid]
+        edit.add_container(c.with_(name=twin, role="transient"))
+        t = m.producer.tasklet
+        keep = {k: v for k, v in t.code.items() if t.writes[k].container == m.mid}
+        body = t.with_(code=keep, writes={k: t.writes[k] for k in keep})
+        used = set(reads_of(*keep.values()))
+        used |= {s.name for k in list(used) for s in body.reads[k].subset if isinstance(s, Indirect)}
+        body = body.with_(reads={k: x for k, x in body.reads.items() if k in used})
+        copy = rename(m.producer.with_(body=(body,)), {m.mid: twin}, phase="backward")
+        readers = self._readers(m)
+        first = min(readers, key=p.nodes.index)
+        edit.add(copy, before=first)
+        for r in readers:
+            edit.replace(r, rename(r, {m.mid: twin}, fresh=False))
+
