@@ -1,6 +1,7 @@
 """Operators: the registry and one module per operator family. Importing this package registers them all."""
 
 from . import (  # noqa: F401
+    attention,
     contraction,
     convolution,
     creation,

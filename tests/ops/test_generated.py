@@ -1,0 +1,162 @@
+"""Tests generated from the registry: every operator's samples are inferred, expanded in every way, run, and differentiated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from operator_cases import (
+    differentiated,
+    expansions_of,
+    float_names,
+    gradients,
+    library_for_interpreter,
+    prefer,
+    program_of,
+    run,
+    same,
+    values_for,
+    widened,
+    widened_attributes,
+)
+
+from shorthaul.ir.nodes import LibraryCall
+from shorthaul.ops.expand import expand
+from shorthaul.ops.registry import REGISTRY, OperatorError, Sample
+
+# programs themselves: tested where programs are made (custom autograd functions of the front door)
+WITHOUT_SAMPLES = {"custom_function", "pointwise", "max_pool_backward"}
+SAMPLES = [pytest.param(name, s, id=f"{name}-{i}") for name, d in sorted(REGISTRY.items()) for i, s in enumerate(d.samples()) if not s.error]
+ERRORS = [pytest.param(name, s, id=f"{name}-{i}") for name, d in sorted(REGISTRY.items()) for i, s in enumerate(d.samples()) if s.error]
+
+
+def case(name: str, s: Sample):
+    d = REGISTRY[name]
+    types = widened(s.operands)
+    attributes = widened_attributes({**d.attributes, **s.attributes})
+    return d, program_of(name, types, attributes), values_for(name, types, attributes)
+
+
+@pytest.mark.parametrize("name", sorted(set(REGISTRY) - WITHOUT_SAMPLES))
+def test_every_operator_has_a_sample(name: str) -> None:
+    assert any(not s.error for s in REGISTRY[name].samples())
+
+
+@pytest.mark.parametrize(("name", "s"), SAMPLES)
+def test_maps(name: str, s: Sample) -> None:
+    """The maps expansion is a valid program and defines every element of every result."""
+    d, program, values = case(name, s)
+    found = run(program, values)
+    for k, t in d.infer({k: widened(s.operands)[k] for k in s.operands}, widened_attributes({**d.attributes, **s.attributes})).items():
+        assert found[f"out_{k}"].shape == tuple(t.shape)
+        assert found[f"out_{k}"].dtype == t.dtype.numpy
+
+
+@pytest.mark.parametrize(("name", "s"), [p for p in SAMPLES if REGISTRY[p.values[0]].more_expansions()])
+def test_other_expansions(name: str, s: Sample) -> None:
+    """Library calls and compositions compute what the maps compute."""
+    d, program, values = case(name, s)
+    found = expansions_of(d, program)
+    expected = run(program, values)
+    for expansion in found:
+        actual = run(program, values, prefer(expansion))
+        for out in program.signature.outputs:
+            same(actual[out], expected[out], 1e-9, f"{expansion}: {out}")
+
+
+@pytest.mark.parametrize("name", sorted(n for n, d in REGISTRY.items() if d.more_expansions()))
+def test_other_expansions_are_reached(name: str) -> None:
+    """Every expansion applies to some sample, or to the gradient of some sample of another operator."""
+    d = REGISTRY[name]
+    reached = {e for p in SAMPLES if p.values[0] == name for e in expansions_of(d, case(*p.values)[1])}
+    source = name.removesuffix("_backward")
+    for p in SAMPLES if source != name and source in REGISTRY else ():
+        if p.values[0] == source:
+            program = backward_of(*p.values)[0]
+            for e in d.more_expansions():
+                lowered = program.clone()
+                expand(lowered, prefer(e))
+                reached |= {e for n in lowered.nodes if isinstance(n, LibraryCall) and n.phase == "backward"}
+    assert reached == set(d.more_expansions())
+
+
+@pytest.mark.parametrize(("name", "s"), ERRORS)
+def test_refusals(name: str, s: Sample) -> None:
+    """Bad operands are refused, in words that name the operator and what does not fit."""
+    d = REGISTRY[name]
+    with pytest.raises(OperatorError) as refused:
+        d.infer(s.operands, {**d.attributes, **s.attributes})
+    assert s.error in str(refused.value)
+    assert str(refused.value).startswith(name)
+
+
+def backward_of(name: str, s: Sample):
+    _, program, values = case(name, s)
+    wrt = [k for k in float_names(program.signature.inputs, program) if k not in ("running_mean", "running_var")]
+    outputs = [f"out_{k}" for k in differentiable_results(name)]
+    return differentiated(program, float_names(outputs, program), wrt), program, values, wrt
+
+
+def differentiable_results(name: str) -> tuple[str, ...]:
+    """Results that the outside sees; the others are saved for the gradient."""
+    saved = {"layer_norm": ("mean", "rstd"), "batch_norm": ("mean", "rstd", "new_mean", "new_var"), "attention": ("lse",),
+             "nll_loss": ("total_weight",), "max_pool": ("offset",)}  # fmt: skip
+    d = REGISTRY[name]
+    names = d.infer_names if hasattr(d, "infer_names") else None
+    assert names is None
+    sample = next(s for s in d.samples() if not s.error)
+    results = d.infer(sample.operands, {**d.attributes, **sample.attributes})
+    return tuple(k for k in results if k not in saved.get(name, ()))
+
+
+SECOND_ORDER = {n for n in REGISTRY if n.endswith("_backward") or n.startswith("conv_grad")}
+DIFFERENTIABLE = [
+    p for p in SAMPLES
+    if p.values[0] not in SECOND_ORDER and any(t.dtype.is_float for t in p.values[1].operands.values())
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "s"), DIFFERENTIABLE)
+def test_gradient(name: str, s: Sample) -> None:
+    """Gradients against central differences in float64, along a random direction for each operand; every expansion against maps."""
+    d, first, _ = case(name, s)
+    if not float_names((f"out_{k}" for k in differentiable_results(name)), first):
+        pytest.skip("no floating result")
+    program, forward, values, wrt = backward_of(name, s)
+    found = gradients(program, values)
+    weights = {out: v for (out, _), v in zip(program.signature.cotangents, cotangent_values(program), strict=True)}
+    rng = np.random.default_rng(3)
+    for k in wrt:
+        direction = rng.uniform(-1, 1, values[k].shape)
+        step = 1e-5
+
+        def objective(sign: float, k: str = k, direction: np.ndarray = direction, step: float = step) -> float:
+            result = run(forward, {**values, k: values[k] + sign * step * direction})
+            return sum(float((w * np.where(np.isfinite(result[o]), result[o], 0)).sum()) for o, w in weights.items())
+
+        numeric = (objective(1) - objective(-1)) / (2 * step)
+        analytic = float((found[k] * direction).sum()) if k in found else 0.0
+        assert analytic == pytest.approx(numeric, rel=2e-6, abs=2e-7), f"gradient by {k}"
+    others = {e for n in program.nodes if hasattr(n, "op") for e in REGISTRY[n.op].more_expansions()}
+    for expansion in sorted(others):
+        actual = gradients(program, values, prefer(expansion))
+        for k in found:
+            same(actual[k], found[k], 1e-9, f"{expansion}: gradient by {k}")
+
+
+def cotangent_values(program) -> list[np.ndarray]:
+    from operator_cases import cotangents_for
+
+    given = cotangents_for(program)
+    return [given[name] for _, name in program.signature.cotangents]
+
+
+def test_library_functions_exist() -> None:
+    """Every library function that an expansion calls is in the table."""
+    known = library_for_interpreter()
+    for p in SAMPLES:
+        d, program, _ = case(*p.values)
+        for expansion in expansions_of(d, program):
+            lowered = program.clone()
+            expand(lowered, prefer(expansion))
+            for node in lowered.nodes:
+                assert not isinstance(node, LibraryCall) or node.function in known
