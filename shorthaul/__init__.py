@@ -1,1 +1,43 @@
-"""Shorthaul: faster training of neural networks by moving less data."""
+"""Shorthaul: faster training of neural networks by moving less data.
+
+    import shorthaul as sh
+
+    model = sh.optimize(model)                        # the same module, optimized; or torch.compile(model, backend="shorthaul")
+    program = sh.capture(model, (x,), train=True)     # the training step as a program that can be read and changed
+
+Names are loaded when they are first used, so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import backend, capture, disable, optimize
+    from .config import Options
+    from .errors import DifferentiationError, FallbackWarning
+    from .frontends.functional import Unsupported
+    from .ir.program import Program
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "optimize": "api", "disable": "api", "capture": "api", "backend": "api", "Unsupported": "api", "Program": "api", "CallError": "api",
+    "Options": "config", "DifferentiationError": "errors", "FallbackWarning": "errors",
+}  # fmt: skip
+
+__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",  # noqa: RUF022
+           "backend", "capture", "disable", "optimize"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shorthaul' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

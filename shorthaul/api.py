@@ -8,23 +8,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo import register_backend
 
 from shorthaul import pipeline
+from shorthaul.analysis.movement import movement
 from shorthaul.autodiff import differentiate
+from shorthaul.codegen.library import LIBRARY
 from shorthaul.config import Options
+from shorthaul.errors import DifferentiationError, FallbackWarning
 from shorthaul.frontends.dynamo import capture_graph
 from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
+from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
 from shorthaul.runtime.bridge import CompiledGraph, Interface
+from shorthaul.runtime.executable import CallError
 from shorthaul.runtime.build import NoCompiler
 from shorthaul.runtime.compile import compile_program
 from shorthaul.runtime.report import Record, Region, attach_report
 from shorthaul.symbolic import Symbol
 
-
-class FallbackWarning(UserWarning):
-    """A part of the model runs in eager mode; the message says which and why."""
+__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported", "backend", "capture", "disable", "import_training",
+           "optimize"]  # fmt: skip
 
 
 def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -> torch.nn.Module:
@@ -67,9 +72,8 @@ def import_training(graph: FunctionalGraph, *, train: bool, strict: bool, name: 
         wrt = [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad]
         outputs = _differentiable(graph, imported)
         if wrt and outputs:
-            from shorthaul.frontends.traced_gradient import traced_gradient
-
-            differentiate(imported.program, outputs, list(dict.fromkeys(wrt)), traced_gradient)
+            traced = functools.partial(traced_gradient, library=LIBRARY)
+            differentiate(imported.program, outputs, list(dict.fromkeys(wrt)), traced)
     return imported
 
 
@@ -108,7 +112,7 @@ def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options:
     try:
         with region.timed("compile"):
             return _compile(gm, example_inputs, options, region)
-    except Unsupported as e:
+    except (Unsupported, DifferentiationError) as e:
         if options.strict:
             raise
         reason = str(e)
@@ -133,6 +137,32 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         compiled = compile_program(program)
     region.finished(program, compiled)
     return CompiledGraph(program.name, program, _interface(graph, imported), compiled.executable)
+
+
+# What a Program can do that needs other parts of the package (`ir` knows none of them).
+
+
+def _optimize_program(program: Program, level: int = 4, *, check: bool = False) -> Program:
+    """Lower the program in place with the transformations up to `level`; returns it. check: verify it after every stage."""
+    pipeline.optimize(program, Options(level), check=check)
+    return program
+
+
+def _explain(program: Program, transformation: str | None = None) -> str:
+    """Where a transformation (or every one) was applied, and where not and why."""
+    lines = []
+    for r in program.log:
+        if "where" in r.notes and transformation in (None, r.name):
+            lines.append(f"applied      {r.name} at {r.notes['where']}")
+    for f in program.attributes.get("refusals", ()):
+        if transformation in (None, f.transformation):
+            lines.append(f"not applied  {f.transformation} at {f.where}: {f.reason}")
+    return "\n".join(lines) or f"{transformation or 'no transformation'} was not tried on program {program.name}"
+
+
+Program.movement = movement  # type: ignore[attr-defined]
+Program.optimize = _optimize_program  # type: ignore[attr-defined]
+Program.explain = _explain  # type: ignore[attr-defined]
 
 
 def _interface(graph: FunctionalGraph, imported: Imported) -> Interface:
@@ -188,3 +218,6 @@ def _rebuild(graph: FunctionalGraph, results: Sequence[Any], inputs: Sequence[An
     for i in range(len(graph.outputs)):
         outputs[i] = make(i)
     return outputs
+
+
+register_backend(backend, name="shorthaul")

@@ -5,7 +5,9 @@ algebra → expansion → layout → store or recompute → fusion → memory (a
 
 from __future__ import annotations
 
+from shorthaul.analysis.eager import eager_bytes
 from shorthaul.config import Options
+from shorthaul.ir.nodes import Map, Schedule
 from shorthaul.ir.program import Form, Program
 from shorthaul.ir.verify import verify
 from shorthaul.ops.custom import inline_custom_functions
@@ -28,6 +30,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     level = options.level
     if check:
         verify(program, Form.OPERATORS)
+    program.attributes.setdefault("eager_bytes", eager_bytes(program))
     inline_custom_functions(program)
     eliminate_dead_code(program)
     expand(program, choose_expansion)
@@ -44,9 +47,17 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         result = fuse(program)
         eliminate_dead_code(program)
         apply_everywhere(program, [AliasViews()])
-    with program.edit("Schedule") as edit:
-        edit.set_form(Form.SCHEDULED)
+    _schedule(program)
     if check:
         verify(program, Form.SCHEDULED)
     program.attributes["refusals"] = result.refused
     return result
+
+
+def _schedule(program: Program) -> None:
+    """Every top-level map is a kernel: its parameters are the parallel loop."""
+    with program.edit("Schedule") as edit:
+        for node in list(program.nodes):
+            if isinstance(node, Map) and node.schedule.kind == "auto":
+                edit.replace(node, node.with_(schedule=Schedule("parallel", node.schedule.options)))
+        edit.set_form(Form.SCHEDULED)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from shorthaul.errors import DifferentiationError
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Node, Operator
@@ -24,10 +25,6 @@ from shorthaul.ops.registry import definition
 from .map_reversal import reverse_operator
 
 TracedGradient = Callable[[LibraryCall, Mapping[str, Container], Collection[str], Collection[str]], Program]
-
-
-class DifferentiationError(ValueError):
-    """A node on the way to a gradient has none; the message names operator and source line."""
 
 
 def differentiate(program: Program, outputs: Sequence[str], wrt: Sequence[str], traced: TracedGradient | None = None) -> None:

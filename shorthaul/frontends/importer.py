@@ -41,20 +41,21 @@ class Imported:
     fallbacks: list[tuple[str, Origin]] = field(default_factory=list)
 
 
-def import_graph(graph: FunctionalGraph, name: str = "program", *, strict: bool = False) -> Imported:
+def import_graph(graph: FunctionalGraph, name: str = "program", *, strict: bool = False, sizes: Sizes | None = None) -> Imported:
     """The program of operators that computes the graph's results.
 
     Operators without a registry entry become library calls, listed in `fallbacks`; with `strict` they raise Unsupported naming operator
-    and source line. Raises Unsupported for dtypes and layouts that programs do not have.
+    and source line. sizes: the conversion of sizes to go on with (that of an enclosing graph).
+    Raises Unsupported for dtypes and layouts that programs do not have.
     """
-    return _Importer(graph, name, strict).run()
+    return _Importer(graph, name, strict, sizes).run()
 
 
 class _Importer:
-    def __init__(self, graph: FunctionalGraph, name: str, strict: bool) -> None:
+    def __init__(self, graph: FunctionalGraph, name: str, strict: bool, sizes: Sizes | None = None) -> None:
         self.graph = graph
         self.strict = strict
-        self.sizes = Sizes()
+        self.sizes = Sizes() if sizes is None else sizes
         self.program = Program(name)
         self.env: dict[fx.Node, Any] = {}
         self.nodes: list[Node] = []
@@ -298,7 +299,7 @@ class _Importer:
         arguments = [self._value(a) for a in node.args[1:]]
         if not all(isinstance(a, Container) for a in arguments):
             raise Unsupported(f"custom autograd.Function {function.name} takes a non-tensor through the graph", origin_)
-        forward, backward = (_Importer(g, function.name, self.strict).run() for g in (function.forward, function.backward))
+        forward, backward = (_Importer(g, function.name, self.strict, self.sizes).run() for g in (function.forward, function.backward))
         takes = [i for i, t in enumerate(function.takes_gradient) if t]
         wanted = [(i, r) for i, r in zip(takes, backward.results, strict=True) if r is not None]
         results = []

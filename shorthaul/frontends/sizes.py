@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 import torch
@@ -14,10 +14,13 @@ IntLike = Union[int, Expr]
 
 
 class Sizes:
-    """Converts SymInts; remembers the free symbols and the sizes they had in the example."""
+    """Converts SymInts; remembers the free symbols and the sizes they had in the example.
 
-    def __init__(self) -> None:
-        self._symbols: dict[str, Symbol] = {}
+    known: symbols to use for some of PyTorch's, by PyTorch's name.
+    """
+
+    def __init__(self, known: Mapping[str, Symbol] | None = None) -> None:
+        self._symbols: dict[str, Symbol] = dict(known or {})
         self.hints: dict[str, int] = {}
         self._cache: dict[Any, IntLike] = {}
 
@@ -76,9 +79,8 @@ class Sizes:
     def _symbol(self, e: Any, env: Any) -> Symbol:
         name = str(e)
         if name not in self._symbols:
-            hint = env.var_to_val.get(e) if hasattr(env, "var_to_val") else None
-            if hint is None:
-                hint = getattr(env, "backed_var_to_val", {}).get(e)
+            known = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val  # the name before torch 2.11
+            hint = known.get(e)
             if hint is None:
                 raise Unsupported(f"the size {e} is data (known only at run time)")
             self.hints[name] = int(hint)

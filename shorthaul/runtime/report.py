@@ -16,9 +16,10 @@ from shorthaul.ir.program import Program
 
 @dataclass
 class Region:
-    """One compiled graph of a model (there are several after a graph break or a recompilation)."""
+    """One compiled graph of a model (there are several after a graph break or a recompilation). reason: why it was compiled again, if it was."""
 
     index: int
+    reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     operators: Counter[str] = field(default_factory=Counter)
     fallbacks: list[tuple[str, Origin]] = field(default_factory=list)
@@ -53,7 +54,7 @@ class Region:
         return Counter(n.function for n in self.program.nodes if isinstance(n, LibraryCall)) if self.program else Counter()
 
 
-@dataclass
+@dataclass(repr=False)
 class Record:
     """All regions of a model."""
 
@@ -63,6 +64,9 @@ class Record:
         from .report_text import render
 
         return render(self)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 _RECORDS: weakref.WeakKeyDictionary[Any, Record] = weakref.WeakKeyDictionary()

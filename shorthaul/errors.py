@@ -1,0 +1,11 @@
+"""Errors and warnings that several parts of the package raise."""
+
+from __future__ import annotations
+
+
+class DifferentiationError(ValueError):
+    """A node on the way to a gradient has none; the message names operator and source line."""
+
+
+class FallbackWarning(UserWarning):
+    """A part of the model runs in eager mode; the message says which and why."""
