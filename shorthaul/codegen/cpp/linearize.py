@@ -81,6 +81,8 @@ class Nest:
     body: list[Union[Nest, Code]]
     locals: dict[str, Container] = field(default_factory=dict)
     name: str = ""
+    order: tuple[Symbol, ...] = ()  # of the loops, if it is decided already; then `lanes` too
+    lanes: Symbol | None = None
 
     @property
     def leaf(self) -> Code | None:
@@ -190,7 +192,7 @@ class _Lowering:
             if p.lower is None or p.upper is None:
                 raise ValueError(f"map {m.label}: parameter {p} has no bounds")
             size = p.size if isinstance(p.size, int) else substitute(p.size, values)
-            if not isinstance(p.lower, int) or p.lower != 0 or size is not p.size and not isinstance(size, int):
+            if not isinstance(p.lower, int) or p.lower != 0 or (size is not p.size and not isinstance(size, int)):
                 fresh = index(p.name, size)
                 lower = p.lower if isinstance(p.lower, int) else substitute(p.lower, values)
                 values[p] = fresh + lower
@@ -241,10 +243,10 @@ def lower(m: Map, containers: Mapping[str, Container]) -> Nest:
 def simplify(nest: Nest) -> Nest:
     """The same computation in fewer loops and tasklets."""
     nest = _drop_single(nest)
-    nest = _inline(nest)
+    nest = one_tasklet(nest)
     nest = _merge_params(nest)
     nest.body = [simplify(n) if isinstance(n, Nest) else n for n in nest.body]
-    return _inline(nest)
+    return one_tasklet(nest)
 
 
 def _scans(nest: Nest) -> set[Symbol]:
@@ -261,17 +263,17 @@ def _drop_single(nest: Nest) -> Nest:
         for k, r in code.writes.items():
             if r.scan in single:
                 value = replace(r, scan=None)
-                code.writes[k] = value.rewritten(lambda e: e if isinstance(e, int) else substitute(e, {p: 0 for p in single}))
+                code.writes[k] = value.rewritten(lambda e: e if isinstance(e, int) else substitute(e, dict.fromkeys(single, 0)))
     return out
 
 
-def _inline(nest: Nest) -> Nest:
+def one_tasklet(nest: Nest) -> Nest:
     """One tasklet out of several, and a nest inside a nest without anything beside it becomes one nest."""
     if len(nest.body) == 1 and isinstance(nest.body[0], Nest) and not nest.locals and not _scans(nest):
         inner = nest.body[0]
         sizes = frozenset(nest.params)
         if not any(depends(p.size, sizes) for p in inner.params):
-            return _inline(Nest(nest.params + inner.params, inner.body, inner.locals, nest.name or inner.name))
+            return one_tasklet(Nest(nest.params + inner.params, inner.body, inner.locals, nest.name or inner.name))
     if len(nest.body) < 2 or not all(isinstance(n, Code) for n in nest.body):
         return nest
     scalars = {k for k, c in nest.locals.items() if c.shape == ()}

@@ -211,6 +211,8 @@ def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = Tru
          limits: Limits = DEFAULT) -> Plan:  # fmt: skip
     """The plan of a flat nest. scope: all parameters above and here. parallel: threads may share it out; split: also reduced loops."""
     params = nest.params
+    if nest.order:
+        return Plan([Loop(p, "vec" if p is nest.lanes else "seq") for p in nest.order], nest.lanes)
     all_groups = groups(code, scope)
     combining = [g for g in all_groups if g.combiner is not None]
     scan = next((g.scan for g in combining if g.scan is not None and g.scan in params), None)
@@ -239,7 +241,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
         order = [p for p in order if p is not lanes] + [lanes]
     out = Plan([Loop(p, "vec" if p is lanes else "seq") for p in order], lanes)
     out.work = int(sum(trips * cost for _, _, trips, cost in leaves) / LANES)
-    if not parallel or out.work <= limits.parallel_work and all(isinstance(p.size, int) for p in nest.params):
+    if not parallel or (out.work <= limits.parallel_work and all(isinstance(p.size, int) for p in nest.params)):
         return out
     outside = []
     local: set[str] = set()
