@@ -9,6 +9,7 @@ from . import (  # noqa: F401
     elementwise,
     embedding,
     losses,
+    map_gradient,
     normalization,
     pooling,
     random,

@@ -176,7 +176,7 @@ def split_values(values: Mapping[str, Scalar], *groups: Iterable[str]) -> list[d
 class Attention(AttentionBase):
     """softmax(scale * q k^T + mask) v, with dropout of the probabilities. mask: bool (True: allowed) or additive, broadcast to (batch..., L, S).
 
-    result lse: the logarithm of the sum of exponentials of each row's scores (-inf for a row without an allowed key, whose result is zero).
+    result lse: the logarithm of the sum of exponentials of each row's scores; 0 for a row without an allowed key, whose result is zero.
     """
 
     name = "attention"
@@ -243,7 +243,8 @@ class Attention(AttentionBase):
         if c.wants("lse"):
             lse = c.output("lse")
             p = c.params(lse.shape)
-            c.map(p, {"m": at(top, *p), "t": at(total, *p)}, {"l": at(lse, *p)}, lambda m, t: {"l": finite(m) + apply("log", t)})
+            c.map(p, {"m": at(top, *p), "t": at(total, *p)}, {"l": at(lse, *p)},
+                  lambda m, t: {"l": finite(m) + apply("log", where(apply("eq", t, 0), 1, t))})  # fmt: skip
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
@@ -316,7 +317,7 @@ class AttentionBackward(AttentionBase):
 
         def value(lse: Scalar, dp: Scalar, delta: Scalar, **v: Scalar) -> dict[str, Scalar]:
             of_score, of_drop = split_values(v, scored, random)
-            weight = where(apply("eq", lse, -math.inf), 0, apply("exp", score(**of_score) - lse))
+            weight = apply("exp", score(**of_score) - lse)
             ds = weight * (drop(cast(dp, compute), **of_drop) - delta)
             return {"w": cast(drop(weight, **of_drop), held), "ds": cast(ds * scale, held), "mask": ds}
 

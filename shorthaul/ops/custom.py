@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
+from shorthaul.ir.dtypes import float32
 from shorthaul.ir.memlet import full
 from shorthaul.ir.nodes import Operator
 from shorthaul.ir.rewrite import inline
 
 from .builder import Expansion, Gradient
 from .elementwise import Elementwise
-from .registry import OperatorDefinition, TensorType, register
+from .registry import OperatorDefinition, Sample, TensorType, register
 
 
 class Detach(Elementwise):
@@ -41,6 +42,9 @@ class WithValue(OperatorDefinition):
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         return {"old": g.grad()}
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample({"old": TensorType(float32, (3, 4)), "new": TensorType(float32, (3, 4))})
 
 
 register(Detach("detach", lambda x: x, ("detach.default",), (), None, ()))

@@ -15,7 +15,7 @@ from typing import Any, Union
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
 from shorthaul.ir.derivative import partials
-from shorthaul.ir.dtypes import DType, bool_, float32, promote
+from shorthaul.ir.dtypes import DType, bool_, float32, int64, promote
 from shorthaul.ir.memlet import Memlet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read, reads_of, substitute_reads, where
 from shorthaul.symbolic import Expr, prove_eq
@@ -169,7 +169,8 @@ class Elementwise(Pointwise):
         if self._samples:
             return self._samples
         shapes = [(3, 4), (4,), (3, 1)]
-        return [Sample({n: TensorType(float32, shapes[i] if i else (3, 4)) for i, n in enumerate(self.operands)})]
+        dtype = int64 if self.name.startswith("bitwise_") else float32
+        return [Sample({n: TensorType(bool_ if n in self.raw else dtype, shapes[i]) for i, n in enumerate(self.operands)})]
 
 
 def elementwise(name: str, function: Callable[..., Scalar], *aten: str, raw: Sequence[str] = (), result: DType | None = None,

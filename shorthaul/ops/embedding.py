@@ -80,7 +80,8 @@ class Embedding(IndexOperator):
         return {"weight": gy and g.op("embedding_backward", attributes, g=gy, indices=g.input("indices"))}
 
     def samples(self) -> Iterable[Sample]:
-        yield Sample({"weight": TensorType(float32, (7, 3)), "indices": TensorType(int64, (2, 5))}, {"padding_idx": 2})
+        yield Sample({"weight": TensorType(float32, (7, 3)), "indices": TensorType(int64, (2, 5))}, {})
+        yield Sample({"weight": TensorType(float32, (7, 3)), "indices": TensorType(int64, (4,))}, {"padding_idx": 2})
         yield Sample({"weight": TensorType(float32, (7, 3)), "indices": TensorType(float32, (5,))}, {}, error="integer")
 
 

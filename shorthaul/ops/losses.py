@@ -176,7 +176,8 @@ class Loss(OperatorDefinition):
         self.require(attributes["reduction"] in (NONE, MEAN, SUM), f"reduction {attributes['reduction']} is not 0 (none), 1 (mean) or 2 (sum)")
         dtype = promote(*(t.dtype for t in types.values()))
         self.require(dtype.is_float, f"operands are {dtype}, not floating")
-        return {"y": TensorType(dtype, self.shape(types) if attributes["reduction"] == NONE else ())}
+        shape = self.shape(types)
+        return {"y": TensorType(dtype, shape if attributes["reduction"] == NONE else ())}
 
     def code(self, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> Scalar:
         """The loss of one element in its compute dtype."""

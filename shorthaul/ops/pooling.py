@@ -322,7 +322,9 @@ class AvgPoolBackward(AvgPool):
         outer, params = kept_params(c, y.shape)
         place, guard, _, summed = windows_over(c, window, outer[-rank:], g.shape[-rank:])
         accumulate = y.dtype.compute
-        count = number(self.count(c, place, y.shape[-rank:]), accumulate)
+        divisor = self.count(c, place, y.shape[-rank:])
+        # outside of all windows the formula may give zero: the gradient is zero there, and must not become 0 / 0
+        count = number(maximum(divisor, 1) if guard and isinstance(divisor, Expr) else divisor, accumulate)
         direct = accumulate is y.dtype or not summed
         total = y if direct else c.temp(y.shape, accumulate)
         c.map([*params, *summed], {"g": at(g, *outer[:-rank], *place, guard=guard, fill=0 if guard else None)},
@@ -433,7 +435,8 @@ class AdaptiveAvgPoolBackward(AdaptiveAvgPool):
             start, end = self.part(o, n, m)
             place.append(o)
             guard += [Condition(m - 1 - o), Condition(i - start), Condition(end - 1 - i)]
-        count = number(self.count(place, sizes, parts), accumulate)
+        divisor = self.count(place, sizes, parts)
+        count = number(maximum(divisor, 1) if isinstance(divisor, Expr) else divisor, accumulate)
         total = y if accumulate is y.dtype else c.temp(y.shape, accumulate)
         c.map([*params, *summed], {"g": at(g, *outer[:-rank], *place, guard=guard, fill=0 if guard else None)},
               {"y": at(total, *outer, combine="sum" if summed else None)}, lambda g: {"y": cast(g, accumulate) / count})  # fmt: skip

@@ -118,7 +118,7 @@ def library_for_interpreter() -> dict[str, Callable[..., Mapping[str, np.ndarray
 
     def adapt(name: str) -> Callable[..., Mapping[str, np.ndarray]]:
         def call(node: LibraryCall, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            reads = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in values.items()}
+            reads = {k: torch.from_numpy(np.array(v, order="C")) for k, v in values.items()}
             attributes = {k: evaluate(v, {}) if hasattr(v, "terms") else v for k, v in node.attributes.items()}
             return {k: v.numpy() for k, v in LIBRARY[name](reads, attributes, {}).items()}
 

@@ -23,8 +23,10 @@ from shorthaul.ir.nodes import LibraryCall
 from shorthaul.ops.expand import expand
 from shorthaul.ops.registry import REGISTRY, OperatorError, Sample
 
-# programs themselves: tested where programs are made (custom autograd functions of the front door)
-WITHOUT_SAMPLES = {"custom_function", "pointwise", "max_pool_backward"}
+# hold programs or code, or take operands that belong together: tested as what others make of them
+WITHOUT_SAMPLES = {"custom_function", "map_gradient", "pointwise", "max_pool_backward", "attention_backward"}
+# whose gradient is by definition not the derivative, or has none: tested by name below and against PyTorch
+NO_DERIVATIVE = {"detach", "with_value", "digamma"}
 SAMPLES = [pytest.param(name, s, id=f"{name}-{i}") for name, d in sorted(REGISTRY.items()) for i, s in enumerate(d.samples()) if not s.error]
 ERRORS = [pytest.param(name, s, id=f"{name}-{i}") for name, d in sorted(REGISTRY.items()) for i, s in enumerate(d.samples()) if s.error]
 
@@ -89,9 +91,14 @@ def test_refusals(name: str, s: Sample) -> None:
     assert str(refused.value).startswith(name)
 
 
+# operands that PyTorch gives no gradient, either
+NO_GRADIENT = {("batch_norm", "running_mean"), ("batch_norm", "running_var"), ("batch_norm_inference", "running_mean"),
+               ("batch_norm_inference", "running_var"), ("nll_loss", "weight"), ("bernoulli_of", "x"), ("bernoulli", "x")}  # fmt: skip
+
+
 def backward_of(name: str, s: Sample):
     _, program, values = case(name, s)
-    wrt = [k for k in float_names(program.signature.inputs, program) if k not in ("running_mean", "running_var")]
+    wrt = [k for k in float_names(program.signature.inputs, program) if (name, k) not in NO_GRADIENT]
     outputs = [f"out_{k}" for k in differentiable_results(name)]
     return differentiated(program, float_names(outputs, program), wrt), program, values, wrt
 
@@ -101,8 +108,6 @@ def differentiable_results(name: str) -> tuple[str, ...]:
     saved = {"layer_norm": ("mean", "rstd"), "batch_norm": ("mean", "rstd", "new_mean", "new_var"), "attention": ("lse",),
              "nll_loss": ("total_weight",), "max_pool": ("offset",)}  # fmt: skip
     d = REGISTRY[name]
-    names = d.infer_names if hasattr(d, "infer_names") else None
-    assert names is None
     sample = next(s for s in d.samples() if not s.error)
     results = d.infer(sample.operands, {**d.attributes, **sample.attributes})
     return tuple(k for k in results if k not in saved.get(name, ()))
@@ -111,7 +116,7 @@ def differentiable_results(name: str) -> tuple[str, ...]:
 SECOND_ORDER = {n for n in REGISTRY if n.endswith("_backward") or n.startswith("conv_grad")}
 DIFFERENTIABLE = [
     p for p in SAMPLES
-    if p.values[0] not in SECOND_ORDER and any(t.dtype.is_float for t in p.values[1].operands.values())
+    if p.values[0] not in SECOND_ORDER | NO_DERIVATIVE and p.values[1].attributes.get("padding_idx", -1) < 0 and any(t.dtype.is_float for t in p.values[1].operands.values())
 ]  # fmt: skip
 
 
@@ -160,3 +165,22 @@ def test_library_functions_exist() -> None:
             expand(lowered, prefer(expansion))
             for node in lowered.nodes:
                 assert not isinstance(node, LibraryCall) or node.function in known
+
+
+def test_detach_stops_gradients() -> None:
+    p = next(p for p in SAMPLES if p.values[0] == "detach")
+    assert backward_of(*p.values)[0].signature.gradients == ()
+
+
+def test_with_value_passes_the_gradient_to_the_old_value() -> None:
+    p = next(p for p in SAMPLES if p.values[0] == "with_value")
+    program, _, values, _ = backward_of(*p.values)
+    found = gradients(program, values)
+    assert set(found) == {"old"}
+    same(found["old"], cotangent_values(program)[0])
+
+
+def test_an_operation_without_derivative_is_refused_by_name() -> None:
+    p = next(p for p in SAMPLES if p.values[0] == "digamma")
+    with pytest.raises(Exception, match="digamma"):
+        backward_of(*p.values)
