@@ -116,10 +116,12 @@ class Memlet:
         return Memlet(self.container, tuple(one(s) for s in self.subset), guard, self.fill, self.combine, self.scan)
 
     def substitute(self, values: Mapping[Symbol, IntLike]) -> Memlet:
-        """Replace map parameters (also the scan parameter when it is renamed to a symbol)."""
+        """Replace map parameters (the scan parameter only by another symbol, or where it has one value)."""
         m = self.map_expressions(lambda e: e if isinstance(e, int) else substitute(e, values))
         if m.scan is not None and m.scan in values:
             new = values[m.scan]
+            if not isinstance(new, Symbol) and m.scan.size == 1:
+                return m.with_(scan=None)  # the only prefix
             if not isinstance(new, Symbol):
                 raise ValueError(f"scan parameter {m.scan} can only be renamed, not replaced by {new}")
             m = m.with_(scan=new)

@@ -41,6 +41,7 @@ def outer_dims(m: Map, mid: str, outer: Sequence[Symbol]) -> dict[int, Symbol]:
         dims = {d: s for d, s in enumerate(a.memlet.subset) if isinstance(s, Symbol) and s in outer}
         require(not any(s in outer for s in a.memlet.symbols if s not in dims.values()), "the rows are addressed by an expression")
         require(found is None or found == dims, "the intermediate is accessed at other rows")
+        require(a.memlet.scan not in outer, "the values are combined from row to row")
         found = dims
     found = found or {}
     require(all(p in found.values() or p.size == 1 for p in outer), "the intermediate does not belong to one row")
@@ -77,8 +78,8 @@ def localize(statements: list[Map], mid: Container, dims: Mapping[int, Symbol], 
             elif keep:
                 # the accumulator is local; its final value is stored once the inner map is done
                 kept = tuple(p for p in s.params if p in m.symbols)
-                store = Tasklet({"out": read("value", mid.dtype)}, reads={"value": shrink(m).with_(combine=None)},
-                                writes={"out": m.with_(combine=None)}, origins=s.origins, phase=s.phase)  # fmt: skip
+                store = Tasklet({"out": read("value", mid.dtype)}, reads={"value": shrink(m).with_(combine=None, scan=None)},
+                                writes={"out": m.with_(combine=None, scan=None)}, origins=s.origins, phase=s.phase)  # fmt: skip
                 after.append(rename(Map(kept, (store,), name="store", origins=s.origins, phase=s.phase), {}))
         body = t.with_(code=code, reads=reads, writes=writes)
         result += [s.with_(body=(body,)), *after]
@@ -102,9 +103,11 @@ def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapp
     whole_a = Map(outer_a, tuple(statements_a), a.locals, phase=a.phase)
     whole_b = Map(outer_a, tuple(statements_b), b.locals, phase=b.phase)
     statements = statements_a + statements_b
+    read_by_b = whole_b.read_containers()
     for name, c in mids.items():
         dims = outer_dims(whole_a, name, outer_a)
-        require(outer_dims(whole_b, name, outer_a) == dims, "the consumer reads other rows than the producer writes")
+        if name in read_by_b:  # a component of a tuple combiner may go along unread
+            require(outer_dims(whole_b, name, outer_a) == dims, "the consumer reads other rows than the producer writes")
         local = f"{name}__row"
         known = local in a.locals  # an earlier fusion keeps the value in a local already: only the reads change
         if known:
@@ -170,7 +173,7 @@ def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
             # values that someone between the two reads keep the producer where it is
             if any(not external.isdisjoint(_reads(s)) for s in statements[i + 1 : j]):
                 continue
-            if not _reads(a).isdisjoint(*(_writes(s) for s in statements[i + 1 : j])) if j > i + 1 else False:
+            if any(not _reads(a).isdisjoint(_writes(s)) for s in statements[i + 1 : j]):
                 continue
             if _try_substitute(statements, i, j, c, external, replace_first=True):
                 return True

@@ -10,6 +10,7 @@ from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect
 from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
+from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, product
 
 from ..base import Match, Refusal, Transformation, hint_value, require
@@ -45,7 +46,7 @@ class ReductionFusion(Transformation):
     def check(self, m: Match) -> None:
         p, a, b = m.program, m.first, m.second
         require(a.phase == b.phase, "they run in different phases")
-        mids = sorted(p.writes_of(a) & p.reads_of(b))
+        mids = with_components(a, p.writes_of(a) & p.reads_of(b))
         require(all(len(p.writers(c)) == 1 for c in mids), "the intermediate is written by several nodes")
         pairs = self._rows(p, a, b, m.mid)
         require(any(pa.size != 1 for pa, _ in pairs), "there are no rows: the reduction gives a single value")
@@ -125,9 +126,18 @@ class ReductionFusion(Transformation):
         return total
 
     def apply(self, m: Match, edit: Edit) -> None:
-        mids = m.program.writes_of(m.first) & m.program.reads_of(m.second)
+        written = m.program.writes_of(m.first)
         edit.fuse([m.first, m.second], m.fused)
-        edit.drop_unused(mids - m.fused.written_containers())
+        edit.drop_unused(written - m.fused.written_containers())
+
+
+def with_components(a: Map, mids: frozenset[str]) -> list[str]:
+    """The containers with the other components of their tuple combiners, which go to the same place."""
+    found = set(mids)
+    for x in a.accesses():
+        if x.is_write and not x.is_local and x.memlet.container in mids and x.memlet.combine and len(COMBINERS[x.memlet.combine].components) > 1:
+            found |= {m.container for m in x.tasklet.writes.values() if m.combine == x.memlet.combine}
+    return sorted(found)
 
 
 def nodes_around(program: Program, node: Node) -> Iterator[Match]:

@@ -55,7 +55,7 @@ class SiblingFusion(Transformation):
         assert renaming is not None
         for p_a in a.params:
             if p_a not in renaming and p_a.size == 1:
-                renaming[p_a] = 0
+                renaming[p_a] = p_a.lower
         require(all(q in renaming for q in a.params), "the first runs over points that the shared container does not have")
         require(all(q in renaming.values() or q.size == 1 for q in b.params), "the second runs over points that the shared container does not have")
         require(all(isinstance(q, int) or same_size(k.size, q.size) for k, q in renaming.items()), "they run over different ranges")
