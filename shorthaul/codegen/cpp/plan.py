@@ -252,7 +252,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
     own = frozenset(nest.params)
     fixed = [p for p in order if not depends(p.size, own)]
     free = [p for p in fixed if all(p in g.kept for g in outside)]
-    reduced = [p for p in fixed if p not in free and not any(p in g.address for g in outside)] if not any(g.scatters or g.scan for g in outside) else []
+    reduced = [p for p in fixed if p not in free and not any(p in g.address for g in outside)] if not any(g.scatters or g.scan is not None for g in outside) else []
     count = 1
     for p in (*free, *reduced):
         size = estimate(p.size)

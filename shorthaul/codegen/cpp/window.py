@@ -88,7 +88,7 @@ def _as_tree(nest: Nest) -> tuple[Nest, bool]:
         return nest, False
     found = groups(code, frozenset(nest.params))
     combining = [g for g in found if g.combiner is not None]
-    if not combining or len(combining) != len(found) or any(len(g.names) > 1 or g.scatters or g.scan for g in combining):
+    if not combining or len(combining) != len(found) or any(len(g.names) > 1 or g.scatters or g.scan is not None for g in combining):
         raise _NoWindow
     if any(r.guard for r in code.writes.values()) or any(r.indirect for r in (*code.reads.values(), *code.writes.values())):
         raise _NoWindow
