@@ -133,7 +133,8 @@ class Extremum(Reduction):
         if gy is None:
             return {}
         y, gk = self._broadcast(g, g.output()), self._broadcast(g, gy)
-        hits = g.pointwise(lambda a, b: cast(apply("eq", a, b), a.dtype), x, y, dtype=x.dtype.compute)
+        # a NaN among the elements is the result, and gets the gradient
+        hits = g.pointwise(lambda a, b: cast(apply("eq", a, b) | apply("ne", a, a), a.dtype), x, y, dtype=x.dtype.compute)
         dims = tuple(self.dims_of(len(x.shape), g.node.attributes))
         ties = g.op("sum", {"dims": dims, "keepdim": True}, x=hits)
         return {"x": g.pointwise(lambda h, n, v: h * (v / n), hits, ties, gk, dtype=x.dtype)}
