@@ -93,7 +93,7 @@ def promote(*types: DType) -> DType:
 
 def round_bfloat16(values: np.ndarray) -> np.ndarray:
     """Round float32 values to the nearest bfloat16 (ties to even), kept as float32; NaN stays NaN."""
-    f = np.ascontiguousarray(values, dtype=np.float32)
+    f = np.array(values, dtype=np.float32, order="C")  # keeps scalars scalars, unlike ascontiguousarray
     bits = f.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(f), f, rounded.view(np.float32))
