@@ -1,0 +1,151 @@
+"""The library functions as the runtime calls them: planned results, strided operands, narrow dtypes, any ATen operator."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from shorthaul.codegen.library import LIBRARY, LibraryError, library, writes_out
+from shorthaul.codegen.library.matrix_products import plan
+
+EQUATIONS = [
+    ("mk,nk->mn", "mk", "nk"), ("mk,kn->mn", "mk", "kn"), ("abk,nk->abn", "abk", "nk"), ("abn,abk->nk", "abn", "abk"), ("km,kn->nm", "km", "kn"),
+    ("bmk,bkn->bmn", "bmk", "bkn"), ("bhls,bhsv->bhlv", "bhls", "bhsv"), ("bhls,bhlv->bhsv", "bhls", "bhlv"), ("a1mk,bkn->abmn", "a1mk", "bkn"),
+    ("abmn,bkn->a1mk", "abmn", "bkn"), ("k,k->", "k", "k"), ("m,n->mn", "m", "n"), (",k->k", "", "k"), ("mk,k->m", "mk", "k"),
+    ("bmk,hkn->bhmn", "bmk", "hkn"), ("bmn,bkn->1mk", "bmn", "bkn"),
+]  # fmt: skip
+SIZES = {"a": 2, "b": 3, "h": 4, "m": 5, "n": 6, "k": 7, "l": 5, "s": 4, "v": 6, "1": 1}
+
+
+def operand(letters: str, order: tuple[int, ...] | None = None) -> torch.Tensor:
+    """A random tensor; `order`: its dimensions from the outermost in memory."""
+    shape = [SIZES[c] for c in letters]
+    if order is None:
+        return torch.rand(shape, dtype=torch.float64) - 0.5
+    return (torch.rand([shape[d] for d in order], dtype=torch.float64) - 0.5).permute([order.index(d) for d in range(len(order))])
+
+
+def reference(equation: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    operands, y = equation.split("->")
+    of_a, of_b = operands.split(",")
+    squeezed = [x.squeeze([d for d, c in enumerate(w) if c == "1"]) for w, x in ((of_a, a), (of_b, b))]
+    result = torch.einsum(equation.replace("1", ""), *squeezed)
+    for d, c in enumerate(y):
+        if c == "1":
+            result = result.unsqueeze(d)
+    return result
+
+
+def orders(letters: str) -> list[tuple[int, ...]]:
+    """Orders of dimensions in memory: all of up to three, some of more."""
+    n = len(letters)
+    if n <= 3:
+        return list(itertools.permutations(range(n)))
+    return [tuple(range(n)), (0, 2, 1, 3), (0, 3, 1, 2), (3, 2, 1, 0)]
+
+
+@pytest.mark.parametrize(("equation", "a", "b"), EQUATIONS)
+def test_contract_of_any_layout(equation: str, a: str, b: str) -> None:
+    """Operands and results with every order of dimensions in memory."""
+    torch.manual_seed(0)
+    y_letters = equation.split("->")[1]
+    for order_a, order_b in itertools.product(orders(a), orders(b)):
+        x, z = operand(a, order_a), operand(b, order_b)
+        expected = reference(equation, x, z)
+        y = LIBRARY["contract"]({"a": x, "b": z}, {"equation": equation}, {})["y"]
+        torch.testing.assert_close(y, expected)
+        for order_y in orders(y_letters):
+            planned = operand(y_letters, order_y)
+            y = LIBRARY["contract"]({"a": x, "b": z}, {"equation": equation}, {"y": planned})["y"]
+            torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("equation", ["mk,nk->mn", "abk,nk->abn", "bmk,bkn->bmn", "km,kn->nm"])
+@pytest.mark.parametrize("alpha", [1, 0.5])
+@pytest.mark.parametrize("bias", ["row", "full", "column"])
+def test_contract_with_bias(equation: str, alpha: float, bias: str) -> None:
+    torch.manual_seed(0)
+    of_a, of_b, of_y = equation.replace("->", ",").split(",")
+    a, b = operand(of_a), operand(of_b)
+    added = {"row": operand(of_y[-1]), "full": operand(of_y), "column": operand(of_y[-2] + "1")}[bias]
+    expected = alpha * reference(equation, a, b) - 2 * added
+    for out in ({}, {"y": operand(of_y)}):
+        y = LIBRARY["contract"]({"a": a, "b": b, "bias": added}, {"equation": equation, "alpha": alpha, "beta": -2}, out)["y"]
+        torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("equation", ["mk,nk->mn", "abk,nk->abn", "bmk,bkn->bmn", "abn,abk->nk"])
+def test_contract_fills_planned_memory(equation: str) -> None:
+    """A dense planned result is filled in place: nothing is allocated and copied."""
+    of_a, of_b, of_y = equation.replace("->", ",").split(",")
+    planned = operand(of_y)
+    y = LIBRARY["contract"]({"a": operand(of_a), "b": operand(of_b)}, {"equation": equation}, {"y": planned})["y"]
+    assert y is planned
+    assert writes_out("contract")
+
+
+def test_contraction_of_contiguous_operands_copies_nothing() -> None:
+    """The gradients of a linear layer are products of views: the plan never orders dimensions so that they have to be copied."""
+    for equation in ("abk,nk->abn", "abn,nk->abk", "abn,abk->nk"):
+        p = plan(equation)
+        of_a, of_b = equation.split("->")[0].split(",")
+        first, second = (of_b, of_a) if p.swap else (of_a, of_b)
+        for letters, order, groups in ((first, p.order_a, (p.batch, p.rows, p.summed)), (second, p.order_b, (p.batch, p.summed, p.columns))):
+            x = operand(letters).permute(order)
+            sizes, at = [], 0
+            for count in groups:
+                sizes.append(int(torch.tensor(x.shape[at : at + count]).prod()) if count else 1)
+                at += count
+            x.view(sizes)  # raises where a copy would be needed
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolution_gradients_in_both_layouts(transposed: bool, groups: int, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    attributes: dict[str, Any] = {"stride": (2, 1), "padding": (1,), "dilation": (1,), "transposed": transposed, "output_padding": (0,), "groups": groups}
+    x = torch.rand(2, 4, 7, 6, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    w = torch.rand(4, 6 // groups if transposed else 4 // groups, 3, 3, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    bias = torch.rand(6 if transposed else 4, dtype=torch.float64)
+    y = LIBRARY["aten::convolution"]({"x": x, "weight": w, "bias": bias}, attributes, {})["y"]
+    g = torch.rand_like(y)
+    y.backward(g)
+    gx = LIBRARY["aten::conv_grad_input"]({"g": g, "weight": w}, {**attributes, "size": (7, 6)}, {})["y"]
+    gw = LIBRARY["aten::conv_grad_weight"]({"g": g, "x": x}, {**attributes, "size": (3, 3)}, {})["y"]
+    torch.testing.assert_close(gx, x.grad)
+    torch.testing.assert_close(gw, w.grad)
+    if layout is torch.channels_last:
+        assert y.is_contiguous(memory_format=layout)
+        assert gx.is_contiguous(memory_format=layout)
+
+
+def test_call_of_any_operator() -> None:
+    x = torch.tensor([[3.0, 1.0, 2.0]])
+    attributes = {"target": "aten.sort.default", "arguments": [("operand", "x0"), 1], "keywords": {"descending": True}}
+    found = LIBRARY["aten::call"]({"x0": x}, attributes, {})
+    assert set(found) == {"y0", "y1"}
+    assert found["y0"].tolist() == [[3.0, 2.0, 1.0]]
+    assert found["y1"].tolist() == [[0, 2, 1]]
+    attributes = {"target": "aten._to_copy.default", "arguments": [("operand", "x0")], "keywords": {"dtype": ("torch", "torch.int64")}}
+    assert LIBRARY["aten::call"]({"x0": x}, attributes, {})["y0"].dtype is torch.int64
+    attributes = {"target": "aten.cat.default", "arguments": [[("operand", "x0"), ("operand", "x0")], 1], "keywords": {}}
+    assert LIBRARY["aten::call"]({"x0": x}, attributes, {})["y0"].shape == (1, 6)
+
+
+def test_unknown_operators_and_double_registration_are_refused() -> None:
+    with pytest.raises(LibraryError, match=r"has no operator aten\.no_such_thing\.default"):
+        LIBRARY["aten::call"]({}, {"target": "aten.no_such_thing.default", "arguments": []}, {})
+    with pytest.raises(ValueError, match="contract is registered already"):
+        library("contract")(lambda reads, attributes, out: {})
+
+
+def test_narrow_floats() -> None:
+    """bfloat16 products accumulate in float32: 4096 times 2**-8 on top of 1."""
+    a = torch.full((1, 4097), 2.0**-8, dtype=torch.bfloat16)
+    a[0, 0] = 1
+    y = LIBRARY["contract"]({"a": a, "b": torch.ones(1, 4097, dtype=torch.bfloat16)}, {"equation": "mk,nk->mn"}, {})["y"]
+    assert y.item() == 17.0
