@@ -1,7 +1,7 @@
 """What eager PyTorch moves for a network: the baseline of every ratio.
 
-One kernel per operator, with norms, softmax and attention whole; views move nothing. The backward pass is counted per *forward* operator, as
-the kernel that PyTorch runs for it: it reads the incoming gradient and what its formula needs, and writes the gradients that are asked
+One kernel per operator, with norms, softmax and attention whole; views move nothing. The backward pass is counted per *forward* operator,
+as the kernel that PyTorch runs for it: it reads the incoming gradient and what its formula needs, and writes the gradients that are asked
 for. What our own gradients are made of does not enter. Where eager runs several kernels for one operator the minimum of one is counted, so
 that the baseline is never inflated. Gradients of a value with several uses are added pairwise: two reads and a write each.
 
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Union
 
 from shorthaul.ir.containers import Container
-from shorthaul.ir.nodes import LibraryCall, Loop, Node, Operator
+from shorthaul.ir.nodes import Loop, Node, Operator
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, minimum
 
 IntLike = Union[int, Expr]
 
 # Operators whose result shares its operand's memory. `flip` and padding copy.
-VIEWS = frozenset({"reshape", "permute", "expand", "slice", "select", "detach", "with_value", "diagonal", "unfold", "as_strided"})
-GATHERS = frozenset({"embedding", "gather", "index_select", "index", "nll_loss"})
+VIEWS = frozenset({"reshape", "permute", "expand", "slice", "select", "split", "unbind", "detach", "with_value"})
+GATHERS = frozenset({"embedding", "gather", "index", "nll_loss"})
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,16 @@ FREE = Rule(free=True)
 OTHERS = Rule(("others",), each=True)
 
 BACKWARD: dict[str, Rule] = {
-    **dict.fromkeys(("add", "reshape", "permute", "clone", "cat", "sum", "detach", "with_value", "split", "unbind"), FREE),
-    **dict.fromkeys(("neg", "cast", "rsub", "mean", "flip", "cumsum", "pad", "avg_pool", "avg_pool2d", "adaptive_avg_pool2d", "roll", "tril", "triu"), INCOMING),
-    **dict.fromkeys(("relu", "sigmoid", "tanh", "exp", "expm1", "sqrt", "rsqrt", "reciprocal", "elu", "tan", "softmax", "log_softmax"), RESULT),
+    **dict.fromkeys(("add", "reshape", "permute", "clone", "cat", "stack", "sum", "detach", "with_value"), FREE),
+    **dict.fromkeys(("neg", "cast", "rsub", "mean", "flip", "cumsum", "pad", "avg_pool", "adaptive_avg_pool", "tril", "triu"), INCOMING),
+    **dict.fromkeys(("relu", "sigmoid", "tanh", "exp", "expm1", "sqrt", "rsqrt", "reciprocal", "elu", "tan"), RESULT),
+    **dict.fromkeys(("softmax", "log_softmax"), RESULT),
     **dict.fromkeys(("mul", "contract", "convolution"), OTHERS),
     "where": Rule(("condition",), each=True),
     "masked_fill": Rule(("mask",)),
-    **dict.fromkeys(("layer_norm", "batch_norm", "group_norm", "rms_norm", "instance_norm"), Rule(("x", "weight", "mean", "rstd"))),
+    **dict.fromkeys(("layer_norm", "batch_norm"), Rule(("x", "weight", "mean", "rstd"))),
     **dict.fromkeys(("amax", "amin"), Rule(("x", "y"))),
-    **dict.fromkeys(("scaled_dot_product_attention", "attention", "sdpa"), Rule(("*", "y", "logsumexp", "mask"))),
+    "attention": Rule(("*", "y", "lse", "mask")),
 }  # fmt: skip
 
 
@@ -158,8 +159,8 @@ class _Eager:
                 return eager_bytes(n.attributes["forward"]), 0
             if n.op in GATHERS:
                 return self._gather(n), written
-            if n.op in _FORWARD_EXTRA:
-                written = written + _FORWARD_EXTRA[n.op](self, n)
+            if n.op in _SAVED:
+                written = self.stored(n.writes["y"].container) + _SAVED[n.op](self, n)
         return self._sum(m.container for m in n.reads.values()), written
 
     def _gather(self, n: Operator) -> IntLike:
@@ -194,7 +195,7 @@ class _Eager:
                 if broadcast:
                     read, written = read + gy, written + x.bytes
                 continue
-            if k == "bias":
+            if k == "bias" and rule.each:  # of a product or convolution: a sum of its own
                 read, written = read + gy, written + x.bytes
                 continue
             names = self._saved(n, rule, floats, k)
@@ -222,33 +223,29 @@ class _Eager:
         return names
 
 
+# operators whose operands are smaller than their result for another reason than broadcasting
 _NOT_POINTWISE = frozenset({
-    "contract", "convolution", "layer_norm", "batch_norm", "group_norm", "rms_norm", "softmax", "log_softmax", "sum", "mean", "amax", "amin",
-    "cat", "reshape", "permute", "clone", "pad", "avg_pool", "avg_pool2d", "adaptive_avg_pool2d", "scaled_dot_product_attention", "attention",
-    "cumsum", "prod", "max_pool", "max_pool2d", "interpolate", "with_value", "split", "unbind",
+    "contract", "convolution", "layer_norm", "batch_norm", "batch_norm_inference", "softmax", "log_softmax", "sum",
+    "mean", "amax", "amin", "cat", "stack", "reshape", "permute", "clone", "pad", "avg_pool", "adaptive_avg_pool",
+    "attention", "cumsum", "with_value", "split", "unbind", "scatter_add", "scatter_sum", "mse_loss", "l1_loss",
+    "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div",
+    "soft_margin_loss", "flip",
 })  # fmt: skip
 
 
 def _mask_bytes(e: _Eager, n: Operator) -> IntLike:
-    # the mask of a dropout: one byte an element, unless the operator has it as a result
-    y = e.p.containers[next(iter(n.writes.values())).container]
-    return y.size if len(n.writes) == 1 else 0
+    """The mask of a dropout: one byte an element."""
+    return e.p.containers[n.writes["y"].container].size
 
 
 def _index_bytes(e: _Eager, n: Operator) -> IntLike:
-    # max pooling writes the index of each maximum as int64, unless the operator has it as a result
-    y = e.p.containers[next(iter(n.writes.values())).container]
-    return y.size * 8 if len(n.writes) == 1 else 0
+    """The indices of the maxima of pooling, which eager keeps as int64."""
+    return e.p.containers[n.writes["y"].container].size * 8
 
 
-def _saved_result(extra: Callable[[_Eager, Operator], IntLike]) -> Callable[..., tuple[IntLike, IntLike]]:
+def _from_saved(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tuple[IntLike, IntLike]:
     """Reads the incoming gradient and a saved mask or index, writes the operand's gradient."""
-
-    def rule(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tuple[IntLike, IntLike]:
-        others = [m.container for k, m in n.writes.items() if not e.p.containers[m.container].dtype.is_float]
-        return gy + extra(e, n) + e._sum(others), e._sum(n.reads[k].container for k in wanted)
-
-    return rule
+    return gy + _SAVED[n.op](e, n), e._sum(n.reads[k].container for k in wanted)
 
 
 def _scatter(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tuple[IntLike, IntLike]:
@@ -266,6 +263,11 @@ def _expand(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tup
     """Summing what broadcasting had repeated; the incoming gradient is not itself broadcast."""
     y = e.p.containers[next(iter(n.writes.values())).container]
     return y.bytes, sum((e.p.containers[n.reads[k].container].bytes for k in wanted), 0)
+
+
+def _join(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tuple[IntLike, IntLike]:
+    """The gradient of a split is the concatenation of its parts' gradients."""
+    return gy, sum((e.p.containers[n.reads[k].container].bytes for k in wanted), 0)
 
 
 def _pad(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tuple[IntLike, IntLike]:
@@ -292,12 +294,11 @@ def _custom(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tup
     return eager_bytes(n.attributes["backward"]), 0
 
 
-_FORWARD_EXTRA: dict[str, Callable[[_Eager, Operator], IntLike]] = {
-    "dropout": _mask_bytes, "native_dropout": _mask_bytes, "max_pool": _index_bytes, "max_pool2d": _index_bytes,
+# what the forward kernel writes beside its result, and the backward kernel reads
+_SAVED: dict[str, Callable[[_Eager, Operator], IntLike]] = {
+    "dropout": _mask_bytes, "native_dropout": _mask_bytes, "max_pool": _index_bytes, "max_pool_with_indices": _index_bytes,
 }  # fmt: skip
 _BACKWARD_SPECIAL: dict[str, Callable[..., tuple[IntLike, IntLike]]] = {
-    "dropout": _saved_result(_mask_bytes), "native_dropout": _saved_result(_mask_bytes),
-    "max_pool": _saved_result(_index_bytes), "max_pool2d": _saved_result(_index_bytes),
-    **dict.fromkeys(GATHERS, _scatter), "slice": _embed, "select": _embed, "expand": _expand, "pad": _pad, "sub": _subtract,
-    "custom_function": _custom,
+    **dict.fromkeys(_SAVED, _from_saved), **dict.fromkeys(GATHERS, _scatter), "slice": _embed, "select": _embed, "expand": _expand,
+    "split": _join, "unbind": _join, "pad": _pad, "sub": _subtract, "custom_function": _custom,
 }  # fmt: skip

@@ -63,12 +63,13 @@ def footprints(node: Map, containers: Mapping[str, Container]) -> dict[tuple[str
     for a in node.accesses():
         if not a.is_local:
             groups.setdefault((a.memlet.container, "write" if a.is_write else "read"), []).append(a)
-    result = {key: _footprint(accesses, containers[key[0]]) for key, accesses in groups.items()}
+    result = {key: footprint_of(accesses, containers[key[0]]) for key, accesses in groups.items()}
     _cache[node] = (tuple({containers[name] for name, _ in groups}), result)
     return result
 
 
-def _footprint(accesses: Iterable[Access], c: Container) -> Footprint:
+def footprint_of(accesses: Iterable[Access], c: Container) -> Footprint:
+    """The distinct elements of a container that accesses of one side touch together."""
     images: dict[tuple, Image] = {}
     for a in accesses:
         if a.memlet.combine is not None and a.memlet.scan is None:

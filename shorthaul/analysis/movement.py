@@ -18,10 +18,10 @@ from typing import Any, Union
 from shorthaul.ir.containers import Container
 from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Node, Operator
 from shorthaul.ir.program import Program
-from shorthaul.symbolic import Expr, maximum, minimum
+from shorthaul.symbolic import Expr, maximum, minimum, product
 
 from .eager import GATHERS, VIEWS, eager_bytes
-from .footprint import Footprint, footprints
+from .footprint import footprints
 from .liveness import hints, value
 from .rereads import rereads
 from .roofline import Machine
@@ -106,7 +106,10 @@ class Movement:
         return _total(m.bytes for m in self.moved if m.node.phase == phase)
 
     def at(self, sizes: Mapping[Any, int] | None = None) -> Movement:
-        """Every number evaluated at sizes (by Symbol or name), the program's size hints where none is given. KeyError names a missing one."""
+        """Every number evaluated at sizes (by Symbol or name), the program's size hints where none is given.
+
+        Raises KeyError naming a size that is missing.
+        """
         known = {**self.hints, **{str(getattr(k, "name", k)): int(v) for k, v in (sizes or {}).items()}}
 
         def now(e: IntLike) -> int:
@@ -159,12 +162,12 @@ class Movement:
         if rest:
             summed = Row(f"{len(rest)} more", "", _total(r.bytes_read for r in rest), _total(r.bytes_written for r in rest), len(rest))
             top = [*top, summed]
-        most = max((value(r.bytes, {}) for r in top), default=0) or 1
+        most = max((value(r.bytes, {}) for r in top[:limit]), default=0) or 1
         width = min(56, max([len(_label(r, by)) for r in top] + [20]))
         lines = [f"movement of {self.name}: {len(m.nodes)} kernels", f"{'':{width}}  {'read':>10} {'written':>10} {'bytes':>10}"]
-        for r in top:
+        for i, r in enumerate(top):
             number = value(r.bytes, {})
-            bar = "█" * round(BAR * number / most) or ("▏" if number else "")
+            bar = ("█" * round(BAR * number / most) or ("▏" if number else "")) if i < limit else ""
             mark = "" if r.exact else " (at most)"
             label = _label(r, by)
             label = label if len(label) <= width else label[: width - 1] + "…"
@@ -186,9 +189,9 @@ def movement(program: Program, sizes: Mapping[Any, int] | None = None, machine: 
              view_ops: frozenset[str] = VIEWS) -> Movement:  # fmt: skip
     """The bytes that a program of any form moves.
 
-    sizes: evaluate at these (by Symbol or name); else the numbers are expressions where sizes are symbolic. machine: whose cache decides what
-    is read again (a Machine, or a name of `roofline.MACHINES`). view_ops: operators that move nothing. `eager_bytes` comes from
-    `program.attributes["eager_bytes"]`, or is computed where the program has form OPERATORS.
+    sizes: evaluate at these (by Symbol or name); else the numbers are expressions where sizes are symbolic. machine: whose cache
+    decides what is read again (a Machine, or a name of `roofline.MACHINES`). view_ops: operators that move nothing. `eager_bytes` comes
+    from `program.attributes["eager_bytes"]`, or is computed where the program has form OPERATORS.
     """
     target = machine_called(machine)
     known = hints(program, sizes)
@@ -235,9 +238,18 @@ def _map(node: Map, program: Program, machine: Machine, sizes: Mapping[str, int]
     for (name, side), f in found.items():
         if side == "read" and name in written:
             continue
-        size = program.containers[name].dtype.itemsize
-        moved.append(Moved(node, name, side, f.elements * size, again.get(name, 0) if side == "read" else 0, f.exact))
+        c = program.containers[name]
+        elements = f.elements if c.strides is None else _distinct(c, f.elements)
+        moved.append(Moved(node, name, side, elements * c.dtype.itemsize, again.get(name, 0) if side == "read" else 0, f.exact))
     return moved
+
+
+def _distinct(c: Container, elements: IntLike) -> IntLike:
+    """At most the elements that exist in memory: a stride of zero repeats one."""
+    strides = c.actual_strides
+    if all(not isinstance(s, int) or s != 0 for s in strides):
+        return elements
+    return minimum(elements, product(n for n, s in zip(c.shape, strides, strict=True) if not (isinstance(s, int) and s == 0)))
 
 
 def _whole(node: Node, side: str, program: Program, name: str, view_ops: frozenset[str]) -> IntLike:
@@ -247,7 +259,7 @@ def _whole(node: Node, side: str, program: Program, name: str, view_ops: frozens
         result = program.containers[next(iter(node.writes.values())).container]
         return minimum(c.bytes, result.size * c.dtype.itemsize) if node.op != "nll_loss" else _rows(node, program, c)
     if side == "read":
-        return _stored(program, c, view_ops)
+        return minimum(_distinct(c, c.size) * c.dtype.itemsize, _stored(program, c, view_ops))
     return c.bytes
 
 
@@ -285,9 +297,10 @@ def _lower_bound(program: Program, moved: list[Moved]) -> IntLike:
         c = program.containers.get(m.container)
         if m.side == "read" and c is not None and c.is_external:
             known = read.get(c.name)
-            # no reader needs more than this, and one needs all of it; upper bounds are left as they are
+            # the reader that needs most; that two readers need different elements is not counted
             read[c.name] = m.footprint if known is None or known is m.footprint else maximum(known, m.footprint)
-    written = [program.containers[r].bytes for r in sorted(program.results) if r in program.containers and not program.containers[r].is_external]
+    results = [program.containers[r] for r in sorted(program.results) if r in program.containers]
+    written = [c.bytes for c in results if not c.is_external]
     return _total(read.values()) + _total(written)
 
 
@@ -326,5 +339,3 @@ def human(number: IntLike) -> str:
         size /= 1024
     raise AssertionError
 
-
-__all__ = ["Footprint", "Moved", "Movement", "Row", "human", "kernel_name", "movement", "node_movement"]

@@ -3,8 +3,8 @@
 Three cases, each optimistic about the schedule (it blocks as well as it can):
 
 - a flat map without a reduction is streamed: nothing is read again;
-- a contraction whose reused operands all but the largest fit the cache reads each once; else it moves at least 2 * points / sqrt(elements of
-  cache) elements (Hong and Kung 1981, for blocks of a matrix product);
+- a contraction whose reused operands all but the largest fit the cache reads each once; else it moves at least
+  2 * points / sqrt(elements of cache) elements (Hong and Kung 1981, for blocks of a matrix product);
 - a nest whose inner maps pass several times over the rows of one outer iteration reads them once if they fit, else at every pass.
 
 Sizes that are not known count as fitting.

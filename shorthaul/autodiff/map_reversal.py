@@ -4,8 +4,8 @@ The operator is expanded into flat maps, which are visited from the last to the 
 gradient and a write becomes a read of it; the tasklet's code becomes its symbolic derivative. The result is a program of its own, held
 by one `map_gradient` operator of the backward phase. Temporaries of the expansion that the derivative reads are computed again there.
 
-A sum over the iterations that read an element would scatter. Where the subscripts are affine it is turned into a gather: a new parameter for
-each dimension of the operand, solved for one of the old ones (`reverse_access`).
+A sum over the iterations that read an element would scatter. Where the subscripts are affine it is turned into a gather: a new
+parameter for each dimension of the operand, solved for one of the old ones (`reverse_access`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Union
 
-from shorthaul.ir.builder import make_map
+from shorthaul.ir.builder import fresh_params, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.derivative import NotDifferentiable, adjoints
 from shorthaul.ir.dtypes import DType
 from shorthaul.ir.edit import Edit
-from shorthaul.ir.memlet import Memlet, full
+from shorthaul.ir.memlet import Indirect, Memlet, full
 from shorthaul.ir.nodes import Map, Node, Operator, Tasklet
 from shorthaul.ir.program import Form, Program, Signature
-from shorthaul.ir.scalar import Scalar, cast, read, reads_of, rewrite, walk
+from shorthaul.ir.scalar import Scalar, cast, read, reads_of, rewrite
 from shorthaul.ops.builder import Expansion, OpBuilder
 from shorthaul.ops.map_gradient import MapGradient
 from shorthaul.ops.registry import definition
@@ -187,7 +187,7 @@ class _Reversal:
         if len(parts) > 1:
             c = self.forward.containers[name]
             result = self._declare(f"grad_{name}", c.dtype.compute, c.shape)
-            params = _params(c.shape)
+            params = fresh_params(c.shape)
             where = {f"g{i}": Memlet(g.name, params) for i, g in enumerate(parts)}
 
             def added(**xs: Scalar) -> dict[str, Scalar]:
@@ -212,7 +212,7 @@ class _Reversal:
         incoming = {k: g for k, w in t.writes.items() if w.container in active and (g := self.total(w.container)) is not None}
         if not targets or not incoming:
             return
-        reads: Reads = {k: r for k, r in t.reads.items()}
+        reads: Reads = dict(t.reads)
         for r in reads.values():
             self.value(r.container)
         code = {k: _wide_reads(c, targets) for k, c in t.code.items()}
@@ -253,9 +253,10 @@ class _Reversal:
                 continue
             dtype = self.forward.containers[self.operands[k]].dtype
             if g.dtype is not dtype or g.role == "input" or g.name in {o.name for o in outputs.values()}:
-                params = _params(g.shape)
+                params = fresh_params(g.shape)
                 narrow = self._declare(f"grad_{k}", dtype, g.shape)
-                self.emit(params, {"g": Memlet(g.name, params)}, {"y": Memlet(narrow.name, params)}, lambda g, d=dtype: {"y": cast(g, d)}, "cast")
+                value = cast(read("g", g.dtype), dtype)
+                self.emit(params, {"g": Memlet(g.name, params)}, {"y": Memlet(narrow.name, params)}, {"y": value}, "cast")
                 g = narrow
             outputs[k] = self.edit.set_container(self.p.containers[g.name].with_(role="output"))
         return outputs
@@ -289,15 +290,7 @@ class _Reversal:
         self.nodes = [*reversed(again), *self.nodes]
 
 
-def _params(shape: tuple[IntLike, ...]) -> tuple[Symbol, ...]:
-    from shorthaul.ir.builder import fresh_params
-
-    return fresh_params(shape)
-
-
 def _indirect(m: Memlet) -> list[str]:
-    from shorthaul.ir.memlet import Indirect
-
     return [s.name for s in m.subset if isinstance(s, Indirect)]
 
 
@@ -322,6 +315,3 @@ def _stored_reads(code: Scalar, dtypes: Mapping[str, DType]) -> Scalar:
         return None
 
     return rewrite(code, leaf)
-
-
-__all__ = ["NotDifferentiable", "flattened", "forward_maps", "reverse_operator", "walk"]

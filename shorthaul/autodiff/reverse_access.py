@@ -31,7 +31,8 @@ class Transposed:
     value: Scalar
 
 
-def transpose(params: tuple[Symbol, ...], reads: Mapping[str, Memlet], target: Memlet, shape: Sequence[IntLike], value: Scalar) -> Transposed:
+def transpose(params: tuple[Symbol, ...], reads: Mapping[str, Memlet], target: Memlet, shape: Sequence[IntLike],
+              value: Scalar) -> Transposed:  # fmt: skip
     """The map that adds `value` (scalar code over `reads`, at each point of `params`) to the element that `target` reads.
 
     shape: that of the target's container. A gather where the subscripts can be solved, else a scatter that combines by sum.
@@ -42,7 +43,8 @@ def transpose(params: tuple[Symbol, ...], reads: Mapping[str, Memlet], target: M
     return Transposed(tuple(params), dict(reads), target.with_(fill=None, combine="sum", scan=None), value)
 
 
-def _gather(params: tuple[Symbol, ...], reads: Mapping[str, Memlet], target: Memlet, shape: Sequence[IntLike], value: Scalar) -> Transposed | None:
+def _gather(params: tuple[Symbol, ...], reads: Mapping[str, Memlet], target: Memlet, shape: Sequence[IntLike],
+            value: Scalar) -> Transposed | None:  # fmt: skip
     if any(isinstance(s, Indirect) or not isinstance(s, (int, Expr)) for s in target.subset):
         return None
     if any(isinstance(e, Expr) and not free_symbols(e).isdisjoint(params) for p in params for e in (p.lower, p.upper)):
@@ -117,7 +119,7 @@ def _range(p: Symbol) -> float:
     assert p.upper is not None and p.lower is not None
     if isinstance(p.size, int):
         return p.size
-    low, high = bounds(p.size)
+    _, high = bounds(p.size)
     # a size that is only known at run time counts as large: kernels' extents are constants as a rule
     return float("inf") if high is None else float(high)
 

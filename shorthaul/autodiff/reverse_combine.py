@@ -14,7 +14,7 @@ from shorthaul.ir.builder import fresh_params
 from shorthaul.ir.containers import Container
 from shorthaul.ir.derivative import NotDifferentiable
 from shorthaul.ir.dtypes import DType
-from shorthaul.ir.memlet import Memlet
+from shorthaul.ir.memlet import Indirect, Memlet
 from shorthaul.ir.nodes import Tasklet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, read, reads_of, rewrite, where
 from shorthaul.ir.scalar_ops import COMBINERS
@@ -70,8 +70,6 @@ def stored(code: Scalar, reads: Reads, value: Callable[[str], Container]) -> Sca
 
 def closure(code: Scalar, reads: Reads) -> set[str]:
     """Reads that the code uses, and those that their indirect subscripts use."""
-    from shorthaul.ir.memlet import Indirect
-
     used = set(reads_of(code))
     return used | {s.name for k in used for s in reads[k].subset if isinstance(s, Indirect)}
 
@@ -148,7 +146,7 @@ def _welford(r: Reducer, k: str, incoming: Mapping[str, Container]) -> dict[str,
     # N = sum n_i, mean = sum n_i x_i / N, m2 = sum (m2_i + n_i (x_i - mean)^2); counts carry no gradient
     w = r.tasklet.writes
     count, mean = _element(r, "count"), _element(r, "mean")
-    if reads_of(count) and any(q in incoming for q in ("count",)):
+    if reads_of(count) and "count" in incoming:
         raise NotDifferentiable("the count of a Welford reduction is differentiated")
     total = r.read(r.value(w["count"].container), w["count"], "total_count", mean.dtype)
     middle = r.read(r.value(w["mean"].container), w["mean"], "total_mean", mean.dtype)

@@ -14,9 +14,9 @@ from shorthaul.ir.builder import at, inside, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import bool_, float32, int64
 from shorthaul.ir.interpreter import Counts, interpret
-from shorthaul.ir.memlet import Condition, Indirect, full
-from shorthaul.ir.nodes import Map, Operator, Tasklet
-from shorthaul.ir.program import Form, Program, Signature
+from shorthaul.ir.memlet import Condition, Indirect
+from shorthaul.ir.nodes import Map, Tasklet
+from shorthaul.ir.program import Form, Program
 from shorthaul.ir.scalar import read
 from shorthaul.ops.builder import OpBuilder
 from shorthaul.ops.expand import choose_maps, expand
@@ -64,7 +64,7 @@ def samples() -> list[Any]:
     return cases
 
 
-@pytest.mark.parametrize("name, sample", samples())
+@pytest.mark.parametrize(("name", "sample"), samples())
 def test_every_operator(name: str, sample: Sample) -> None:
     p = Program(name)
     rng = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def test_symbolic_elementwise_and_broadcast() -> None:
     agree(net(m, x, b, y), {"x": np.ones((5, 4)), "b": np.ones(4)}, {"N": 5})
 
 
-@pytest.mark.parametrize("stride, pad, kernel", [(1, 1, 3), (2, 0, 3), (2, 1, 3), (3, 0, 2), (1, 2, 5), (4, 0, 1)])
+@pytest.mark.parametrize(("stride", "pad", "kernel"), [(1, 1, 3), (2, 0, 3), (2, 1, 3), (3, 0, 2), (1, 2, 5), (4, 0, 1)])
 def test_padded_strided_window(stride: int, pad: int, kernel: int) -> None:
     size = 9
     out = (size + 2 * pad - kernel) // stride + 1
