@@ -16,6 +16,9 @@ def choose_expansion(node: Operator, definition: OperatorDefinition, containers:
     some size, whose arithmetic a library keeps in the caches; everything else becomes maps, which fuse.
     """
     rules = definition.expansions()
+    weight = node.writes["y"] if node.op == "conv_grad_weight" else node.reads.get("weight")
+    if node.expansion is None and node.attributes.get("groups", 1) != 1 and weight is not None and containers[weight.container].shape[1] == 1:
+        return "maps"  # depthwise: a window a channel, bound by memory; as a map it fuses with its neighbours
     if node.expansion is not None:
         if node.expansion not in rules:
             raise ValueError(f"{node.label} of {node.origin} has no expansion {node.expansion!r}; it has {', '.join(rules)}")

@@ -11,9 +11,9 @@ from typing import Union
 
 from shorthaul.ir.memlet import Condition, Indirect, Memlet, Span
 from shorthaul.ir.nodes import Map, Node, Origin, Tasklet
-from shorthaul.ir.scalar import Scalar, apply, const, index_value, read, rewrite, substitute_indices, walk, where
+from shorthaul.ir.scalar import Scalar, apply, const, index_value, read, reads_of, rewrite, substitute_indices, walk, where
 from shorthaul.ir.scalar_ops import COMBINERS, SCALAR_OPS
-from shorthaul.symbolic import Expr, Symbol, affine, free_symbols, prove_eq
+from shorthaul.symbolic import Expr, Symbol, affine, free_symbols, prove_eq, prove_lt
 
 from ..base import require
 
@@ -103,6 +103,18 @@ def is_bijection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> 
     return all(q in used or same_size(q.size, 1) for q in params)
 
 
+def used_reads(t: Tasklet, codes: Iterable[Scalar]) -> set[str]:
+    """Connectors of a tasklet that the code needs, those that hold indices of others included."""
+    used = set(reads_of(*codes))
+    todo = list(used)
+    while todo:
+        for s in t.reads[todo.pop()].subset:
+            if isinstance(s, Indirect) and s.name not in used:
+                used.add(s.name)
+                todo.append(s.name)
+    return used
+
+
 class Connectors:
     """Collects the reads of a merged tasklet: equal memlets share one connector."""
 
@@ -144,6 +156,11 @@ def renamed(code: Scalar, names: Mapping[str, str], values: Mapping[Symbol, IntL
 
     result = rewrite(code, leaf, memo)
     return substitute_indices(result, values) if values and any(n.op == "index" for n in walk(result)) else result
+
+
+def never(c: Condition) -> bool:
+    """Whether the condition provably fails everywhere."""
+    return (prove_lt(c.expr, 0) is True) if c.relation == "ge" else (prove_eq(c.expr, 0) is False)
 
 
 def holds(guard: Iterable[Condition]) -> Scalar | None:

@@ -8,10 +8,12 @@ from typing import Union
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
+from shorthaul.ir.scalar import substitute_indices
 from shorthaul.symbolic import Expr, prove_le
 
+from .. import traffic
 from ..base import Data, MapNode, Match, Path, Transformation, hint_value, require
-from .compose import code_cost, substitute_producer
+from .compose import code_cost, never, reading, substitute_producer, used_reads, written_params
 
 IntLike = Union[int, Expr]
 
@@ -74,15 +76,37 @@ class MapFusion(Transformation):
         m.items["plan"] = self.plan(m)
 
     def saves(self, m: Match) -> IntLike:
-        """The consumer's read of `mid`, its write if it disappears, less what a producer that stays is read again."""
-        p = m.program
-        c = p.containers[m.mid]
+        """The consumer's read of `mid`, its write if that disappears, what the producer read for other elements than the consumer needs or
+        the consumer reads too; less what a producer that stays is read again."""
+        p, a, b = m.program, m.first, m.second
         fused, stays = m.plan
-        if stays:
-            return c.bytes - sum(p.containers[r].bytes for r in p.reads_of(m.first) if r not in p.reads_of(m.second))
-        shared = p.reads_of(m.first) & p.reads_of(m.second)
-        gone = 0 if m.mid in fused.written_containers() else c.bytes
-        return c.bytes + gone + sum(p.containers[r].bytes for r in shared)
+        t, written = a.tasklet, p.writes_of(a)
+        taken = {x.container: k for k, x in t.writes.items() if x.container in p.reads_of(b)}
+        total: IntLike = 0
+        for c in taken:
+            total = total + traffic.moved(p, b, c, "read")
+        kept = fused.written_containers()
+        if not stays:
+            for c in written - kept:
+                total = total + traffic.moved(p, a, c, "write")
+        # what is read now: the producer's reads through the consumer's memlets, and the consumer's other reads
+        before_b = traffic.reads_of_map(b)
+        now = {c: list(found) for c, found in before_b.items() if c not in taken}
+        for memlet in b.tasklet.reads.values():
+            if memlet.container in taken:
+                r = reading(a, written_params(a, memlet.container), memlet)
+                if any(never(c) for c in r.guard):
+                    continue
+                code = [t.code[taken[memlet.container]]] + [t.code[k] for k, x in t.writes.items() if not stays and x.container in kept]
+                code = [substitute_indices(x, r.substitution) for x in code]  # a condition may become false and drop a read
+                for access in traffic.substituted(t, used_reads(t, code), r.substitution, r.guard, b.params):
+                    now.setdefault(access.memlet.container, []).append(access)
+        for c, found in now.items():
+            total = total - traffic.together(p, c, found) + traffic.moved(p, b, c, "read")
+        if not stays:
+            for c in p.reads_of(a):
+                total = total + traffic.moved(p, a, c, "read")
+        return total
 
     def apply(self, m: Match, edit: Edit) -> None:
         fused, stays = m.plan

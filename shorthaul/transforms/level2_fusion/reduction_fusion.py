@@ -13,6 +13,7 @@ from shorthaul.ir.program import Program
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, product
 
+from .. import traffic
 from ..base import Match, Refusal, Transformation, hint_value, require
 from .compose import same_size
 from .map_fusion import fusable_pairs
@@ -55,6 +56,7 @@ class ReductionFusion(Transformation):
         self._require_small_sums(p, b, [pb for _, pb in pairs], "consumer")
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
+        m.items["pairs"] = pairs
         m.items["fused"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
 
     def _rows(self, p: Program, a: Map, b: Map, mid: str) -> list[tuple[Symbol, Symbol]]:
@@ -115,15 +117,17 @@ class ReductionFusion(Transformation):
                     raise Refusal(f"rows are interleaved in {c.name}: neighbours in memory belong to different rows")
 
     def saves(self, m: Match) -> IntLike:
-        """Each intermediate's read and, if it disappears, its write; one read of what both read."""
-        p = m.program
-        written = m.fused.written_containers()
+        """Each intermediate's read and, if it disappears, its write; one read of the elements that both read."""
+        p, a, b = m.program, m.first, m.second
+        mids = p.writes_of(a) & p.reads_of(b)
         total: IntLike = 0
-        for c in p.writes_of(m.first) & p.reads_of(m.second):
-            total = total + p.containers[c].bytes * (1 if c in written else 2)
-        for c in p.reads_of(m.first) & p.reads_of(m.second):
-            total = total + p.containers[c].bytes
-        return total
+        for c in mids:
+            total = total + traffic.moved(p, b, c, "read")
+        for c in p.writes_of(a) - m.fused.written_containers():
+            total = total + traffic.moved(p, a, c, "write")
+        rows = {pb: pa for pa, pb in m.pairs}
+        second = {c: list(traffic.renamed_accesses(found, rows)) for c, found in traffic.reads_of_map(b).items() if c not in mids}
+        return total + traffic.shared(p, traffic.reads_of_map(a), second)
 
     def apply(self, m: Match, edit: Edit) -> None:
         written = m.program.writes_of(m.first)

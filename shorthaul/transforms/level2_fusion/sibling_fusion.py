@@ -11,6 +11,7 @@ from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, Symbol
 
+from .. import traffic
 from ..base import Match, Transformation, require
 from .compose import match_params, merge_same_domain, same_size
 
@@ -59,12 +60,13 @@ class SiblingFusion(Transformation):
         require(all(q in renaming for q in a.params), "the first runs over points that the shared container does not have")
         require(all(q in renaming.values() or q.size == 1 for q in b.params), "the second runs over points that the shared container does not have")
         require(all(isinstance(q, int) or same_size(k.size, q.size) for k, q in renaming.items()), "they run over different ranges")
+        m.items["renaming"] = renaming
         m.items["fused"] = merge_same_domain(a, b, renaming)
 
     def saves(self, m: Match) -> IntLike:
-        """One read of every container that both read."""
-        p = m.program
-        return sum(p.containers[c].bytes for c in p.reads_of(m.first) & p.reads_of(m.second))
+        """One read of the elements that both read."""
+        first = {c: list(traffic.renamed_accesses(found, m.renaming)) for c, found in traffic.reads_of_map(m.first).items()}
+        return traffic.shared(m.program, first, traffic.reads_of_map(m.second))
 
     def apply(self, m: Match, edit: Edit) -> None:
         edit.fuse([m.first, m.second], m.fused)
