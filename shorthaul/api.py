@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,13 +130,14 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     with region.timed("import"):
         imported = import_training(graph, train=train, strict=options.strict, name=f"region_{region.index}")
     program = imported.program
+    depends = _dependences(program, [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad])
     region.captured(program, imported.fallbacks)
     with region.timed("optimize"):
         pipeline.optimize(program, options)
     with region.timed("build"):
         compiled = compile_program(program)
     region.finished(program, compiled)
-    return CompiledGraph(program.name, program, _interface(graph, imported), compiled.executable)
+    return CompiledGraph(program.name, program, _interface(graph, imported, depends), compiled.executable)
 
 
 # What a Program can do that needs other parts of the package (`ir` knows none of them).
@@ -165,7 +166,18 @@ Program.optimize = _optimize_program  # type: ignore[attr-defined]
 Program.explain = _explain  # type: ignore[attr-defined]
 
 
-def _interface(graph: FunctionalGraph, imported: Imported) -> Interface:
+def _dependences(program: Program, inputs: Sequence[str]) -> dict[str, frozenset[str]]:
+    """For every input that requires grad the outputs whose cotangents its gradient comes from, before fusion mixes them."""
+    reached: dict[str, frozenset[str]] = {c: frozenset([output]) for output, c in program.signature.cotangents}
+    for node in program.nodes:
+        if node.phase == "backward":
+            found = frozenset[str]().union(*(reached.get(c, frozenset()) for c in program.reads_of(node)))
+            reached.update((c, reached.get(c, frozenset()) | found) for c in program.writes_of(node))
+    gradients = dict(program.signature.gradients)
+    return {n: reached.get(gradients.get(n, ""), frozenset()) for n in inputs}
+
+
+def _interface(graph: FunctionalGraph, imported: Imported, depends: Mapping[str, frozenset[str]]) -> Interface:
     sizes: dict[Symbol, tuple[int, int | None]] = {}
     wanted = {s.name: s for s in imported.program.symbols}
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
@@ -186,7 +198,15 @@ def _interface(graph: FunctionalGraph, imported: Imported) -> Interface:
         raise Unsupported(f"the size {missing[0]} is not the size of an input")
     mutations = [(m.input, m.graph_output) for m in graph.mutations]
     random = tuple(n for n in RANDOM_INPUTS if n in imported.program.containers)
-    return Interface(imported.inputs, sizes, imported.results, imported.sizes, functools.partial(_rebuild, graph), mutations, random)
+    where = next((n.origin.source for n in imported.program.nodes if n.origin.source), "")
+    return Interface(imported.inputs, sizes, imported.results, imported.sizes, _rebuilder(graph), mutations, random, depends, where)
+
+
+def _rebuilder(graph: FunctionalGraph) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+    if all(spec.kind == "tensor" for spec in graph.outputs):
+        order: list[int] = [spec.graph_output for spec in graph.outputs]  # type: ignore[misc]
+        return lambda results, inputs: [results[i] for i in order]
+    return functools.partial(_rebuild, graph)
 
 
 def _rebuild(graph: FunctionalGraph, results: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:

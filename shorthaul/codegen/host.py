@@ -13,7 +13,7 @@ from typing import Any, Union
 from shorthaul.ir.containers import Container
 from shorthaul.ir.nodes import LibraryCall, Map, Node
 from shorthaul.ir.program import Program
-from shorthaul.symbolic import Expr, Symbol
+from shorthaul.symbolic import Expr, Symbol, evaluate, free_symbols
 
 IntLike = Union[int, Expr]
 
@@ -55,13 +55,26 @@ class LibraryStep:
 Step = Union[Segment, LibraryStep]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Steps `first` to `last` (exclusive) of the backward phase, after which the named gradients are complete."""
+
+    first: int
+    last: int
+    gradients: tuple[str, ...]
+
+
 @dataclass
 class Phase:
-    """Steps in order, and for each container that lives in this phase alone the first and last step that touches it."""
+    """Steps in order, and for each container that lives in this phase alone the first and last step that touches it.
+
+    parts: the phase cut where gradients are complete; each part runs as an autograd node of its own.
+    """
 
     name: str
     steps: list[Step] = field(default_factory=list)
     lifetimes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
 
 
 @dataclass
@@ -82,8 +95,11 @@ class HostProgram:
     constants: dict[str, Any]
 
 
-def build_host(program: Program, kernels: Mapping[int, Any]) -> HostProgram:
-    """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes)."""
+def build_host(program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20) -> HostProgram:
+    """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes).
+
+    The backward phase is cut into at most `parts` parts with at least `part_bytes` of gradients each.
+    """
     nodes = {phase: [n for n in program.nodes if n.phase == phase] for phase in ("forward", "backward")}
     kinds = _kinds(program, nodes)
     used = [name for name in program.containers if name in kinds]
@@ -91,7 +107,8 @@ def build_host(program: Program, kernels: Mapping[int, Any]) -> HostProgram:
     phases: dict[str, Phase] = {}
     text: list[str] = []
     for phase, listing in nodes.items():
-        phases[phase] = _phase(program, phase, listing, kernels, kinds)
+        cuts = _cuts(program, listing, parts, part_bytes) if phase == "backward" else []
+        phases[phase] = _phase(program, phase, listing, kernels, kinds, cuts)
         for step in phases[phase].steps:
             if isinstance(step, Segment):
                 text.append(_segment_source(step, pointers, program.symbols))
@@ -138,7 +155,38 @@ def _base(program: Program, name: str) -> str:
     return name
 
 
-def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str]) -> Phase:
+def _cuts(program: Program, nodes: Sequence[Node], parts: int, part_bytes: int) -> list[int]:
+    """Positions in the backward phase after which a part ends, so that parts complete about equal bytes of gradients."""
+    done: dict[int, int] = {}
+    hints = program.attributes.get("size_hints", {})
+    for name, at in _complete(program, nodes).items():
+        size = program.containers[name].bytes
+        done[at] = done.get(at, 0) + (size if isinstance(size, int) else evaluate(size, {s: hints.get(s.name, 64) for s in free_symbols(size)}))
+    total = sum(done.values())
+    count = min(parts, total // max(part_bytes, 1))
+    cuts: list[int] = []
+    reached = 0
+    for at in sorted(done):
+        reached += done[at]
+        if reached < total and reached * count >= total * (len(cuts) + 1):
+            cuts.append(at)
+    return cuts
+
+
+def _complete(program: Program, nodes: Sequence[Node]) -> dict[str, int]:
+    """For each gradient the position of the last node that touches it."""
+    gradients = {g for _, g in program.signature.gradients}
+    last: dict[str, int] = {}
+    for at, n in enumerate(nodes):
+        for c in program.reads_of(n) | program.writes_of(n):
+            base = _base(program, c)
+            if base in gradients:
+                last[base] = at
+    return last
+
+
+def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str],
+           cuts: Sequence[int] = ()) -> Phase:  # fmt: skip
     result = Phase(phase)
     pending: list[KernelCall] = []
 
@@ -148,7 +196,8 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
             pending.clear()
 
     touched: list[tuple[str, int]] = []
-    for n in nodes:
+    ends, ends_at = set(cuts), [0]
+    for position, n in enumerate(nodes):
         if isinstance(n, Map):
             k = kernels[n.id]
             pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id))
@@ -161,12 +210,20 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
         else:
             raise HostError(f"{n} ({n.origin}) is not a kernel or a library call; expand and schedule the program first")
         touched += [(c, at) for c in program.reads_of(n) | program.writes_of(n)]
+        if position in ends:
+            flush()
+            ends_at.append(len(result.steps))
     flush()
     # kernels of a segment run in order, but memory is planned by step: a container lives for whole segments
     for c, at in touched:
         base = _base(program, c)
         first, last = result.lifetimes.get(base, (at, at))
         result.lifetimes[base] = (min(first, at), max(last, at))
+    gradients = [g for _, g in program.signature.gradients] if phase == "backward" else []
+    for first, last in zip(ends_at, [*ends_at[1:], len(result.steps)], strict=True):
+        final = last == len(result.steps)
+        done = [g for g in gradients if (result.lifetimes[g][1] < last and result.lifetimes[g][1] >= first if g in result.lifetimes else final)]
+        result.parts.append(Part(first, last, tuple(done)))
     return result
 
 

@@ -1,9 +1,16 @@
-"""The bridge to PyTorch's autograd: a compiled program behaves like the graph that it was captured from."""
+"""The bridge to PyTorch's autograd: a compiled program behaves like the graph that it was captured from.
+
+The backward phase runs as a chain of autograd nodes, one for each part of the compiled backward phase, so that the hooks of a gradient fire
+when it is ready. The node that makes the outputs (`_Forward`) runs the first part; the others (`_Link`) hang on it by empty tensors:
+
+    inputs whose gradients come last ─► _Link ─► token ─► _Link ─► token ─► _Forward ─► outputs
+    inputs whose gradients come earlier ────────────────────┴─────────────────┘
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,12 +18,17 @@ import torch
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Symbol, evaluate
 
-from .executable import CallError, Executable, Run, torch_dtype
+from .executable import Backward, CallError, Executable, Layout, Run, torch_dtype, with_strides
 
 HIGHER_ORDER = (
-    "gradients of gradients (create_graph=True) are not supported by the compiled backward of {name}; "
-    "run that part of the model in eager mode with shorthaul.disable(module)"
+    "gradients of gradients (create_graph=True) are not supported through the compiled graph {name}{where}; "
+    "leave that part of the model to eager mode with shorthaul.disable(module)"
 )
+AGAIN = (
+    "Trying to backward through the compiled graph {name}{where} a second time, after its saved values have been freed. "
+    "Specify retain_graph=True if you need to backward through the graph a second time."
+)
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 @dataclass
@@ -25,7 +37,9 @@ class Interface:
 
     inputs: for every input of the graph its container, None for a size or a repeated input. sizes: (input index, dimension or None) that gives
     each symbol. results: for every result of the graph its container, None for a constant. size_results: expressions of results that are sizes.
-    outputs: builds one caller's output from (results as tensors or numbers, inputs, outputs so far). mutations: (input, result) written back.
+    rebuild: the caller's outputs from (results as tensors or numbers, inputs). mutations: (input, result) written back.
+    random: the containers of seed and offset. depends: for every input with a gradient the outputs whose cotangents it comes from (all, where
+    it is not listed). where: where the graph begins in the user's code.
     """
 
     inputs: list[str | None]
@@ -35,6 +49,8 @@ class Interface:
     rebuild: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
     mutations: list[tuple[int, int]]
     random: tuple[str, ...] = ()
+    depends: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    where: str = ""
 
 
 class CompiledGraph:
@@ -45,37 +61,55 @@ class CompiledGraph:
         self.program = program
         self.interface = interface
         self.executable = executable
+        self._where = f" ({interface.where})" if interface.where else ""
         signature = program.signature
-        self._gradient_of = dict(signature.gradients)
         self._cotangents = dict(signature.cotangents)
         self._first = {n: i for i, n in reversed(list(enumerate(interface.inputs))) if n is not None}
-        self._tensors = [n for n in signature.inputs if n in self._first]
-        self._outputs = list(signature.outputs)
+        self._tensors = [(n, self._first[n], torch_dtype(program.containers[n].dtype)) for n in signature.inputs if n in self._first]
+        self._differentiable = list(self._cotangents)
         backward_reads = {c for node in program.nodes if node.phase == "backward" for c in program.reads_of(node)}
-        self._saved_inputs = [n for n in self._tensors if n in backward_reads]
-        self._saved_outputs = [n for n in self._outputs if n in backward_reads and n not in self._first]
-        self._layout_checks = [(n, self._first[n], program.containers[n]) for n in self._tensors]
+        backward_reads |= {_base(program, c) for c in backward_reads}
+        written = {interface.inputs[i] for i, _ in interface.mutations}
+        named = [n for n, _, _ in self._tensors] + [n for n in interface.random if n in program.containers]
+        self._saved_inputs = [n for n in named if n in backward_reads and n not in written]
+        self._copied_inputs = [n for n in named if n in backward_reads and n in written]
+        outputs = dict.fromkeys((*signature.outputs, *(u for _, u in signature.updates)))
+        self._saved_outputs = [n for n in outputs if n in backward_reads and n not in self._first and program.containers[n].role != "constant"]
+        self._results = [(n, None) if n is not None else (None, interface.size_results.get(i)) for i, n in enumerate(interface.results)]
+        self._groups = self._group_inputs()
+        self._plain = all(e is None for _, e in self._results) and not program.symbols
+        self._static = executable.layout({}) if not program.symbols else None
 
+    def _group_inputs(self) -> list[list[str]]:
+        """The inputs with gradients by the part that completes them; inputs that require grad but get none join the first part."""
+        groups = [list(p) for p in self.executable.parts] or [[]]
+        known = {n for g in groups for n in g}
+        groups[0] += [n for n in self.interface.depends if n not in known and n in self._first]
+        return groups
+
+    # calling ----------------------------------------------------------------------------------------------------------
     def __call__(self, *inputs: Any) -> list[Any]:
-        sizes = self._sizes(inputs)
-        tensors = [inputs[self._first[n]] for n in self._tensors]
-        self._check(tensors, sizes)
+        sizes: dict[Symbol, int] = {}
+        layout = self._static
+        if layout is None:
+            sizes = self._sizes(inputs)
+            layout = self.executable.layout(sizes)
+        tensors = self._bind(inputs, layout)
         if self._cotangents and torch.is_grad_enabled():
-            flat = _Apply.apply(self, sizes, *tensors)
+            by_name = self._differentiably(inputs, tensors, layout)
         else:
-            flat, _ = self._forward(tensors, sizes, keep=False)
-        by_name = dict(zip(self._outputs, flat, strict=True))
-        results: list[Any] = []
-        for i, n in enumerate(self.interface.results):
-            if n is None:
-                e = self.interface.size_results.get(i)
-                results.append(evaluate(e, sizes) if e is not None and not isinstance(e, (int, float, bool)) else e)
-            else:
-                results.append(by_name[n])
-        with torch.no_grad():
-            for i, r in self.interface.mutations:
-                inputs[i].copy_(results[r])
+            by_name, _ = self.executable.forward(layout, tensors, False)
+        if self._plain:
+            results: list[Any] = [by_name[n] for n, _ in self._results]
+        else:
+            results = [by_name[n] if n is not None else e if e is None or isinstance(e, (int, float, bool)) else evaluate(e, sizes) for n, e in self._results]
+        if self.interface.mutations:
+            self._write_back(inputs, results)
         return self.interface.rebuild(results, inputs)
+
+    def _write_back(self, inputs: Sequence[Any], results: Sequence[Any]) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_([inputs[i] for i, _ in self.interface.mutations], [results[r] for _, r in self.interface.mutations])
 
     def _sizes(self, inputs: Sequence[Any]) -> dict[Symbol, int]:
         sizes: dict[Symbol, int] = {}
@@ -83,68 +117,155 @@ class CompiledGraph:
             sizes[s] = int(inputs[i]) if d is None else int(inputs[i].shape[d])
         return sizes
 
-    def _check(self, tensors: Sequence[torch.Tensor], sizes: Mapping[Symbol, int]) -> None:
-        for t, (name, _, c) in zip(tensors, self._layout_checks, strict=True):
-            if t.dtype is not torch_dtype(c.dtype):
-                raise CallError(f"{self.name}: input {name} has dtype {t.dtype}, compiled for {c.dtype}")
-            if t.dim() != len(c.shape) or any((evaluate(n, sizes) if not isinstance(n, int) else n) != k for n, k in zip(c.shape, t.shape, strict=True)):
-                raise CallError(f"{self.name}: input {name} has shape {tuple(t.shape)}, compiled for {c.shape}")
-
-    def _forward(self, tensors: Sequence[torch.Tensor], sizes: dict[Symbol, int], keep: bool) -> tuple[list[torch.Tensor], Run]:
-        named: dict[str, torch.Tensor] = {}
-        for t, (name, _, c) in zip(tensors, self._layout_checks, strict=True):
-            strides = tuple(n if isinstance(n, int) else evaluate(n, sizes) for n in c.actual_strides)
-            named[name] = _with_strides(t.detach(), strides)
+    def _bind(self, inputs: Sequence[Any], layout: Layout) -> dict[str, torch.Tensor]:
+        """The inputs by container, checked against what the program was compiled for, with the strides that it was compiled for."""
+        checks = layout.checks
+        if checks is None:
+            checks = layout.checks = [(n, i, d, torch.Size(layout.shapes[n]) if n in layout.shapes else None, layout.strides.get(n)) for n, i, d in self._tensors]
+        tensors = {}
+        for n, i, dtype, shape, strides in checks:
+            t = inputs[i]
+            if shape is None:
+                continue  # the program does not read it
+            if t.dtype is not dtype or t.shape != shape:
+                raise CallError(f"{self.name}: input {n} has dtype {t.dtype} and shape {tuple(t.shape)}, compiled for {dtype} and {tuple(shape)}")
+            if t.stride() != strides:
+                with torch.no_grad():
+                    t = with_strides(t, strides)
+            tensors[n] = t
         if self.interface.random:
             seed, offset = self.interface.random
             # one draw a forward from PyTorch's generator: manual_seed and set_rng_state reproduce it
-            named[seed] = torch.empty((), dtype=torch.int64).random_()
-            named[offset] = torch.zeros((), dtype=torch.int64)
-        results, run = self.executable.forward(named, sizes, keep)
-        return [results[n] if n in results else named[n] for n in self._outputs], run
+            tensors[seed] = torch.empty((), dtype=torch.int64).random_()
+            tensors[offset] = torch.zeros((), dtype=torch.int64)
+        return tensors
+
+    def _differentiably(self, inputs: Sequence[Any], tensors: dict[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
+        call = _Call(self, tensors, layout)
+        token = None
+        for part in range(len(self._groups) - 1, 0, -1):
+            token = _Link.apply(call, part, token, *[inputs[self._first[n]] for n in self._groups[part]])
+        found = _Forward.apply(call, token, *[inputs[self._first[n]] for n in self._groups[0]])
+        by_name, call.others = call.others, {}
+        by_name.update(zip(self._differentiable, found, strict=True))
+        return by_name
+
+    # backward ---------------------------------------------------------------------------------------------------------
+    def cotangents(self, layout: Layout, grads: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """The incoming gradients by container, laid out as the program wants them, zeros where there is none."""
+        found: dict[str, torch.Tensor] = {}
+        for n, g in zip(self._differentiable, grads, strict=True):
+            name = self._cotangents[n]
+            if name in layout.shapes:
+                shape, strides = layout.shapes[name], layout.strides[name]
+                if g is None:
+                    dtype = torch_dtype(self.program.containers[name].dtype)
+                    g = torch.empty_strided(shape, strides, dtype=dtype).zero_()
+                found[name] = with_strides(g, strides)
+        return found
+
+    def silent(self, grads: Sequence[torch.Tensor | None]) -> frozenset[str]:
+        """Inputs that no given cotangent reaches: their gradient is None, as in eager mode, not zero."""
+        if all(g is not None for g in grads):
+            return frozenset()
+        given = {n for n, g in zip(self._differentiable, grads, strict=True) if g is not None}
+        return frozenset(n for n, outputs in self.interface.depends.items() if outputs.isdisjoint(given))
+
+    def error(self, text: str) -> RuntimeError:
+        return RuntimeError(text.format(name=self.name, where=self._where))
 
 
-def _with_strides(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    if t.stride() == strides or all(n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True)):
-        return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
+class _Call:
+    """What the autograd nodes of one call share. It holds no inputs and outputs: those are saved by autograd, which notices changes."""
+
+    __slots__ = ("copies", "graph", "layout", "others", "run", "silent", "state", "tensors")
+
+    def __init__(self, graph: CompiledGraph, tensors: dict[str, torch.Tensor], layout: Layout) -> None:
+        self.graph = graph
+        self.layout = layout
+        self.tensors = tensors
+        self.others: dict[str, torch.Tensor] = {}
+        self.copies: dict[str, torch.Tensor] = {}
+        self.run: Run | None = None
+        self.state: Backward | None = None
+        self.silent: frozenset[str] = frozenset()
+
+    def start(self, saved: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None]) -> None:
+        """Begin a backward pass."""
+        graph = self.graph
+        if self.run is None:
+            raise graph.error(AGAIN)
+        tensors = dict(self.copies)
+        tensors.update(zip([*graph._saved_inputs, *graph._saved_outputs], saved, strict=True))
+        for n, t in tensors.items():
+            strides = self.layout.strides.get(n)
+            if strides is not None and t.stride() != strides:
+                tensors[n] = with_strides(t, strides)
+        tensors.update(graph.cotangents(self.layout, grads))
+        self.silent = graph.silent(grads)
+        self.state = graph.executable.backward(self.run, tensors)
+
+    def gradients(self, part: int) -> list[torch.Tensor | None]:
+        """Run one part; gradients of its inputs in order. After the last one what was saved is freed, unless the graph is kept."""
+        graph, state = self.graph, self.state
+        if state is None or state.next != part:
+            raise graph.error(AGAIN)
+        found = graph.executable.part(state)
+        if part == len(graph._groups) - 1:
+            self.state = None
+            if not _keeps_graph():
+                assert self.run is not None
+                self.run.release()
+                self.run, self.copies = None, {}
+        return [None if n in self.silent else found.get(n) for n in graph._groups[part]]
 
 
-class _Apply(torch.autograd.Function):
-    """One call of a compiled graph as a node of the autograd graph."""
+class _Forward(torch.autograd.Function):
+    """The forward phase, and the first part of the backward phase."""
 
     @staticmethod
-    def forward(ctx: Any, graph: CompiledGraph, sizes: dict[Symbol, int], *tensors: torch.Tensor) -> Any:
-        outputs, run = graph._forward(tensors, sizes, keep=True)
-        by_name = dict(zip(graph._outputs, outputs, strict=True))
-        # inputs and outputs are saved through autograd, which notices when they are changed before backward; outputs held by the run
-        # besides would keep themselves alive
-        kept = [tensors[graph._tensors.index(n)] for n in graph._saved_inputs]
-        ctx.save_for_backward(*kept, *(by_name[n] for n in graph._saved_outputs))
-        for n in (*graph._saved_outputs, *graph._saved_inputs, *graph._outputs):
-            run.tensors.pop(n, None)
-        for n in graph._tensors:
-            run.tensors.pop(n, None)
-        ctx.run, ctx.graph = run, graph
-        ctx.mark_non_differentiable(*(t for n, t in by_name.items() if n not in graph._cotangents))
-        return tuple(t.view_as(t) if any(t is u for u in tensors) else t for t in outputs)
+    def forward(ctx: Any, call: _Call, token: torch.Tensor | None, *inputs: torch.Tensor) -> Any:
+        graph, tensors = call.graph, call.tensors
+        ctx.set_materialize_grads(False)
+        call.copies = {n: tensors[n].clone() for n in graph._copied_inputs}
+        results, call.run = graph.executable.forward(call.layout, tensors, True)
+        ctx.save_for_backward(*[tensors[n] for n in graph._saved_inputs], *[results[n] for n in graph._saved_outputs])
+        call.tensors = {}
+        outputs = tuple([results.pop(n) for n in graph._differentiable])
+        call.others = results
+        ctx.call = call
+        return outputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        graph: CompiledGraph = ctx.graph
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        call: _Call = ctx.call
         if torch.is_grad_enabled():
-            raise RuntimeError(HIGHER_ORDER.format(name=graph.name))
-        run: Run = ctx.run
-        containers = graph.program.containers
-        cotangents: dict[str, torch.Tensor] = {}
-        for n, g in zip(graph._outputs, grads, strict=True):
-            if n in graph._cotangents:
-                name = graph._cotangents[n]
-                strides = tuple(k if isinstance(k, int) else evaluate(k, run.sizes) for k in containers[name].actual_strides)
-                cotangents[name] = _with_strides(g, strides)
-        saved = dict(zip([*graph._saved_inputs, *graph._saved_outputs], ctx.saved_tensors, strict=True))
-        for n, t in saved.items():
-            strides = tuple(k if isinstance(k, int) else evaluate(k, run.sizes) for k in containers[n].actual_strides)
-            cotangents[n] = _with_strides(t.detach(), strides)
-        gradients = graph.executable.backward(run, cotangents)
-        return (None, None, *(gradients.get(n) for n in graph._tensors))
+            raise call.graph.error(HIGHER_ORDER)
+        call.start(ctx.saved_tensors, grads)
+        token = _TOKEN if len(call.graph._groups) > 1 else None
+        return (None, token, *call.gradients(0))
+
+
+class _Link(torch.autograd.Function):
+    """A later part of the backward phase. It makes an empty tensor, by which the node of the part before it comes to this one."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, part: int, token: torch.Tensor | None, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.part = call, part
+        return torch.empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
+        call: _Call = ctx.call
+        token = _TOKEN if ctx.part + 1 < len(call.graph._groups) else None
+        return (None, None, token, *call.gradients(ctx.part))
+
+
+_TOKEN = torch.empty(0)
+
+
+def _base(program: Program, name: str) -> str:
+    while (alias := program.containers[name].alias) is not None:
+        name = alias.base
+    return name

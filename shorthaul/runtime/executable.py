@@ -1,14 +1,16 @@
-"""Running a compiled program on the CPU: pointer table, arenas, kernels and library calls.
+"""Running a compiled program on the CPU: pointer tables, arenas, kernels and library calls.
 
-An `Executable` may have several forward runs in flight (the model called twice before backward): each has a `Run` of its own that owns what its
-backward phase needs. Scratch memory is shared by all runs; a lock makes calls from several threads take turns.
+A phase runs on a table of addresses, one per container. What does not change between calls (offsets in arenas, views for library calls,
+concrete sizes) is prepared once for each choice of sizes, in a `_Layout` with a `_Plan` for each phase. An executable may have several
+forward runs in flight (the model called twice before backward): each has a `Run` that owns what its backward phase needs.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
-import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +24,15 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType
 from shorthaul.symbolic import Expr, Symbol, evaluate
 
-from .memory import plan_arena
+from .memory import ARENAS, Arena, plan_arena
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int64": torch.int64,
     "int32": torch.int32, "int16": torch.int16, "int8": torch.int8, "uint8": torch.uint8, "bool": torch.bool,
 }  # fmt: skip
+
+LAYOUTS = 256  # choices of sizes that are kept prepared
+_serials = itertools.count()
 
 
 class CallError(TypeError):
@@ -39,32 +44,94 @@ def torch_dtype(d: DType) -> torch.dtype:
 
 
 @dataclass
-class _Layout:
-    """Concrete shapes, strides and addresses for one choice of sizes."""
+class _Call:
+    """A library call, prepared: where its operands and results come from.
+
+    An entry is (connector, container, source): source 0 for a tensor by name, 1 for a view of the phase's arena, 2 of the saved arena,
+    3 for an alias of a tensor. owned: results whose memory the library allocates, with the strides that they need.
+    """
+
+    function: Callable[..., dict[str, torch.Tensor]]
+    attributes: dict[str, Any]
+    reads: list[tuple[str, str, int]]
+    out: list[tuple[str, str, int]]
+    owned: list[tuple[str, str, tuple[int, ...]]]
+    origin: str
+
+
+@dataclass
+class _Plan:
+    """One phase for one choice of sizes. slots: for a container that is a tensor, the entries of the table to fill, with byte offsets."""
+
+    table: Any
+    addresses: memoryview
+    address: int
+    arena_slots: tuple[np.ndarray, np.ndarray]
+    saved_slots: tuple[np.ndarray, np.ndarray]
+    slots: dict[str, list[tuple[int, int]]]
+    steps: list[Any]
+    allocate: list[list[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]]]
+    offsets: dict[str, int]
+    serial: int = field(default_factory=lambda: next(_serials))
+    arena_base: int = 0
+    saved_base: int = 0
+
+
+@dataclass
+class Layout:
+    """Concrete shapes and strides for one choice of sizes."""
 
     shapes: dict[str, tuple[int, ...]]
     strides: dict[str, tuple[int, ...]]
     alias: dict[str, tuple[str, int]]
-    arena: dict[str, dict[str, int]]
+    offsets: dict[str, dict[str, int]]
     saved: dict[str, int]
-    arena_bytes: int
     saved_bytes: int
-    attributes: dict[int, dict[str, Any]]
-    sizes: Any = None
-    pool: list[torch.Tensor] = field(default_factory=list)
+    arena_bytes: dict[str, int]
+    sizes: Any
+    plans: dict[str, _Plan] = field(default_factory=dict)
+    checks: Any = None  # the bridge keeps what it compares inputs with here
 
 
 class Run:
-    """What one forward run leaves for its backward run: tensors by container and the arena of saved values."""
+    """What one forward run leaves for its backward run: the arena of saved values, and saved tensors that a library allocated."""
 
-    def __init__(self, layout: _Layout, tensors: dict[str, torch.Tensor], saved: torch.Tensor | None, sizes: dict[Symbol, int]) -> None:
+    __slots__ = ("kept", "layout", "saved")
+
+    def __init__(self, layout: Layout, saved: Arena | None, kept: dict[str, torch.Tensor]) -> None:
         self.layout = layout
-        self.tensors = tensors
         self.saved = saved
-        self.sizes = sizes
+        self.kept = kept
+
+    def release(self) -> None:
+        """Give the memory back; no backward run may follow."""
+        saved, self.saved, self.kept = self.saved, None, {}
         if saved is not None:
-            # the arena goes back when the last user of this run is gone (retain_graph keeps it)
-            weakref.finalize(self, layout.pool.append, saved)
+            ARENAS.release(saved)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class Backward:
+    """A backward run in progress: it has an arena of its own until its last part ran."""
+
+    __slots__ = ("arena", "next", "run", "tensors")
+
+    def __init__(self, run: Run, tensors: dict[str, torch.Tensor], arena: Arena) -> None:
+        self.run = run
+        self.tensors = tensors
+        self.arena: Arena | None = arena
+        self.next = 0
+
+    def release(self) -> None:
+        arena, self.arena = self.arena, None
+        self.tensors = {}
+        if arena is not None:
+            ARENAS.release(arena)
+
+    def __del__(self) -> None:
+        self.release()
 
 
 class Executable:
@@ -74,10 +141,7 @@ class Executable:
         self.host = host
         self.signature = host.signature
         self._lock = threading.RLock()
-        self._layouts: dict[tuple[int, ...], _Layout] = {}
-        self._arena = torch.empty(0, dtype=torch.uint8)
-        self._table = np.zeros(max(1, len(host.pointers)), dtype=np.uintp)
-        self._table_address = ctypes.c_void_p(self._table.ctypes.data)
+        self._layouts: OrderedDict[tuple[int, ...], Layout] = OrderedDict()
         self._constants = {k: _constant(v, host.containers[k]) for k, v in host.constants.items() if k in host.containers}
         self._functions: dict[str, Any] = {}
         for phase in host.phases.values():
@@ -89,165 +153,161 @@ class Executable:
                     self._functions[step.function] = f
                 elif step.function not in LIBRARY:
                     raise KeyError(f"library call {step.function} ({step.origin}) is not known")
-        self._views: dict[tuple, torch.Tensor] = {}
-        self._saved_names = [n for n, k in host.kinds.items() if k == "saved"]
-        self._forward_results = set(self.signature.outputs) | {u for _, u in self.signature.updates}
-        self._backward_results = {g for _, g in self.signature.gradients}
+        self._owned = {p: {c for s in ph.steps if isinstance(s, LibraryStep) for _, c in s.writes if self._owned_by_library(s, c)}
+                       for p, ph in host.phases.items()}  # fmt: skip
+        saved = [n for n, k in host.kinds.items() if k == "saved"]
+        self._saved_names = [n for n in saved if n not in self._owned["forward"]]
+        self._kept_names = [n for n in saved if n in self._owned["forward"]]
+        self._results = {"forward": {*self.signature.outputs, *(u for _, u in self.signature.updates)},
+                         "backward": {g for _, g in self.signature.gradients}}  # fmt: skip
+        self._input_of = {g: i for i, g in self.signature.gradients}
+
+    @property
+    def parts(self) -> list[tuple[str, ...]]:
+        """For each part of the backward phase the inputs whose gradients it completes."""
+        return [tuple(self._input_of[g] for g in p.gradients) for p in self.host.phases["backward"].parts]
 
     # calling ----------------------------------------------------------------------------------------------------------
-    def forward(self, inputs: Mapping[str, torch.Tensor], sizes: Mapping[Symbol, int], keep: bool) -> tuple[dict[str, torch.Tensor], Run]:
-        """Run the forward phase. inputs: tensors by container. keep: whether a backward run may follow.
+    def forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor], keep: bool) -> tuple[dict[str, torch.Tensor], Run | None]:
+        """Run the forward phase. inputs: tensors by container, laid out as the containers are. keep: whether a backward run may follow.
 
         Returns the results (outputs and updates) by container, and the Run for `backward`.
         """
-        with self._lock:
-            sizes = dict(sizes)
-            layout = self._layout(sizes)
-            tensors: dict[str, torch.Tensor] = dict(inputs)
-            saved = None
-            if layout.saved_bytes:
-                saved = layout.pool.pop() if layout.pool else torch.empty(layout.saved_bytes, dtype=torch.uint8)
-            run = Run(layout, tensors, saved, sizes)
-            self._execute("forward", run, self._forward_results)
-            results = {n: tensors[n] for n in self._forward_results if n in tensors}
-            if not keep:
-                run.tensors = {}
-            return results, run
+        tensors = dict(inputs)
+        arena = ARENAS.acquire(layout.arena_bytes["forward"])
+        saved = ARENAS.acquire(layout.saved_bytes) if layout.saved_bytes else None
+        try:
+            self._execute(layout, "forward", 0, tensors, arena, saved)
+        except BaseException:
+            if saved is not None:
+                ARENAS.release(saved)
+            raise
+        finally:
+            ARENAS.release(arena)
+        results = {}
+        for n in self._results["forward"]:
+            results[n] = tensors[n] if n in tensors else self._constants[n].clone()
+        if keep:
+            return results, Run(layout, saved, {n: tensors[n] for n in self._kept_names})
+        if saved is not None:
+            ARENAS.release(saved)
+        return results, None
 
-    def backward(self, run: Run, cotangents: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the backward phase of a forward run; gradients by input container. May be called again with the same run."""
-        with self._lock:
-            tensors = dict(run.tensors)
-            tensors.update(cotangents)
-            inner = Run.__new__(Run)
-            inner.layout, inner.tensors, inner.saved, inner.sizes = run.layout, tensors, run.saved, run.sizes
-            self._execute("backward", inner, self._backward_results)
-            return {i: tensors[g] for i, g in self.signature.gradients}
+    def backward(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> Backward:
+        """Start the backward phase of a forward run; may be called again with the same run.
+
+        tensors: the cotangents, and those inputs and results of the forward phase that the backward phase reads, by container.
+        """
+        return Backward(run, {**run.kept, **tensors}, ARENAS.acquire(run.layout.arena_bytes["backward"]))
+
+    def part(self, state: Backward) -> dict[str, torch.Tensor]:
+        """Run the next part of a backward phase; returns the gradients that it completes, by input."""
+        part = self.host.phases["backward"].parts[state.next]
+        if state.arena is None:
+            raise RuntimeError(f"the backward phase of {self.host.phases['backward'].name} was ended")
+        try:
+            self._execute(state.run.layout, "backward", state.next, state.tensors, state.arena, state.run.saved)
+        except BaseException:
+            state.release()
+            raise
+        state.next += 1
+        gradients = {}
+        for g in part.gradients:
+            t = state.tensors.pop(g, None)
+            gradients[self._input_of[g]] = t if t is not None else self._constants[g].clone()
+        if state.next == len(self.host.phases["backward"].parts):
+            state.release()
+        return gradients
 
     # one phase --------------------------------------------------------------------------------------------------------
-    def _execute(self, phase_name: str, run: Run, results: set[str]) -> None:
-        host, layout = self.host, run.layout
-        phase = host.phases[phase_name]
-        arena = self._arena_of(layout.arena_bytes)
-        table, tensors = self._table, run.tensors
-        base = arena.data_ptr()
-        names = layout.arena[phase_name]
-        for name, offset in names.items():
-            table[host.pointers[name]] = base + offset
-        if run.saved is not None:
-            saved_base = run.saved.data_ptr()
-            for name, offset in layout.saved.items():
-                table[host.pointers[name]] = saved_base + offset
-        for name in results:
-            if host.kinds[name] == "result" and name in phase.lifetimes and not self._library_result(phase_name, name):
-                tensors[name] = torch.empty_strided(layout.shapes[name], layout.strides[name], dtype=torch_dtype(host.containers[name].dtype))
-        tensors.update(self._constants)
-        for name, t in tensors.items():
-            if name in host.pointers:
-                table[host.pointers[name]] = t.data_ptr()
-        self._set_aliases(layout, tensors, arena, run.saved)
-        size_address = ctypes.c_void_p(layout.sizes.ctypes.data)
-        for step in phase.steps:
-            if isinstance(step, Segment):
-                self._functions[step.function](self._table_address, size_address)
-            else:
-                self._library(step, phase_name, run, arena)
+    def _execute(self, layout: Layout, phase: str, part: int, tensors: dict[str, torch.Tensor], arena: Arena, saved: Arena | None) -> None:
+        with self._lock, torch.no_grad():
+            plan = layout.plans.get(phase)
+            if plan is None:
+                plan = layout.plans[phase] = self._prepare(layout, phase)
+            for name, shape, strides, dtype in plan.allocate[part]:
+                tensors[name] = torch.empty_strided(shape, strides, dtype=dtype)
+            table, slots = plan.addresses, plan.slots
+            if plan.arena_base != arena.base:
+                plan.table[plan.arena_slots[0]] = plan.arena_slots[1] + np.uint64(arena.base)
+                plan.arena_base = arena.base
+            if saved is not None and plan.saved_base != saved.base:
+                plan.table[plan.saved_slots[0]] = plan.saved_slots[1] + np.uint64(saved.base)
+                plan.saved_base = saved.base
+            for name, t in tensors.items():
+                for slot, offset in slots.get(name, ()):
+                    table[slot] = t.data_ptr() + offset
+            bounds = self.host.phases[phase].parts[part]
+            sizes, address = layout.sizes.ctypes.data, plan.address
+            for step in plan.steps[bounds.first : bounds.last]:
+                if isinstance(step, _Call):
+                    self._call(step, layout, plan, tensors, arena, saved)
+                else:
+                    step(address, sizes)
 
-    def _library(self, step: LibraryStep, phase: str, run: Run, arena: torch.Tensor) -> None:
-        layout, host = run.layout, self.host
-        reads = {k: self._tensor(c, phase, run, arena) for k, c in step.reads}
-        out = {k: self._tensor(c, phase, run, arena) for k, c in step.writes if not self._owned_by_library(step, c)}
-        values = LIBRARY[step.function](reads, layout.attributes.get(step.node, step.attributes), out)  # type: ignore[operator]
-        for k, c in step.writes:
+    def _call(self, step: _Call, layout: Layout, plan: _Plan, tensors: dict[str, torch.Tensor], arena: Arena, saved: Arena | None) -> None:
+        arenas = (None, arena, saved)
+
+        def tensor(name: str, source: int) -> torch.Tensor:
+            if source == 0:
+                found = tensors.get(name)
+                return found if found is not None else self._constants[name]
+            if source == 3:
+                base, offset = layout.alias[name]
+                owner = tensors.get(base)
+                owner = owner if owner is not None else self._constants[base]
+                return torch.as_strided(owner, layout.shapes[name], layout.strides[name], owner.storage_offset() + offset)
+            memory = arenas[source]
+            assert memory is not None
+            views = memory.views.setdefault(plan.serial, {})
+            view = views.get(name)
+            if view is None:
+                view = views[name] = self._view(layout, plan, name, memory)
+            return view
+
+        reads = {k: tensor(c, source) for k, c, source in step.reads}
+        out = {k: tensor(c, source) for k, c, source in step.out}
+        values = step.function(reads, step.attributes, out)
+        for k, destination in out.items():
+            if values[k] is not destination:
+                destination.copy_(values[k])
+        for k, c, strides in step.owned:
             value = values[k]
-            destination = out.get(k)
-            if destination is not None:
-                if value is not destination:
-                    destination.copy_(value)
-                continue
-            if value.stride() != layout.strides[c] and not _same_strides(value, layout.strides[c]):
-                target = torch.empty_strided(layout.shapes[c], layout.strides[c], dtype=value.dtype)
-                value = target.copy_(value)
-            run.tensors[c] = value
-            self._table[host.pointers[c]] = value.data_ptr()
-            for name, (base, offset) in layout.alias.items():
-                if base == c and name in host.pointers:
-                    self._table[host.pointers[name]] = value.data_ptr() + offset * value.element_size()
+            if value.stride() != strides and not _same_strides(value, strides):
+                value = torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
+            tensors[c] = value
+            for slot, offset in plan.slots.get(c, ()):
+                plan.addresses[slot] = value.data_ptr() + offset
 
-    def _tensor(self, name: str, phase: str, run: Run, arena: torch.Tensor) -> torch.Tensor:
-        """A container as a tensor: the caller's, the library's, or a view of an arena."""
-        found = run.tensors.get(name)
-        if found is not None:
-            return found
-        layout = run.layout
+    def _view(self, layout: Layout, plan: _Plan, name: str, memory: Arena) -> torch.Tensor:
         c = self.host.containers[name]
         base, offset = layout.alias.get(name, (name, 0))
-        if base in run.tensors:
-            owner = run.tensors[base]
-            flat = torch.as_strided(owner, layout.shapes[name], layout.strides[name], owner.storage_offset() + offset)
-            return flat
-        memory, at = (arena, layout.arena[phase].get(base)) if base in layout.arena[phase] else (run.saved, layout.saved.get(base))
-        if memory is None or at is None:
-            raise RuntimeError(f"container {name} has no memory in the {phase} phase")
-        key = (name, memory.data_ptr(), id(layout))
-        view = self._views.get(key)
-        if view is None:
-            typed = memory.view(torch_dtype(c.dtype))
-            view = torch.as_strided(typed, layout.shapes[name], layout.strides[name], at // c.dtype.itemsize + offset)
-            if len(self._views) > 4096:
-                self._views.clear()
-            self._views[key] = view
-        return view
+        at = plan.offsets[base] if base in plan.offsets else layout.saved[base]
+        dtype = torch_dtype(c.dtype)
+        end = memory.tensor.numel() // c.dtype.itemsize * c.dtype.itemsize
+        return torch.as_strided(memory.tensor[:end].view(dtype), layout.shapes[name], layout.strides[name], at // c.dtype.itemsize + offset)
 
     def _owned_by_library(self, step: LibraryStep, name: str) -> bool:
         kind = self.host.kinds[name]
         return not writes_out(step.function) and kind in ("transient", "saved", "result")
 
-    def _library_result(self, phase: str, name: str) -> bool:
-        return name in self._library_owned[phase]
-
-    @property
-    def _library_owned(self) -> dict[str, set[str]]:
-        owned = self.__dict__.get("_owned")
-        if owned is None:
-            owned = {p: {c for s in ph.steps if isinstance(s, LibraryStep) for _, c in s.writes if self._owned_by_library(s, c)}
-                     for p, ph in self.host.phases.items()}  # fmt: skip
-            self._owned = owned
-        return owned
-
-    def _arena_of(self, size: int) -> torch.Tensor:
-        if self._arena.numel() < size:
-            # zeroed, so that every page is there before the first step
-            self._arena = torch.zeros(size, dtype=torch.uint8)
-            self._views.clear()
-        return self._arena
-
-    def _set_aliases(self, layout: _Layout, tensors: Mapping[str, torch.Tensor], arena: torch.Tensor, saved: torch.Tensor | None) -> None:
-        for name, (base, offset) in layout.alias.items():
-            at = self._table[self.host.pointers[base]] if base in self.host.pointers else 0
-            if name not in tensors:
-                self._table[self.host.pointers[name]] = int(at) + offset * self.host.containers[name].dtype.itemsize
-
-    # sizes ------------------------------------------------------------------------------------------------------------
-    def _layout(self, sizes: Mapping[Symbol, int]) -> _Layout:
-        key = tuple(sizes[s] for s in self.host.symbols)
+    # preparation ------------------------------------------------------------------------------------------------------
+    def layout(self, sizes: Mapping[Symbol, int]) -> Layout:
+        """Everything that follows from a choice of sizes; cached."""
+        key = tuple([sizes[s] for s in self.host.symbols])
         found = self._layouts.get(key)
         if found is None:
-            found = self._layouts[key] = self._make_layout(sizes)
+            with self._lock:
+                found = self._layouts[key] = self._make_layout(sizes)
+                while len(self._layouts) > LAYOUTS:
+                    self._layouts.popitem(last=False)
         return found
 
-    def _make_layout(self, sizes: Mapping[Symbol, int]) -> _Layout:
+    def _make_layout(self, sizes: Mapping[Symbol, int]) -> Layout:
         host = self.host
 
         def number(e: Any) -> int:
             return e if isinstance(e, int) else evaluate(e, sizes)
-
-        def concrete(value: Any) -> Any:
-            if isinstance(value, Expr):
-                return evaluate(value, sizes)
-            if isinstance(value, (list, tuple)):
-                return type(value)(concrete(v) for v in value)
-            return value
 
         shapes = {n: tuple(number(s) for s in c.shape) for n, c in host.containers.items()}
         strides = {n: tuple(number(s) for s in c.actual_strides) for n, c in host.containers.items()}
@@ -260,29 +320,80 @@ class Executable:
                 alias[n] = (base, offset)
         bytes_ = {n: (1 + sum((d - 1) * s for d, s in zip(shapes[n], strides[n], strict=True)) if all(shapes[n]) else 0) * c.dtype.itemsize
                   for n, c in host.containers.items()}  # fmt: skip
-        arena: dict[str, dict[str, int]] = {}
-        total = 0
+        offsets: dict[str, dict[str, int]] = {}
+        arena_bytes: dict[str, int] = {}
         for name, phase in host.phases.items():
             blocks = [(n, bytes_[n], first, last) for n, (first, last) in phase.lifetimes.items()
-                      if host.kinds.get(n) == "transient" and n not in self._library_owned[name]]  # fmt: skip
-            arena[name], size = plan_arena(blocks)
-            total = max(total, size)
-        owned = self._library_owned["forward"]
-        saved, saved_bytes = plan_arena((n, bytes_[n], 0, 0) for n in self._saved_names if n not in owned)
-        attributes = {}
-        for phase in host.phases.values():
-            for step in phase.steps:
-                if isinstance(step, LibraryStep):
-                    attributes[step.node] = {k: concrete(v) for k, v in step.attributes.items()}
-        layout = _Layout(shapes, strides, alias, arena, saved, total, saved_bytes, attributes)
-        layout.sizes = np.array([sizes[s] for s in host.symbols] or [0], dtype=np.int64)
-        return layout
+                      if host.kinds.get(n) == "transient" and n not in self._owned[name]]  # fmt: skip
+            offsets[name], arena_bytes[name] = plan_arena(blocks)
+        saved, saved_bytes = plan_arena((n, bytes_[n], 0, 0) for n in self._saved_names)
+        return Layout(shapes, strides, alias, offsets, saved, saved_bytes, arena_bytes, np.array([sizes[s] for s in host.symbols] or [0], dtype=np.int64))
+
+    def _prepare(self, layout: Layout, name: str) -> _Plan:
+        host, phase = self.host, self.host.phases[name]
+        arena_slots, saved_slots = [], []
+        slots: dict[str, list[tuple[int, int]]] = {}
+        for c, slot in host.pointers.items():
+            base, offset = layout.alias.get(c, (c, 0))
+            at = offset * host.containers[c].dtype.itemsize
+            if base in layout.offsets[name]:
+                arena_slots.append((slot, layout.offsets[name][base] + at))
+            elif base in layout.saved:
+                saved_slots.append((slot, layout.saved[base] + at))
+            else:
+                slots.setdefault(base, []).append((slot, at))
+        table = np.zeros(max(1, len(host.pointers)), dtype=np.uint64)
+        for c, t in self._constants.items():
+            for slot, at in slots.pop(c, ()):
+                table[slot] = t.data_ptr() + at
+        steps = [self._functions[s.function] if isinstance(s, Segment) else self._prepared(s, layout, name) for s in phase.steps]
+        allocate = []
+        for part in phase.parts:
+            rows = []
+            for c in self._results[name]:
+                first = phase.lifetimes.get(c, (-1, -1))[0]
+                if host.kinds[c] == "result" and part.first <= first < part.last and c not in self._owned[name]:
+                    rows.append((c, layout.shapes[c], layout.strides[c], torch_dtype(host.containers[c].dtype)))
+            allocate.append(rows)
+        return _Plan(table, memoryview(table), table.ctypes.data, _columns(arena_slots), _columns(saved_slots), slots, steps, allocate,
+                     layout.offsets[name])  # fmt: skip
+
+    def _prepared(self, step: LibraryStep, layout: Layout, phase: str) -> _Call:
+        def concrete(value: Any) -> Any:
+            if isinstance(value, Expr):
+                return evaluate(value, {s: int(n) for s, n in zip(self.host.symbols, layout.sizes, strict=False)})
+            if isinstance(value, (list, tuple)):
+                return type(value)(concrete(v) for v in value)
+            return value
+
+        def entry(k: str, c: str) -> tuple[str, str, int]:
+            base = layout.alias.get(c, (c, 0))[0]
+            if base in layout.offsets[phase]:
+                return k, c, 1
+            if base in layout.saved:
+                return k, c, 2
+            return k, c, 3 if c in layout.alias else 0
+
+        owned = [(k, c) for k, c in step.writes if self._owned_by_library(step, c)]
+        return _Call(LIBRARY[step.function], {k: concrete(v) for k, v in step.attributes.items()}, [entry(k, c) for k, c in step.reads],
+                     [entry(k, c) for k, c in step.writes if (k, c) not in owned], [(k, c, layout.strides[c]) for k, c in owned], step.origin)  # fmt: skip
+
+
+def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([s for s, _ in pairs], dtype=np.int64), np.array([o for _, o in pairs], dtype=np.uint64)
 
 
 def _same_strides(t: torch.Tensor, strides: Sequence[int]) -> bool:
     return all(n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True))
 
 
+def with_strides(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """The tensor, or a copy of it, with those strides (dimensions of size one may have any)."""
+    if t.stride() == strides or _same_strides(t, strides):
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
+
+
 def _constant(value: np.ndarray, c: Container) -> torch.Tensor:
     t = torch.from_numpy(np.ascontiguousarray(value)).to(torch_dtype(c.dtype))
-    return t.as_strided(t.shape, t.stride()) if c.strides is None else torch.empty_strided(t.shape, c.strides, dtype=t.dtype).copy_(t)  # type: ignore[arg-type]
+    return t if c.strides is None else torch.empty_strided(t.shape, c.strides, dtype=t.dtype).copy_(t)  # type: ignore[arg-type]

@@ -1,8 +1,11 @@
-"""Memory planning: where in one arena each container lives, from its lifetime."""
+"""Memory: where in one arena each container lives, from its lifetime; and the arenas, which all programs of the process share."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
+
+import torch
 
 ALIGNMENT = 64
 
@@ -50,3 +53,42 @@ def _release(free: list[tuple[int, int]], at: int, size: int) -> None:
         at, size = min(at, block[0]), size + block[1]
     free.append((at, size))
     free.sort()
+
+
+class Arena:
+    """A block of memory: `tensor` (bytes), its address `base`, and tensors made of it, by plan."""
+
+    __slots__ = ("base", "size", "tensor", "views")
+
+    def __init__(self, size: int) -> None:
+        self.tensor = torch.empty(max(size, 1), dtype=torch.uint8)
+        self.size = size
+        self.base = self.tensor.data_ptr()
+        self.views: dict[int, dict[str, torch.Tensor]] = {}
+
+
+class ArenaPool:
+    """Arenas that are free. A program takes one for a phase, or from its forward to its backward phase, and gives it back."""
+
+    def __init__(self, keep: int = 8) -> None:
+        self._free: list[Arena] = []
+        self._keep = keep
+        self._lock = threading.Lock()
+
+    def acquire(self, size: int) -> Arena:
+        """A free arena of that size that is not much too large, or a new one."""
+        with self._lock:
+            for i in range(len(self._free) - 1, -1, -1):  # the last used first: it is in the caches
+                if size <= self._free[i].size <= 2 * size + (1 << 20):
+                    return self._free.pop(i)
+        return Arena(size)
+
+    def release(self, arena: Arena) -> None:
+        """Give an arena back; the oldest one goes when there are too many."""
+        with self._lock:
+            self._free.append(arena)
+            if len(self._free) > self._keep:
+                self._free.pop(0)
+
+
+ARENAS = ArenaPool()
