@@ -20,7 +20,9 @@ from shorthaul.ir.nodes import Map, Origin, Tasklet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read, where
 from shorthaul.symbolic import Expr, Symbol
 
-SIZES = N, H, W, HO, WO, CI, CE, CO, CR = tuple(Symbol(s, 1) for s in ("N", "H", "W", "HO", "WO", "CI", "CE", "CO", "CR"))
+SIZES = N, H, W, HO, WO, CI, CE, CO, CR = tuple(
+    Symbol(s, 1) for s in ("N", "H", "W", "HO", "WO", "CI", "CE", "CO", "CR")
+)
 
 
 def sigmoid(x: Scalar) -> Scalar:
@@ -92,7 +94,7 @@ class Block:
         self.image("dz1", CE, True)
         self.image("dx", CI, True, "gradient")
         for i, c in ((1, CE), (2, CE), (3, CO)):
-            for s in ("count", "mean", "m2", "rstd"):
+            for s in ("count", "mean", "m2", "rstd", "scale", "shift", "slope"):
                 self.vector(f"{s}{i}", c)
             for s in ("gamma", "beta"):
                 self.vector(f"{s}{i}", c, role="parameter")
@@ -100,10 +102,20 @@ class Block:
             for s in ("running_mean", "running_var"):
                 self.vector(f"{s}{i}", c, role="buffer")
                 self.vector(f"new_{s}{i}", c, role="output")
-        weights = {"w1": (CE, CI), "w2": (CE, self.taps, self.taps), "w3": (CO, CE), "v1": (CR, CE), "u1": (CR,), "v2": (CE, CR), "u2": (CE,)}
+        weights = {
+            "w1": (CE, CI),
+            "w2": (CE, self.taps, self.taps),
+            "w3": (CO, CE),
+            "v1": (CR, CE),
+            "u1": (CR,),
+            "v2": (CE, CR),
+            "u2": (CE,),
+        }
         for name, shape in weights.items():
             self.vector(name, *shape, role="parameter")
             self.vector(f"d{name}", *shape, role="gradient")
+        for name in ("w2", "dw2"):  # channels are neighbours, as in the images
+            self.containers[name] = self.containers[name].with_(strides=(1, self.taps * CE, CE))
         for name in ("pool", "gate", "dgate", "dpool"):
             self.vector(name, N, CE)
         for name in ("squeezed", "dsqueezed"):
@@ -111,21 +123,18 @@ class Block:
 
     # scalar code --------------------------------------------------------------------------------------------------------
     def norm_reads(self, i: int, c: Symbol) -> dict[str, Memlet]:
-        return {f"{s}{i}": at(f"{s}{i}", c) for s in ("mean", "rstd", "gamma", "beta")}
+        return {f"{s}{i}": at(f"{s}{i}", c) for s in ("mean", "rstd", "scale", "beta")}
 
     def xhat(self, i: int) -> Scalar:
         return (f(f"y{i}", self.dtype) - f(f"mean{i}")) * f(f"rstd{i}")
 
     def z(self, i: int) -> Scalar:
-        """The i-th norm's output."""
-        # the product of the two factors is one number a channel
-        return (f(f"y{i}", self.dtype) - f(f"mean{i}")) * (f(f"rstd{i}") * f(f"gamma{i}")) + f(f"beta{i}")
+        """The i-th norm's output. What depends on the channel alone is computed in a pass of its own (scale = rstd * gamma)."""
+        return (f(f"y{i}", self.dtype) - f(f"mean{i}")) * f(f"scale{i}") + f(f"beta{i}")
 
-    def norm_gradient(self, i: int, dz: Scalar, count: object) -> Scalar:
-        """The gradient of the norm's input from that of its output and the two sums."""
-        mean_dz = f(f"dbeta{i}") / number(count)
-        mean_dzx = f(f"dgamma{i}") / number(count)
-        return f(f"gamma{i}") * f(f"rstd{i}") * (dz - mean_dz - self.xhat(i) * mean_dzx)
+    def norm_gradient(self, i: int, dz: Scalar) -> Scalar:
+        """The gradient of the norm's input from that of its output: scale * (dz - mean(dz) - xhat * mean(dz * xhat))."""
+        return f(f"scale{i}") * (dz - f(f"shift{i}")) - (f(f"y{i}", self.dtype) - f(f"mean{i}")) * f(f"slope{i}")
 
     def narrow(self, value: Scalar) -> Scalar:
         """Rounded to the activations' dtype, as an operand of a product."""
@@ -139,7 +148,14 @@ class Block:
         """The gradient of the second activation: through the gate, and through the pool."""
         return f("t", self.dtype) * f("gate") + f("dpool") / number(HO * WO)
 
-    def _map(self, params: tuple[Symbol, ...], reads: Mapping[str, Memlet], writes: Mapping[str, Memlet], code: Mapping[str, Scalar], name: str) -> Map:
+    def _map(
+        self,
+        params: tuple[Symbol, ...],
+        reads: Mapping[str, Memlet],
+        writes: Mapping[str, Memlet],
+        code: Mapping[str, Scalar],
+        name: str,
+    ) -> Map:
         used = {s.attr for v in code.values() for s in _reads(v)}
         dtypes = {m.container: self.containers[m.container].dtype for k, m in reads.items() if k in used}
         phase = "backward" if self._is_backward else "forward"
@@ -152,8 +168,14 @@ class Block:
         acc = Container("acc", float32, (), storage="register")
         used = {s.attr for s in _reads(element)}
         later = {s.attr for v in code.values() for s in _reads(v)}
-        first = Tasklet({"acc": element}, reads={k: m for k, m in reads.items() if k in used}, writes={"acc": at(acc, combine="sum")})
-        second = Tasklet(dict(code), reads={k: m for k, m in {**after, "acc": at(acc)}.items() if k in later}, writes=dict(writes))
+        first = Tasklet(
+            {"acc": element},
+            reads={k: m for k, m in reads.items() if k in used},
+            writes={"acc": at(acc, combine="sum")},
+        )
+        second = Tasklet(
+            dict(code), reads={k: m for k, m in {**after, "acc": at(acc)}.items() if k in later}, writes=dict(writes)
+        )
         return Map(outer, (Map(inner, (first,)), second), locals={"acc": acc}, name=name, origins=(Origin("mbconv", "", name),),
                    phase="backward" if self._is_backward else "forward")  # fmt: skip
 
@@ -194,15 +216,34 @@ class Block:
         add(self._nest((n, r), (c,), {"pool": at("pool", n, c), "v1": at("v1", r, c)}, self.narrow(f("pool")) * self.narrow(f("v1")),
                        {"u1": at("u1", r)}, {"squeezed": at("squeezed", n, r)}, {"squeezed": acc + f("u1")}, "squeeze_fc"))  # fmt: skip
         (n, c), (r,) = fresh_params((N, CE)), fresh_params((CR,))
-        add(self._nest((n, c), (r,), {"squeezed": at("squeezed", n, r), "v2": at("v2", c, r)}, self.narrow(silu(f("squeezed"))) * self.narrow(f("v2")),
-                       {"u2": at("u2", c)}, {"gate": at("gate", n, c)}, {"gate": sigmoid(acc + f("u2"))}, "excite_fc"))  # fmt: skip
+        add(
+            self._nest(
+                (n, c),
+                (r,),
+                {"squeezed": at("squeezed", n, r), "v2": at("v2", c, r)},
+                self.narrow(silu(f("squeezed"))) * self.narrow(f("v2")),
+                {"u2": at("u2", c)},
+                {"gate": at("gate", n, c)},
+                {"gate": sigmoid(acc + f("u2"))},
+                "excite_fc",
+            )
+        )
 
         n, h, w, o = fresh_params((N, HO, WO, CO))
         (c,) = fresh_params((CE,))
         code, writes = self.statistics(3, o, y)
-        add(self._nest((n, h, w, o), (c,), {"y2": at("y2", n, c, h, w), "gate": at("gate", n, c), "w3": at("w3", o, c), **self.norm_reads(2, c)},
-                       self.narrow(silu(self.z(2)) * f("gate")) * self.narrow(f("w3")), {}, {"y3": at("y3", n, o, h, w), **writes},
-                       {"y3": y, **code}, "project"))  # fmt: skip
+        add(
+            self._nest(
+                (n, h, w, o),
+                (c,),
+                {"y2": at("y2", n, c, h, w), "gate": at("gate", n, c), "w3": at("w3", o, c), **self.norm_reads(2, c)},
+                self.narrow(silu(self.z(2)) * f("gate")) * self.narrow(f("w3")),
+                {},
+                {"y3": at("y3", n, o, h, w), **writes},
+                {"y3": y, **code},
+                "project",
+            )
+        )
         self._norm_parameters(3, CO)
         n, h, w, o = fresh_params((N, HO, WO, CO))
         value = self.z(3) + f("x", dt) if self.residual else self.z(3)
@@ -215,13 +256,30 @@ class Block:
         (c,) = fresh_params((size,))
         m = self.momentum
         count, mean, m2 = f("count"), f("mean"), f("m2")
-        code = {"rstd": apply("rsqrt", m2 / count + self.eps), "running_mean": (1 - m) * f("rm") + m * mean,
+        rstd = apply("rsqrt", m2 / count + self.eps)
+        code = {"rstd": rstd, "scale": rstd * f("gamma"), "running_mean": (1 - m) * f("rm") + m * mean,
                 "running_var": (1 - m) * f("rv") + m * (m2 / (count - 1))}  # fmt: skip
-        self.forward.append(self._map(
-            (c,), {"count": at(f"count{i}", c), "mean": at(f"mean{i}", c), "m2": at(f"m2{i}", c), "rm": at(f"running_mean{i}", c),
-                   "rv": at(f"running_var{i}", c)},
-            {"rstd": at(f"rstd{i}", c), "running_mean": at(f"new_running_mean{i}", c), "running_var": at(f"new_running_var{i}", c)},
-            code, f"norm_parameters{i}"))  # fmt: skip
+        self.forward.append(
+            self._map(
+                (c,),
+                {
+                    "count": at(f"count{i}", c),
+                    "mean": at(f"mean{i}", c),
+                    "m2": at(f"m2{i}", c),
+                    "rm": at(f"running_mean{i}", c),
+                    "rv": at(f"running_var{i}", c),
+                    "gamma": at(f"gamma{i}", c),
+                },
+                {
+                    "rstd": at(f"rstd{i}", c),
+                    "scale": at(f"scale{i}", c),
+                    "running_mean": at(f"new_running_mean{i}", c),
+                    "running_var": at(f"new_running_var{i}", c),
+                },
+                code,
+                f"norm_parameters{i}",
+            )
+        )
 
     def _backward(self) -> None:
         self._is_backward = True
@@ -232,19 +290,30 @@ class Block:
         add(self._map((n, h, w, o), {"dout": at("dout", n, o, h, w), "y3": at("y3", n, o, h, w), **self.norm_reads(3, o)},
                       {"dbeta": at("dbeta3", o, combine="sum"), "dgamma": at("dgamma3", o, combine="sum")},
                       {"dbeta": dout, "dgamma": dout * self.xhat(3)}, "norm3_sums"))  # fmt: skip
+        self._norm_coefficients(3, CO, N * HO * WO)
 
         # the gradient of the projection's input (without the gate), and of the gate
         n, h, w, c = fresh_params((N, HO, WO, CE))
         (o,) = fresh_params((CO,))
-        dy3 = self.narrow(self.norm_gradient(3, dout, N * HO * WO))
-        dy3_reads = {"dout": at("dout", n, o, h, w), "y3": at("y3", n, o, h, w), **self.norm_reads(3, o), **self.sum_reads(3, o)}
+        dy3 = self.narrow(self.norm_gradient(3, dout))
+        dy3_reads = {
+            "dout": at("dout", n, o, h, w),
+            "y3": at("y3", n, o, h, w),
+            **self.norm_reads(3, o),
+            **self.sum_reads(3, o),
+        }
         t = cast(acc, dt)
         add(self._nest((n, h, w, c), (o,), {**dy3_reads, "w3": at("w3", o, c)}, dy3 * self.narrow(f("w3")),
                        {"y2": at("y2", n, c, h, w), **self.norm_reads(2, c)},
                        {"t": at("t", n, c, h, w), "dgate": at("dgate", n, c, combine="sum")},
                        {"t": t, "dgate": cast(t, float32) * silu(self.z(2))}, "project_data_gradient"))  # fmt: skip
         n, h, w, o, c = fresh_params((N, HO, WO, CO, CE))
-        dy3_reads = {"dout": at("dout", n, o, h, w), "y3": at("y3", n, o, h, w), **self.norm_reads(3, o), **self.sum_reads(3, o)}
+        dy3_reads = {
+            "dout": at("dout", n, o, h, w),
+            "y3": at("y3", n, o, h, w),
+            **self.norm_reads(3, o),
+            **self.sum_reads(3, o),
+        }
         add(self._map((o, c, n, h, w), {**dy3_reads, "y2": at("y2", n, c, h, w), "gate": at("gate", n, c), **self.norm_reads(2, c)},
                       {"dw3": at("dw3", o, c, combine="sum")}, {"dw3": dy3 * self.narrow(silu(self.z(2)) * f("gate"))},
                       "project_weight_gradient"))  # fmt: skip
@@ -252,11 +321,26 @@ class Block:
 
         n, h, w, c = fresh_params((N, HO, WO, CE))
         dz2 = self.da2() * silu_slope(self.z(2))
-        reads = {"t": at("t", n, c, h, w), "y2": at("y2", n, c, h, w), "gate": at("gate", n, c), "dpool": at("dpool", n, c), **self.norm_reads(2, c)}
+        reads = {
+            "t": at("t", n, c, h, w),
+            "y2": at("y2", n, c, h, w),
+            "gate": at("gate", n, c),
+            "dpool": at("dpool", n, c),
+            **self.norm_reads(2, c),
+        }
         add(self._map((n, h, w, c), reads, {"dbeta": at("dbeta2", c, combine="sum"), "dgamma": at("dgamma2", c, combine="sum")},
                       {"dbeta": dz2, "dgamma": dz2 * self.xhat(2)}, "norm2_sums"))  # fmt: skip
-        dy2 = cast(self.norm_gradient(2, dz2, N * HO * WO), dt)
-        add(self._map((n, h, w, c), {**reads, **self.sum_reads(2, c)}, {"dy2": at("dy2", n, c, h, w)}, {"dy2": dy2}, "norm2_gradient"))
+        self._norm_coefficients(2, CE, N * HO * WO)
+        dy2 = cast(self.norm_gradient(2, dz2), dt)
+        add(
+            self._map(
+                (n, h, w, c),
+                {**reads, **self.sum_reads(2, c)},
+                {"dy2": at("dy2", n, c, h, w)},
+                {"dy2": dy2},
+                "norm2_gradient",
+            )
+        )
 
         n, h, w, c = fresh_params((N, H, W, CE))
         p, q = fresh_params((self.taps, self.taps))
@@ -266,14 +350,27 @@ class Block:
                        f("dy2", dt) * self.narrow(f("w2")), {"y1": at("y1", n, c, h, w), **self.norm_reads(1, c)},
                        {"dz1": at("dz1", n, c, h, w), "dbeta": at("dbeta1", c, combine="sum"), "dgamma": at("dgamma1", c, combine="sum")},
                        {"dz1": dz1, "dbeta": sample, "dgamma": sample * self.xhat(1)}, "depthwise_data_gradient"))  # fmt: skip
+        self._norm_coefficients(1, CE, N * H * W)
         n, h, w, c, p, q = fresh_params((N, H, W, CE, self.taps, self.taps))
         activation = f("a1", dt) if self.keep_activation else silu(self.z(1))
-        add(self._map((c, p, q, n, h, w), {"a1": at("a1", n, c, h, w), "y1": at("y1", n, c, h, w), "dy2": self._gathered(n, c, h, w, p, q), **self.norm_reads(1, c)},
-                      {"dw2": at("dw2", c, p, q, combine="sum")}, {"dw2": activation * f("dy2", dt)}, "depthwise_weight_gradient"))  # fmt: skip
+        add(
+            self._map(
+                (c, p, q, n, h, w),
+                {
+                    "a1": at("a1", n, c, h, w),
+                    "y1": at("y1", n, c, h, w),
+                    "dy2": self._gathered(n, c, h, w, p, q),
+                    **self.norm_reads(1, c),
+                },
+                {"dw2": at("dw2", c, p, q, combine="sum")},
+                {"dw2": activation * f("dy2", dt)},
+                "depthwise_weight_gradient",
+            )
+        )
 
         n, h, w, k = fresh_params((N, H, W, CI))
         (c,) = fresh_params((CE,))
-        dy1 = self.narrow(self.norm_gradient(1, f("dz1", dt), N * H * W))
+        dy1 = self.narrow(self.norm_gradient(1, f("dz1", dt)))
         value = acc + dout if self.residual else acc
         shortcut = {"dout": at("dout", n, k, h, w)} if self.residual else {}
         add(self._nest((n, h, w, k), (c,), {**self._dy1_reads(n, c, h, w), "w1": at("w1", c, k)}, dy1 * self.narrow(f("w1")), shortcut,
@@ -283,10 +380,22 @@ class Block:
                       {"dw1": dy1 * f("x", dt)}, "expand_weight_gradient"))  # fmt: skip
 
     def sum_reads(self, i: int, c: Symbol) -> dict[str, Memlet]:
-        return {f"dbeta{i}": at(f"dbeta{i}", c), f"dgamma{i}": at(f"dgamma{i}", c)}
+        return {f"{s}{i}": at(f"{s}{i}", c) for s in ("shift", "slope")}
+
+    def _norm_coefficients(self, i: int, size: Symbol, count: object) -> None:
+        """The two numbers a channel that the gradient of a norm's input needs beside its scale."""
+        (c,) = fresh_params((size,))
+        code = {"shift": f("dbeta") / number(count), "slope": f("scale") * f("rstd") * (f("dgamma") / number(count))}
+        reads = {s: at(f"{s}{i}", c) for s in ("dbeta", "dgamma", "scale", "rstd")}
+        self.backward.append(self._map((c,), reads, {s: at(f"{s}{i}", c) for s in code}, code, f"norm_coefficients{i}"))
 
     def _dy1_reads(self, n: Symbol, c: Symbol, h: Symbol, w: Symbol) -> dict[str, Memlet]:
-        return {"dz1": at("dz1", n, c, h, w), "y1": at("y1", n, c, h, w), **self.norm_reads(1, c), **self.sum_reads(1, c)}
+        return {
+            "dz1": at("dz1", n, c, h, w),
+            "y1": at("y1", n, c, h, w),
+            **self.norm_reads(1, c),
+            **self.sum_reads(1, c),
+        }
 
     def _gathered(self, n: Symbol, c: Symbol, h: Symbol, w: Symbol, p: Symbol, q: Symbol) -> Memlet:
         """The element of dy2 that input (h, w) reached through tap (p, q), if any."""
@@ -317,8 +426,18 @@ class Block:
         add(self._map((r, n), {"dsqueezed": at("dsqueezed", n, r)}, {"du1": at("du1", r, combine="sum")}, {"du1": f("dsqueezed")},
                       "squeeze_fc_bias_gradient"))  # fmt: skip
         (n, c), (r,) = fresh_params((N, CE)), fresh_params((CR,))
-        add(self._nest((n, c), (r,), {"dsqueezed": at("dsqueezed", n, r), "v1": at("v1", r, c)}, self.narrow(f("dsqueezed")) * self.narrow(f("v1")),
-                       {}, {"dpool": at("dpool", n, c)}, {"dpool": acc}, "squeeze_fc_data_gradient"))  # fmt: skip
+        add(
+            self._nest(
+                (n, c),
+                (r,),
+                {"dsqueezed": at("dsqueezed", n, r), "v1": at("v1", r, c)},
+                self.narrow(f("dsqueezed")) * self.narrow(f("v1")),
+                {},
+                {"dpool": at("dpool", n, c)},
+                {"dpool": acc},
+                "squeeze_fc_data_gradient",
+            )
+        )
 
     @property
     def maps(self) -> list[Map]:

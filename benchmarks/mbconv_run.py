@@ -58,7 +58,9 @@ class FusedBlock:
         for c in block.containers.values():
             shape = [evaluate(n, sizes) for n in c.shape]
             strides = [evaluate(s, sizes) for s in c.actual_strides]
-            self.tensors[c.name] = torch.empty_strided(shape, strides, dtype=getattr(torch, c.dtype.name), device=device)
+            self.tensors[c.name] = torch.empty_strided(
+                shape, strides, dtype=getattr(torch, c.dtype.name), device=device
+            )
         self.kernels: list[TritonKernel] = []
         self.launches: dict[str, list[Launch]] = {"forward": [], "backward": []}
         for m in block.maps:

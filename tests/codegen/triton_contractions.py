@@ -65,7 +65,9 @@ def project(dt=float32, gate=True):
     n, h, w, o = fresh_params((N, H, W, K))
     (c,) = fresh_params((C,))
     acc = Container("acc", float32, (), storage="register")
-    act = cast(normalized_silu(cast(read("x", dt), float32), *(read(v, float32) for v in PROLOGUE)) * read("g", float32), dt)
+    act = cast(
+        normalized_silu(cast(read("x", dt), float32), *(read(v, float32) for v in PROLOGUE)) * read("g", float32), dt
+    )
     inner = Tasklet({"acc": cast(act, float32) * cast(read("wt", dt), float32)},
                     reads={"x": at(x, n, c, h, w), "wt": at(wt, o, c), "g": at(g, n, c), **prologue_reads(c)},
                     writes={"acc": at(acc, combine="sum")})  # fmt: skip
@@ -110,7 +112,9 @@ def test_data_gradient_and_weight_gradient_of_a_1x1_convolution():
     t = Tasklet(code, reads={"x": at(x, n, c, h, w), "dy": at(dy, n, o, h, w), "s": at("s", o), **prologue_reads(c)},
                 writes={"dwt": at(dwt, o, c, combine="sum")})  # fmt: skip
     m = Map((o, c, n, h, w), (t,), name="weight_gradient")
-    kernel = run(m, [x, dy, dwt, array(K, name="s"), *vectors(C)], SIZES, BLOCK_ROW=16, BLOCK_COL=16, BLOCK_K=16, CHUNKS=2)
+    kernel = run(
+        m, [x, dy, dwt, array(K, name="s"), *vectors(C)], SIZES, BLOCK_ROW=16, BLOCK_COL=16, BLOCK_K=16, CHUNKS=2
+    )
     assert "tl.dot" in kernel.source
     assert kernel.finish
 
@@ -119,8 +123,14 @@ def test_a_3x3_convolution_is_a_contraction_too():
     x, y, wt = channels_last("x"), channels_last("y", c=K), array(K, C, 3, 3, name="wt")
     n, h, w, o, c, p, q = fresh_params((N, H, W, K, C, 3, 3))
     guard = inside(h + p - 1, H) + inside(w + q - 1, W)
-    m = make_map((n, h, w, o, c, p, q), {"x": at(x, n, c, h + p - 1, w + q - 1, guard=guard, fill=0), "wt": at(wt, o, c, p, q)},
-                 {"y": at(y, n, o, h, w, combine="sum")}, lambda x, wt: {"y": x * wt}, {"x": float32, "wt": float32}, name="conv3x3")  # fmt: skip
+    m = make_map(
+        (n, h, w, o, c, p, q),
+        {"x": at(x, n, c, h + p - 1, w + q - 1, guard=guard, fill=0), "wt": at(wt, o, c, p, q)},
+        {"y": at(y, n, o, h, w, combine="sum")},
+        lambda x, wt: {"y": x * wt},
+        {"x": float32, "wt": float32},
+        name="conv3x3",
+    )
     assert "tl.dot" in run(m, [x, y, wt], SIZES, options={"split": False}, **SMALL).source
 
 
@@ -145,9 +155,15 @@ def test_depthwise_forward_with_prologue_and_statistics(taps, stride):
     hi, wi = h * stride + p - pad, w * stride + q - pad
     acc = Container("acc", float32, (), storage="register")
     act = where(in_bounds(hi, wi, H, W), prologue_values(), 0)
-    inner = Tasklet({"acc": act * read("wt", float32)},
-                    reads={"x": at(x, n, c, hi, wi, guard=inside(hi, H) + inside(wi, W), fill=0), "wt": at(wt, c, p, q), **prologue_reads(c)},
-                    writes={"acc": at(acc, combine="sum")})  # fmt: skip
+    inner = Tasklet(
+        {"acc": act * read("wt", float32)},
+        reads={
+            "x": at(x, n, c, hi, wi, guard=inside(hi, H) + inside(wi, W), fill=0),
+            "wt": at(wt, c, p, q),
+            **prologue_reads(c),
+        },
+        writes={"acc": at(acc, combine="sum")},
+    )
     outer = Tasklet({"y": read("acc", float32), "count": const(1, float32), "mean": read("acc", float32), "m2": const(0, float32)},
                     reads={"acc": at(acc)},
                     writes={"y": at(y, n, c, h, w), "count": at(out[0], c, combine="welford"), "mean": at(out[1], c, combine="welford"),
@@ -174,8 +190,11 @@ def test_depthwise_gradients(taps, stride):
     m = make_map((n, h, w, c, p, q), {"dy": gathered, "wt": at(wt, c, p, q)}, {"dx": at(dx, n, c, h, w, combine="sum")},
                  lambda dy, wt: {"dx": dy * wt}, {"dy": float32, "wt": float32}, name="depthwise_data_gradient")  # fmt: skip
     run(m, [dy, wt, dx], sizes, BLOCK_ROW=8, BLOCK_COL=8)
-    t = Tasklet({"dwt": prologue_values() * read("dy", float32)},
-                reads={"x": at(x, n, c, h, w), "dy": gathered, **prologue_reads(c)}, writes={"dwt": at(dwt, c, p, q, combine="sum")})  # fmt: skip
+    t = Tasklet(
+        {"dwt": prologue_values() * read("dy", float32)},
+        reads={"x": at(x, n, c, h, w), "dy": gathered, **prologue_reads(c)},
+        writes={"dwt": at(dwt, c, p, q, combine="sum")},
+    )
     m = Map((c, p, q, n, h, w), (t,), name="depthwise_weight_gradient")
     kernel = run(m, [x, dy, dwt, *vectors(C)], sizes, BLOCK_ROW=8, BLOCK_COL=8, CHUNKS=2)
     assert kernel.source.count("tl.load(x_ptr") == 1  # read and activated once for all taps

@@ -32,16 +32,34 @@ def build(m, containers, options=None):
 
 x, y, s = channels_last("x"), channels_last("y"), array(C, name="s")
 n, c, h, w = p = fresh_params((N, C, H, W))
-build(make_map(p, {"x": at(x, *p), "s": at(s, c)}, {"y": at(y, *p)},
-               lambda x, s: {"y": apply("tanh", x * sigmoid(x * s)) + apply("max", x, s)}, {"x": float32, "s": float32}, name="elementwise"), [x, y, s])  # fmt: skip
+build(
+    make_map(
+        p,
+        {"x": at(x, *p), "s": at(s, c)},
+        {"y": at(y, *p)},
+        lambda x, s: {"y": apply("tanh", x * sigmoid(x * s)) + apply("max", x, s)},
+        {"x": float32, "s": float32},
+        name="elementwise",
+    ),
+    [x, y, s],
+)
 seed, offset = array(dt=int64, name="seed"), array(dt=int64, name="offset")
 build(make_map(p, {"s": at(seed), "o": at(offset)}, {"y": at(y, *p)}, lambda s, o: {"y": apply("philox", s, o, index_value(h * C + c))},
                {"seed": int64, "offset": int64}, name="random"), [y, seed, offset])  # fmt: skip
 for row in ("whole", "looped"):
     build(*softmax(bfloat16), options={"row": row})
 out = [array(C, name=v) for v in ("count", "mean", "m2")]
-build(make_map(p, {"x": at(x, *p)}, {o.name: at(o, c, combine="welford") for o in out},
-               lambda x: {"count": const(1, float32), "mean": x, "m2": const(0, float32)}, {"x": float32}, name="statistics"), [x, *out])  # fmt: skip
+build(
+    make_map(
+        p,
+        {"x": at(x, *p)},
+        {o.name: at(o, c, combine="welford") for o in out},
+        lambda x: {"count": const(1, float32), "mean": x, "m2": const(0, float32)},
+        {"x": float32},
+        name="statistics",
+    ),
+    [x, *out],
+)
 for dt in (bfloat16, float32):
     build(*project(dt), options={"precision": "tf32"})
 build(*project(bfloat16), options={"k": "whole"})

@@ -71,7 +71,11 @@ def run(m: Map, containers: list[Container], sizes: dict, values: dict | None = 
         tensors[name] = t
     launch(kernel, tensors, sizes, **tiles)
     # a sum over values that were rounded to 16 bits is as uncertain as they are
-    limit = max(TOLERANCE[c.dtype.name] for c in containers if c.dtype.is_float) if any(c.dtype.is_float for c in containers) else 0.0
+    limit = (
+        max(TOLERANCE[c.dtype.name] for c in containers if c.dtype.is_float)
+        if any(c.dtype.is_float for c in containers)
+        else 0.0
+    )
     for name in written:
         got = tensors[name].double().numpy() if tensors[name].dtype.is_floating_point else tensors[name].numpy()
         want = np.asarray(expected[name])
@@ -103,7 +107,7 @@ def test_contiguous_elementwise_is_flat(dt):
 
 def test_channels_last_with_channel_operands_is_tiled():
     x, y, w, g = channels_last("x"), channels_last("y"), array(C, name="w"), array(N, C, name="g")
-    n, c, h, v = p = fresh_params((N, C, H, W))
+    n, c, _h, _v = p = fresh_params((N, C, H, W))
     m = make_map(p, {"x": at(x, *p), "w": at(w, c), "g": at(g, n, c)}, {"y": at(y, *p)},
                  lambda x, w, g: {"y": (x - w) * sigmoid(g)}, {"x": float32, "w": float32, "g": float32}, name="gated")  # fmt: skip
     k = run(m, [x, y, w, g], {"N": 2, "C": 9, "H": 3, "W": 5}, BLOCK_ROW=4, BLOCK_COL=8)
@@ -136,7 +140,12 @@ def test_guarded_write_leaves_the_rest():
 
 
 def test_integers_bools_and_indices():
-    a, b, y, z = array(N, C, dt=int64, name="a"), array(C, dt=bool_, name="b"), array(N, C, dt=int32, name="y"), array(N, C, dt=bool_, name="z")
+    a, b, y, z = (
+        array(N, C, dt=int64, name="a"),
+        array(C, dt=bool_, name="b"),
+        array(N, C, dt=int32, name="y"),
+        array(N, C, dt=bool_, name="z"),
+    )
     n, c = fresh_params((N, C))
     m = make_map((n, c), {"a": at(a, n, c), "b": at(b, c)}, {"y": at(y, n, c), "z": at(z, n, c)},
                  lambda a, b: {"y": cast(where(b, apply("mod", a, 3), apply("floordiv", a, 2)) + index_value(n * C + c), int32),
@@ -155,13 +164,31 @@ def test_gather_by_an_index_read():
 
 
 def test_philox_gives_the_bits_of_the_ir():
-    seed, offset, y, z = array(dt=int64, name="seed"), array(dt=int64, name="offset"), array(N, C, name="y"), array(N, C, name="z")
+    seed, offset, y, z = (
+        array(dt=int64, name="seed"),
+        array(dt=int64, name="offset"),
+        array(N, C, name="y"),
+        array(N, C, name="z"),
+    )
     n, c = fresh_params((N, C))
-    m = make_map((n, c), {"s": at(seed), "o": at(offset)}, {"y": at(y, n, c), "z": at(z, n, c)},
-                 lambda s, o: {"y": apply("philox", s, o, index_value(n * C + c)), "z": apply("philox", o, s, index_value(n * C + c + 2**33))},
-                 {"seed": int64, "offset": int64}, name="random")  # fmt: skip
+    m = make_map(
+        (n, c),
+        {"s": at(seed), "o": at(offset)},
+        {"y": at(y, n, c), "z": at(z, n, c)},
+        lambda s, o: {
+            "y": apply("philox", s, o, index_value(n * C + c)),
+            "z": apply("philox", o, s, index_value(n * C + c + 2**33)),
+        },
+        {"seed": int64, "offset": int64},
+        name="random",
+    )
     k = emit_kernel(m, {x.name: x for x in (seed, offset, y, z)})
-    tensors = {"seed": torch.tensor(2**40 + 12345), "offset": torch.tensor(77), "y": torch.empty(5, 7), "z": torch.empty(5, 7)}
+    tensors = {
+        "seed": torch.tensor(2**40 + 12345),
+        "offset": torch.tensor(77),
+        "y": torch.empty(5, 7),
+        "z": torch.empty(5, 7),
+    }
     launch(k, tensors, {"N": 5, "C": 7})
     from shorthaul.ir import philox
 
@@ -202,19 +229,47 @@ def test_layer_norm_backward_sums_columns_beside_rows(chunks):
     mean, rstd = array(N, name="mean"), array(N, name="rstd")
     dw, db = array(C, name="dw"), array(C, name="db")
     (n,), (j,), (k,) = (fresh_params((s,)) for s in (N, C, C))
-    s1, s2, row = (Container(c, float32, shape, storage="register") for c, shape in (("s1", ()), ("s2", ()), ("g", (C,))))
+    s1, s2, row = (
+        Container(c, float32, shape, storage="register") for c, shape in (("s1", ()), ("s2", ()), ("g", (C,)))
+    )
     r = {s: read(s, float32) for s in ("x", "dy", "w", "mean", "rstd", "s1", "s2", "g")}
     xhat = (r["x"] - r["mean"]) * r["rstd"]
     count = cast(index_value(C), float32)
     common = lambda p: {"x": at(x, n, p), "mean": at(mean, n), "rstd": at(rstd, n)}  # noqa: E731
     body = (
-        Map((j,), (Tasklet({"g": r["dy"] * r["w"], "s1": r["dy"] * r["w"], "s2": r["dy"] * r["w"] * xhat, "dw": r["dy"] * xhat, "db": r["dy"]},
-                           reads={**common(j), "dy": at(dy, n, j), "w": at(w, j)},
-                           writes={"g": at(row, j), "s1": at(s1, combine="sum"), "s2": at(s2, combine="sum"), "dw": at(dw, j, combine="sum"),
-                                   "db": at(db, j, combine="sum")}),)),
-        Map((k,), (Tasklet({"dx": (r["g"] - (r["s1"] + xhat * r["s2"]) / count) * r["rstd"]},
-                           reads={**common(k), "g": at(row, k), "s1": at(s1), "s2": at(s2)}, writes={"dx": at(dx, n, k)}),)),
-    )  # fmt: skip
+        Map(
+            (j,),
+            (
+                Tasklet(
+                    {
+                        "g": r["dy"] * r["w"],
+                        "s1": r["dy"] * r["w"],
+                        "s2": r["dy"] * r["w"] * xhat,
+                        "dw": r["dy"] * xhat,
+                        "db": r["dy"],
+                    },
+                    reads={**common(j), "dy": at(dy, n, j), "w": at(w, j)},
+                    writes={
+                        "g": at(row, j),
+                        "s1": at(s1, combine="sum"),
+                        "s2": at(s2, combine="sum"),
+                        "dw": at(dw, j, combine="sum"),
+                        "db": at(db, j, combine="sum"),
+                    },
+                ),
+            ),
+        ),
+        Map(
+            (k,),
+            (
+                Tasklet(
+                    {"dx": (r["g"] - (r["s1"] + xhat * r["s2"]) / count) * r["rstd"]},
+                    reads={**common(k), "g": at(row, k), "s1": at(s1), "s2": at(s2)},
+                    writes={"dx": at(dx, n, k)},
+                ),
+            ),
+        ),
+    )
     m = Map((n,), body, locals={"s1": s1, "s2": s2, "g": row}, name="layer_norm_backward")
     run(m, [x, dy, w, mean, rstd, dx, dw, db], {"N": 11, "C": 13}, BLOCK_ROW=2, CHUNKS=chunks)
 
@@ -237,8 +292,23 @@ def test_a_row_buffer_of_a_looped_row_is_refused():
 def test_flat_row_sum(split):
     x, y = array(N, C, name="x"), array(N, name="y")
     n, c = fresh_params((N, C))
-    m = make_map((n, c), {"x": at(x, n, c)}, {"y": at(y, n, combine="sum")}, lambda x: {"y": x * x}, {"x": float32}, name="squares")
-    run(m, [x, y], {"N": 5, "C": 70}, options={"split": split}, BLOCK_ROW=2, BLOCK_COL=16, **({"CHUNKS": 2} if split else {}))
+    m = make_map(
+        (n, c),
+        {"x": at(x, n, c)},
+        {"y": at(y, n, combine="sum")},
+        lambda x: {"y": x * x},
+        {"x": float32},
+        name="squares",
+    )
+    run(
+        m,
+        [x, y],
+        {"N": 5, "C": 70},
+        options={"split": split},
+        BLOCK_ROW=2,
+        BLOCK_COL=16,
+        **({"CHUNKS": 2} if split else {}),
+    )
 
 
 def test_full_sum_and_maximum():
@@ -263,7 +333,7 @@ def test_any_and_integer_sums():
 def test_batch_norm_statistics_by_welford(sizes):
     x = channels_last("x")
     out = [array(C, name=s) for s in ("count", "mean", "m2")]
-    n, c, h, w = p = fresh_params((N, C, H, W))
+    _n, c, _h, _w = p = fresh_params((N, C, H, W))
     m = make_map(p, {"x": at(x, *p)}, {o.name: at(o, c, combine="welford") for o in out},
                  lambda x: {"count": const(1, float32), "mean": x, "m2": const(0, float32)}, {"x": float32}, name="statistics")  # fmt: skip
     values = {"x": np.random.default_rng(1).standard_normal((sizes[0], sizes[1], sizes[2], sizes[3])) + 100}
@@ -272,7 +342,7 @@ def test_batch_norm_statistics_by_welford(sizes):
 
 def test_column_and_image_sums_with_an_elementwise_write_in_one_pass():
     x, y, s, g = channels_last("x"), channels_last("y"), array(C, name="s"), array(N, C, name="g")
-    n, c, h, w = p = fresh_params((N, C, H, W))
+    n, c, _h, _w = p = fresh_params((N, C, H, W))
     m = make_map(p, {"x": at(x, *p)}, {"y": at(y, *p), "s": at(s, c, combine="sum"), "g": at(g, n, c, combine="sum")},
                  lambda x: {"y": x * 2, "s": x, "g": sigmoid(x)}, {"x": float32}, name="squeeze")  # fmt: skip
     run(m, [x, y, s, g], {"N": 2, "C": 5, "H": 3, "W": 4}, BLOCK_ROW=4, BLOCK_COL=4, CHUNKS=2)
@@ -280,8 +350,10 @@ def test_column_and_image_sums_with_an_elementwise_write_in_one_pass():
 
 def test_channel_sums_of_an_nchw_tensor():
     x, s = array(N, C, H, W, name="x"), array(C, name="s")
-    n, c, h, w = p = fresh_params((N, C, H, W))
-    m = make_map(p, {"x": at(x, *p)}, {"s": at(s, c, combine="sum")}, lambda x: {"s": x}, {"x": float32}, name="channel_sums")
+    _n, c, _h, _w = p = fresh_params((N, C, H, W))
+    m = make_map(
+        p, {"x": at(x, *p)}, {"s": at(s, c, combine="sum")}, lambda x: {"s": x}, {"x": float32}, name="channel_sums"
+    )
     run(m, [x, s], {"N": 3, "C": 4, "H": 3, "W": 5}, BLOCK_ROW=2, BLOCK_COL=8)
 
 

@@ -11,7 +11,11 @@ from benchmarks.mbconv_run import FusedBlock, MBConv, make_block, reference, siz
 from shorthaul.testing.numerics import compare, pool
 
 # n, h, w, input, expanded, output, squeezed channels, taps, stride
-SHAPES = {"residual": (2, 6, 6, 8, 24, 8, 4, 3, 1), "strided": (3, 7, 5, 8, 20, 12, 3, 3, 2), "five_taps": (2, 5, 6, 4, 12, 4, 2, 5, 1)}
+SHAPES = {
+    "residual": (2, 6, 6, 8, 24, 8, 4, 3, 1),
+    "strided": (3, 7, 5, 8, 20, 12, 3, 3, 2),
+    "five_taps": (2, 5, 6, 4, 12, 4, 2, 5, 1),
+}
 
 
 @pytest.mark.parametrize(("shape", "dtype", "keep"), [("residual", "float32", True), ("residual", "bfloat16", False),
@@ -37,7 +41,9 @@ def test_block_agrees_with_eager(shape, dtype, keep):
         fused.backward()
         exact = reference(copy.deepcopy(module).double(), x.double(), dout.double())
         eager = reference(copy.deepcopy(module), x, dout, low if low is torch.bfloat16 else None)
-        agreements.append(compare({name: t.reshape(eager[name].shape) for name, t in fused.results().items()}, eager, exact))
+        agreements.append(
+            compare({name: t.reshape(eager[name].shape) for name, t in fused.results().items()}, eager, exact)
+        )
     agreement = pool(agreements)
     print(agreement)
     assert agreement.ok, str(agreement)

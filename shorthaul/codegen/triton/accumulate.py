@@ -32,7 +32,9 @@ class Accumulator:
         t = w.tasklet
         self.components = COMBINERS[w.combine].components
         # a tuple combiner's writes are named after its components
-        self.connectors = w.connectors if len(self.components) == 1 else tuple(c for c in self.components if c in t.writes)
+        self.connectors = (
+            w.connectors if len(self.components) == 1 else tuple(c for c in self.components if c in t.writes)
+        )
         if len(self.connectors) != len(self.components):
             raise ValueError(f"{t}: combiner {w.combine} needs the writes {', '.join(self.components)}")
         self.code = [strip_cast(t.code[c]) for c in self.connectors]
@@ -136,7 +138,12 @@ class Accumulator:
             tile = self._across(self._elements(), self.blocked)[0]
             e.line(f"{self.names[0]} = {self._merge_one(self.names[0], tile)}")
             return
-        if self.w.combine == "welford" and self.code[0].op == "const" and self.code[2].op == "const" and len(self.blocked) == 1:
+        if (
+            self.w.combine == "welford"
+            and self.code[0].op == "const"
+            and self.code[2].op == "const"
+            and len(self.blocked) == 1
+        ):
             tile = self._tile_statistics(self.blocked[0])
         else:
             tile = self._across(self._elements(), self.blocked)

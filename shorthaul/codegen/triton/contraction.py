@@ -13,6 +13,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Union
 
 from shorthaul.ir.containers import Container
+from shorthaul.ir.dtypes import float32
 from shorthaul.ir.memlet import Memlet
 from shorthaul.ir.nodes import Tasklet
 from shorthaul.ir.scalar import Scalar, walk
@@ -97,7 +98,9 @@ def find_contraction(w: Write, container: Callable[[str], Container], unit: Mapp
     return Contraction(w.tasklet, w.connectors[0], a, b, dl - dr, dr - dl, w.reduced, not w.is_local)
 
 
-def depends_on_shared(side: list[Scalar], depends: Callable[[Scalar], frozenset[Symbol]], reduced: frozenset[Symbol]) -> bool:
+def depends_on_shared(
+    side: list[Scalar], depends: Callable[[Scalar], frozenset[Symbol]], reduced: frozenset[Symbol]
+) -> bool:
     """Whether a side of the product varies along the summed parameters."""
     return any(depends(f) & reduced for f in side)
 
@@ -110,10 +113,22 @@ def _everywhere(factors: list[tuple[Scalar, frozenset[Symbol]]], kept: frozenset
 
 def strip_cast(node: Scalar) -> Scalar:
     """Code without a rounding at its root: sums accumulate in the wider type."""
-    while node.op == "cast" and node.dtype.is_float and node.args[0].dtype.is_float and node.dtype.bits < node.args[0].dtype.bits:
+    while (
+        node.op == "cast"
+        and node.dtype.is_float
+        and node.args[0].dtype.is_float
+        and node.dtype.bits < node.args[0].dtype.bits
+    ):
         node = node.args[0]
     return node
 
 
 def _factors(node: Scalar) -> list[Scalar]:
     return _factors(node.args[0]) + _factors(node.args[1]) if node.op == "mul" else [node]
+
+
+def strip_widening(node: Scalar) -> Scalar:
+    """The 16-bit value behind a cast to float32: tensor cores widen for themselves."""
+    if node.op == "cast" and node.dtype is float32 and node.args[0].dtype.is_float and node.args[0].dtype.bits == 16:
+        return node.args[0]
+    return node

@@ -9,17 +9,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Union
 
-from shorthaul.ir.dtypes import DType, bool_, float32, int32
+from shorthaul.ir.dtypes import DType, bool_
 from shorthaul.ir.memlet import Indirect, Memlet
 from shorthaul.ir.nodes import Map, Node, Tasklet
 from shorthaul.ir.scalar import Scalar, cast, walk
-from shorthaul.ir.scalar_ops import COMBINERS, identity
-from shorthaul.symbolic import Atom, Expr, FloorDiv, Mod, Symbol, free_symbols, product, substitute
+from shorthaul.ir.scalar_ops import COMBINERS
+from shorthaul.symbolic import Atom, Expr, FloorDiv, Mod, Symbol, free_symbols, substitute
 
 from .accumulate import Accumulator
-from .contraction import Contraction
+from .contraction import Contraction, strip_widening
+from .loops import Nest
 from .plan import Axis, NotSchedulable, Plan, Write, free
-from .text import TRITON_TYPES, cast_text, index_text, literal, operation_text
+from .text import TRITON_TYPES, combiner_text, index_text, literal, operation_text
 
 IntLike = Union[int, Expr]
 Deps = frozenset[Symbol]
@@ -62,7 +63,9 @@ class Emitter:
         """A variable name that is not taken."""
         base = re.sub(r"\W", "_", hint).strip("_") or "v"
         base = f"v{base}" if base[0].isdigit() else f"{base}_value" if keyword.iskeyword(base) else base
-        name = next(n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1))) if n not in self.taken)
+        name = next(
+            n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1))) if n not in self.taken
+        )
         self.taken.add(name)
         return name
 
@@ -156,7 +159,11 @@ class Emitter:
         grid = grid_axes(self.plan)
         self.line("place = tl.program_id(0)")
         for at, (axis, kind) in enumerate(grid):
-            count = {"tile": f"tl.cdiv({self.ix(axis.size)}, {axis.block})", "program": self.ix(axis.size), "chunk": "CHUNKS"}[kind]
+            count = {
+                "tile": f"tl.cdiv({self.ix(axis.size)}, {axis.block})",
+                "program": self.ix(axis.size),
+                "chunk": "CHUNKS",
+            }[kind]
             last = at == len(grid) - 1
             name = {"tile": f"{axis.name}_tile", "program": axis.name, "chunk": "chunk"}[kind]
             if kind == "chunk" and not last:
@@ -342,7 +349,7 @@ class Emitter:
                 accumulators.append(self._accumulator(w))
                 self.taps = {p: v for p, v in self.taps.items() if p not in taps}
         tasks = [t for _, t in m.tasklets()]
-        with _Nest(self, looped, tasks):
+        with Nest(self, looped, tasks):
             self._unrolled(m, unrolled)
         for acc in accumulators:
             self.taps = dict(acc.taps)
@@ -406,7 +413,11 @@ class Emitter:
         return acc
 
     def _acc_key(self, w: Write, taps: dict[Symbol, int]) -> tuple:
-        kept = {p.name: v for p, v in taps.items() if not any(a.index is p and a.params[0] in w.reduced for a in self.plan.axes)}
+        kept = {
+            p.name: v
+            for p, v in taps.items()
+            if not any(a.index is p and a.params[0] in w.reduced for a in self.plan.axes)
+        }
         return id(w.tasklet), w.connectors, tuple(sorted(kept.items()))
 
     def tasklet(self, t: Tasklet) -> None:
@@ -437,7 +448,11 @@ class Emitter:
                 self.line(f"{var} = {value}")
                 value = var
             subset = tuple(self.plan.expr(s) for s in m.subset)  # type: ignore[arg-type]
-            self.locals[m.container] = (value, self.deps(t, t.code[name]) | frozenset().union(*map(free, subset)), subset)
+            self.locals[m.container] = (
+                value,
+                self.deps(t, t.code[name]) | frozenset().union(*map(free, subset)),
+                subset,
+            )
             return
         self.store(m, self._place(t, m), value, self.memlet_deps(t, m))
 
@@ -510,71 +525,8 @@ class Emitter:
         if name not in self.helpers:
             left = tuple(Scalar("read", (), d, f"{x}_l") for x, d in zip(c.components, dtypes, strict=True))
             right = tuple(Scalar("read", (), d, f"{x}_r") for x, d in zip(c.components, dtypes, strict=True))
-            self.helpers[name] = _function_text(name, [*left, *right], c.merge(left, right))
+            self.helpers[name] = combiner_text(name, [*left, *right], c.merge(left, right))
         return name
-
-
-class _Nest:
-    """Loops over axes with what does not vary along them computed before."""
-
-    def __init__(self, e: Emitter, axes: list[Axis], tasks: list[Tasklet]) -> None:
-        self.e, self.axes, self.tasks, self.stack = e, axes, tasks, []  # type: ignore[var-annotated]
-
-    def __enter__(self) -> None:
-        e = self.e
-        for at, axis in enumerate(self.axes):
-            if axis.mode != "serial" or at == 0:
-                self._hoist({a.index for a in self.axes[at:]})
-            step = e.fresh(f"{axis.name}_step")
-            if axis.mode == "serial":
-                static = isinstance(axis.size, int) and axis.size <= 32
-                e.line(f"for {axis.name} in {'tl.static_range' if static else 'range'}({e.ix(axis.size)}):")
-            elif axis.mode == "chunk" or axis.split:
-                e.line(f"for {step} in range(CHUNK_BLOCKS):")
-            else:
-                e.line(f"for {step} in range({axis.name.upper()}_BLOCKS):")
-            scope = e.body()
-            scope.__enter__()
-            self.stack.append(scope)
-            e.opened.add(axis.name)
-            chunked = axis.mode == "chunk" or axis.split
-            offset = f"(chunk.to(INDEX) * CHUNK_BLOCKS + {step}) * {axis.block}" if chunked else f"{step} * {axis.block}"
-            if axis.mode == "serial":
-                e.names[axis.index] = axis.name
-                e.taken.add(axis.name)
-            elif axis.mode == "contract":
-                e.open_contract(axis, offset)
-            else:
-                e.define(axis, offset)
-
-    def _hoist(self, closed: set[Symbol]) -> None:
-        """Compute what the loops do not change before them."""
-        e = self.e
-        inner = {a.index for a in e.plan.axes if a.name not in e.opened} | closed
-        for t in self.tasks:
-            c = e.plan.contractions.get(id(t))
-            if c is not None and len(t.writes) == 1:
-                k = e.plan.axis_of(next(iter(c.shared)))
-                for view, side in zip("ab", (c.a, c.b), strict=True):
-                    with e.oriented(k, view):
-                        self._invariants(t, walk(side), inner)
-                continue
-            self._invariants(t, walk(*t.code.values()), inner)
-
-    def _invariants(self, t: Tasklet, nodes: Iterator[Scalar], inner: set[Symbol]) -> None:
-        e = self.e
-        for n in nodes:
-            if n.op in ("const", "index") or (not n.args and n.op != "read"):
-                continue
-            if any(r.op == "read" and t.reads[r.attr].container in e.plan.local_names for r in walk(n)):  # type: ignore[index]
-                continue
-            if not e.deps(t, n) & inner:
-                e.value(t, n)
-
-    def __exit__(self, *exc: object) -> None:
-        for scope, axis in zip(reversed(self.stack), reversed(self.axes), strict=True):
-            scope.__exit__(None, None, None)
-            self.e.opened.discard(axis.name)
 
 
 def grid_axes(plan: Plan) -> list[tuple[Axis, str]]:
@@ -591,31 +543,4 @@ def pointer_name(container: str) -> str:
     return re.sub(r"\W", "_", container) + "_ptr"
 
 
-def strip_widening(node: Scalar) -> Scalar:
-    """The 16-bit value behind a cast to float32: tensor cores widen for themselves."""
-    if node.op == "cast" and node.dtype is float32 and node.args[0].dtype.is_float and node.args[0].dtype.bits == 16:
-        return node.args[0]
-    return node
-
-
-def _function_text(name: str, parameters: list[Scalar], results: tuple[Scalar, ...]) -> str:
-    lines = ["@triton.jit", f"def {name}({', '.join(str(p.attr) for p in parameters)}):"]
-    known: dict[Scalar, str] = {p: str(p.attr) for p in parameters}
-    for n in walk(*results):
-        if n not in known:
-            if n.op == "const":
-                known[n] = literal(n.attr)
-                continue
-            known[n] = f"t{len(lines)}"
-            lines.append(f"    {known[n]} = {operation_text(n, [known[a] for a in n.args])}")
-    lines.append(f"    return {', '.join(known[r] for r in results)}")
-    return "\n".join(lines)
-
-
-def identity_value(combine: str, component: int, dtype: DType) -> object:
-    """The neutral element of an accumulator."""
-    return identity(combine, component, int32 if dtype is bool_ else dtype).attr if combine not in ("any", "all") else int(combine == "all")
-
-
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-__all__ = ["Emitter", "cast_text", "grid_axes", "pointer_name", "product"]

@@ -21,13 +21,13 @@ from .tiles import choose_tiles
 
 IntLike = Union[int, Expr]
 
-HEADER = '''import triton
+HEADER = """import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
 from shorthaul.codegen.triton.prelude import (floor_div, floor_mod, merge_all, merge_any, merge_max, merge_min, merge_prod, merge_sum,
                                               philox_uniform)
-'''
+"""
 
 
 @dataclass
@@ -70,7 +70,9 @@ class TritonKernel:
 PARTS = Symbol("PARTS", 1)
 
 
-def emit_kernel(m: Map, containers: Mapping[str, Container], name: str = "", options: Mapping[str, Any] | None = None) -> TritonKernel:
+def emit_kernel(
+    m: Map, containers: Mapping[str, Container], name: str = "", options: Mapping[str, Any] | None = None
+) -> TritonKernel:
     """The Triton kernel of a top-level map. Raises NotSchedulable with the reason.
 
     options (the map's schedule options are the defaults): `split`, `row`, `contract` (see `plan.make_plan`), `precision` of float32 matrix
@@ -97,14 +99,20 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str = "", opt
     decorator = f"@triton.jit(do_not_specialize={once})" if once else "@triton.jit"
     head = [decorator, f"def {name}({_wrapped(signature, name)}):", f'    """{_summary(m, plan)}"""']
     head += [f"    {s.name} = {s.name}_q * {s.name}_m" for s in sizes]
-    head += [f"    # {a.name} = ({', '.join(p.name for p in a.params)}) of size {a.size}: {a.mode}" for a in plan.axes if a.params]
+    head += [
+        f"    # {a.name} = ({', '.join(p.name for p in a.params)}) of size {a.size}: {a.mode}"
+        for a in plan.axes
+        if a.params
+    ]
     source = "\n\n\n".join([HEADER.rstrip(), *e.helpers.values(), "\n".join([*head, *e.lines])]) + "\n"
     return TritonKernel(name, source, plan, arguments, sizes, tuple(chunks), tuple(constexprs), scratch, finish, chosen)
 
 
 def _summary(m: Map, plan: Plan) -> str:
     origins = "; ".join(str(o) for o in m.origins)
-    text = f"{m.label}: {', '.join(f'{a.name} {a.mode}' for a in plan.axes)}." + (f" From {origins}." if origins else "")
+    text = f"{m.label}: {', '.join(f'{a.name} {a.mode}' for a in plan.axes)}." + (
+        f" From {origins}." if origins else ""
+    )
     return text.replace('"""', "'''").replace("\\", "/")
 
 
@@ -151,7 +159,9 @@ def _merge_kernel(name: str, group: list[Accumulator], shape: tuple[IntLike, ...
     reads, writes, code, dtypes = {}, {}, {}, {}
     several = len(group) > 1
     if several and any(len(acc.names) > 1 for acc in group):
-        raise NotSchedulable(f"{name}: a tuple combiner beside another reduction to the same shape; give each its own map")
+        raise NotSchedulable(
+            f"{name}: a tuple combiner beside another reduction to the same shape; give each its own map"
+        )
     for acc in group:
         for memlet, connector, dtype in zip(acc.memlets, acc.connectors, acc.dtypes, strict=True):
             target = containers[memlet.container]

@@ -17,8 +17,18 @@ from .interpreting import is_interpreting, repair
 from .kernel import TritonKernel
 
 _COMPILED: dict[str, Any] = {}
-_SIGNATURE = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32",
-              torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8", torch.bool: "i1"}  # fmt: skip
+_SIGNATURE = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
 
 
 def load(kernel: TritonKernel) -> Any:
@@ -45,7 +55,9 @@ def factor(n: int) -> int:
 class Launch:
     """A kernel with tensors and sizes bound; call it to run it (also inside a CUDA graph capture)."""
 
-    def __init__(self, kernel: TritonKernel, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], **tiles: Any) -> None:
+    def __init__(
+        self, kernel: TritonKernel, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], **tiles: Any
+    ) -> None:
         self.kernel = kernel
         self.chosen = kernel.tiles(sizes, **tiles)
         self.programs = kernel.grid(sizes, self.chosen)
@@ -65,7 +77,9 @@ class Launch:
         known: dict[str, Any] = {**self.chosen, "INDEX": tl.int64 if wide else tl.int32}
         for s in kernel.sizes:
             if s.name not in sizes:
-                raise ValueError(f"kernel {kernel.name} needs the size {s.name}; given are {', '.join(sizes) or 'none'}")
+                raise ValueError(
+                    f"kernel {kernel.name} needs the size {s.name}; given are {', '.join(sizes) or 'none'}"
+                )
             known[f"{s.name}_m"] = factor(sizes[s.name])
             self.arguments.append(sizes[s.name] // known[f"{s.name}_m"])
         self.arguments += [self.chosen[c] for c in kernel.counts]
@@ -103,8 +117,10 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def launch(kernel: TritonKernel, tensors: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None, **tiles: Any) -> None:
-    """Run a kernel (and the merge of its partial results) on tensors that have their containers' layout. Raises ValueError where one is missing."""
+def launch(
+    kernel: TritonKernel, tensors: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None, **tiles: Any
+) -> None:
+    """Run a kernel (and the merge of its partial results) on tensors that have their containers' layout; ValueError where one lacks."""
     Launch(kernel, tensors, sizes or {}, **tiles)()
 
 
@@ -115,6 +131,11 @@ def compile_only(bound: Launch, capability: int = 90) -> Any:
     from triton.compiler import ASTSource
 
     types, constants = bound.signature()
-    signature = {n: types.get(n, "constexpr") for n in bound.function.arg_names}
-    source = ASTSource(bound.function, signature=signature, constexprs={(bound.function.arg_names.index(k),): v for k, v in constants.items()})
+    names = bound.function.arg_names
+    signature = {n: types.get(n, "constexpr") for n in names}
+    constexprs = {(names.index(k),): v for k, v in constants.items()}
+    aligned = {
+        (names.index(n),): [["tt.divisibility", 16]] for n, t in types.items() if t.startswith("*")
+    }  # as PyTorch's allocator aligns
+    source = ASTSource(bound.function, signature=signature, constexprs=constexprs, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=bound.meta)

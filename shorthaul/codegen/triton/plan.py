@@ -168,7 +168,9 @@ class _Planner:
         self.uses: list[_Use] = []
         for a in self.m.accesses():
             if a.memlet.scan is not None:
-                raise NotSchedulable(f"map {self.m.label}: {a.memlet} is a scan; there is no Triton schedule for scans yet")
+                raise NotSchedulable(
+                    f"map {self.m.label}: {a.memlet} is a scan; there is no Triton schedule for scans yet"
+                )
             base, _ = address(a.memlet, self.plan.container(a.memlet.container))
             base = self._drop_unit(base)
             exprs = [base] + [self._drop_unit(c.expr) for c in a.memlet.guard]
@@ -195,7 +197,9 @@ class _Planner:
                 inside = scope - self.local_owner[memlet.container] if is_local else scope
                 subset = frozenset().union(*(free(s) for s in memlet.subset if not isinstance(s, (Indirect, Span))))
                 if any(isinstance(s, Indirect) for s in memlet.subset):
-                    raise NotSchedulable(f"map {self.m.label}: {memlet} scatters; there is no Triton schedule for scatters yet")
+                    raise NotSchedulable(
+                        f"map {self.m.label}: {memlet} scatters; there is no Triton schedule for scatters yet"
+                    )
                 del base
                 self.plan.writes.append(Write(t, tuple(names), memlet.combine, scope, inside - subset, is_local))
 
@@ -371,7 +375,9 @@ class _Planner:
         dims = 2 if row else 1
         if row:
             summed = bool(self.signature(row[0]))
-            self._add("row", row, ("chunk" if self.options.get("split") is not False else "loop") if summed else "tile", 0)
+            self._add(
+                "row", row, ("chunk" if self.options.get("split") is not False else "loop") if summed else "tile", 0
+            )
         lanes = [p for p in inner if self.plan.owner[p] == self.plan.owner[lane]]
         size = product(p.size for p in lanes)
         limit = bounds(size)[1]
@@ -401,18 +407,24 @@ class _Planner:
         reduces_rows = bool(self.signature(row[0])) and not c.flat
         self._add("row", row, ("chunk" if split is not False else "loop") if reduces_rows else "tile", 0)
         self._add("col", n_params, "tile", 1)
-        contiguous = [p for p in k_params if any(coefficient(u.address, p) == 1 for u in self.uses if c.reads_left(u.memlet))]
+        contiguous = [
+            p for p in k_params if any(coefficient(u.address, p) == 1 for u in self.uses if c.reads_left(u.memlet))
+        ]
         k_params = [p for p in k_params if p not in contiguous] + contiguous
         long = _degree(k_params) > _degree([*row, *n_params])
         split_k = c.flat and (long if split is None else split)
-        self._add("k", k_params, "contract", None, split=split_k, resident=not split_k and self.options.get("k") == "whole")
+        self._add(
+            "k", k_params, "contract", None, split=split_k, resident=not split_k and self.options.get("k") == "whole"
+        )
         for p in inner:
             if p not in k_params:
                 self._add("step", [p], "serial")
         return self._finish()
 
     def _is_written_along(self, p: Symbol) -> bool:
-        return any(u.memlet.container in self.m.written_containers() and coefficient(u.address, p) == 1 for u in self.uses)
+        return any(
+            u.memlet.container in self.m.written_containers() and coefficient(u.address, p) == 1 for u in self.uses
+        )
 
 
 def _degree(params: list[Symbol]) -> float:
@@ -427,7 +439,7 @@ def make_plan(m: Map, containers: Mapping[str, Container], options: Mapping[str,
     """Choose the axes of a map. Raises NotSchedulable with the reason.
 
     options: split (False: no second stage; True: also rows are split), row ("whole" or "looped"), contract (False: no matrix unit),
-    k ("whole": the shared axis of a matrix product is one block, so that the operand which does not vary along rows is loaded once a program).
+    k ("whole": the shared axis of a matrix product is one block; what does not vary along rows is loaded once a program).
     """
     return _Planner(m, containers, options or {}).run()
 

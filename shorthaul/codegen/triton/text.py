@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Union
 
 from shorthaul.ir.dtypes import DType, bool_, float64
-from shorthaul.ir.scalar import Scalar
+from shorthaul.ir.scalar import Scalar, walk
 from shorthaul.ir.scalar_ops import SCALAR_OPS
 from shorthaul.symbolic import Expr, FloorDiv, Max, Min, Mod, Symbol, bounds
 
@@ -88,3 +88,18 @@ def operation_text(node: Scalar, args: list[str]) -> str:
         raise ValueError(f"the scalar operation {node.op} has no Triton text; add it to its row in ir/scalar_ops.py")
     text = row.triton.format(*args)
     return text.replace("tl.sqrt_rn", "tl.sqrt") if operand is float64 else text
+
+
+def combiner_text(name: str, parameters: list[Scalar], results: tuple[Scalar, ...]) -> str:
+    """A function of its own for the merge of a combiner's states."""
+    lines = ["@triton.jit", f"def {name}({', '.join(str(p.attr) for p in parameters)}):"]
+    known: dict[Scalar, str] = {p: str(p.attr) for p in parameters}
+    for n in walk(*results):
+        if n not in known:
+            if n.op == "const":
+                known[n] = literal(n.attr)
+                continue
+            known[n] = f"t{len(lines)}"
+            lines.append(f"    {known[n]} = {operation_text(n, [known[a] for a in n.args])}")
+    lines.append(f"    return {', '.join(known[r] for r in results)}")
+    return "\n".join(lines)
