@@ -23,6 +23,7 @@ from shorthaul.ir.verify import verify
 from shorthaul.ops.builder import OpBuilder
 from shorthaul.ops.expand import choose_maps, expand
 from shorthaul.ops.registry import REGISTRY, OperatorDefinition, Sample, TensorType, definition
+from shorthaul.symbolic import Symbol, evaluate
 from shorthaul.testing.sampling import sample as sample_of
 
 
@@ -413,3 +414,56 @@ def test_the_second_derivative_is_map_reversal_again() -> None:
     np.testing.assert_allclose(run[first.name], 1 / (1 + x * x))
     by_operand = {again.reads[k].container: c for k, c in second.items()}
     np.testing.assert_allclose(run[by_operand["x"].name], -2 * x / (1 + x * x) ** 2, atol=1e-12)
+
+
+N = Symbol("N", lower=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "attributes"),
+    [
+        ("silu", {"x": (N, 3)}, {}),
+        ("mul", {"a": (N, 3), "b": (3,)}, {}),
+        ("softmax", {"x": (3, N)}, {"dim": -1}),
+        ("layer_norm", {"x": (N, 4), "weight": (4,), "bias": (4,)}, {"normalized_shape": (4,)}),
+        ("batch_norm", {"x": (N, 2, N), "weight": (2,), "bias": (2,)}, {}),
+        ("slice", {"x": (N, 5)}, {"dim": 0, "start": 1, "stop": N, "step": 2}),
+        ("pad", {"x": (2, N)}, {"pad": (1, 2), "value": 0.0}),
+        ("flip", {"x": (N, 2)}, {"dims": (0,)}),
+        ("contract", {"a": (N, 3), "b": (4, 3), "bias": (4,)}, {"equation": "mk,nk->mn", "alpha": 1, "beta": 1}),
+        ("amax", {"x": (N, 3)}, {"dims": (0,), "keepdim": False, "dtype": None}),
+        ("cumsum", {"x": (N, 2)}, {"dim": 0, "dtype": None}),
+    ],
+)
+def test_symbolic_sizes(name: str, operands: dict, attributes: dict, monkeypatch: Any) -> None:
+    types = {k: TensorType(float64, shape) for k, shape in operands.items()}
+    p = program_of(name, types, attributes)
+    p.symbols = (N,)
+    monkeypatch.setattr(type(definition(name)), "gradient", None)
+    differentiate(p, [m.container for k, m in p.nodes[0].writes.items() if k not in STATISTICS], list(operands))
+    monkeypatch.undo()
+    expand(p, choose_maps)
+    verify(p)
+    size = 6
+    fixed = program_of(name, {k: TensorType(float64, _at(t.shape, size)) for k, t in types.items()}, _fixed(attributes, size))
+    values = random_values({k: TensorType(float64, fixed.containers[k].shape) for k in operands})
+    reference = fixed.clone()
+    (node,) = reference.nodes
+    differentiate(reference, [m.container for k, m in node.writes.items() if k not in STATISTICS], list(operands))
+    expand(reference, choose_maps)
+    cot = cotangents(reference)
+    renamed = dict(zip([g for _, g in p.signature.cotangents], cot.values(), strict=True))
+    got = interpret(p, {**values, **renamed}, sizes={"N": size}, wide=True)
+    expected = interpret(reference, {**values, **cot}, wide=True)
+    wanted = dict(reference.signature.gradients)
+    assert {k for k, _ in p.signature.gradients} == set(wanted)
+    for k, g in p.signature.gradients:
+        np.testing.assert_allclose(got[g], expected[wanted[k]], rtol=1e-9, atol=1e-11, err_msg=k)
+
+
+def _at(shape: Any, size: int) -> tuple[int, ...]:
+    return tuple(evaluate(n, {"N": size}) for n in shape)
+
+
+def _fixed(attributes: dict, size: int) -> dict:
+    return {k: evaluate(v, {"N": size}) if isinstance(v, Symbol) else v for k, v in attributes.items()}
