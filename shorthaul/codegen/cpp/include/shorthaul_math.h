@@ -98,10 +98,16 @@ template <class V> SH_INLINE V tanh(V x) {
   const V far = T(1) - T(2) / (expm1_in_range<V>(a + a) + T(2));
   return copysign<V>(a < T(0.625) ? near : far, x);
 }
-// 1 / (1 + exp(-|x|)), or exp(-|x|) over the same denominator; the rounding errors of the sum and of the quotient are
-// put back in one correction.
+// float: with exp(-x) = p 2^n, 2^-n / (2^-n + p): nothing overflows on the way. double: 1 / (1 + exp(-|x|)), or exp(-|x|) over
+// the same denominator; the rounding errors of the sum and of the quotient are put back in one correction.
 template <class V> SH_INLINE V sigmoid(V x) {
   using T = elem<V>;
+  if constexpr (is_f32<V>) {
+    V n; ints<V> n_bits;
+    const V p = exp_reduced<V>(clamp<V>(-x, -87, 105), n, n_bits) + T(1);
+    const V s = scale_by(splat<V>(T(1)), -n, -n_bits);
+    return s / (s + p);
+  }
   const V a = fabs(x);
   const V e = exp_in_range<V>(-(a > T(is_f32<V> ? 105 : 750) ? splat<V>(T(is_f32<V> ? 105 : 750)) : a));
   const V one = splat<V>(T(1)), d = e + T(1), lost = e - (d - T(1));
