@@ -83,37 +83,95 @@ def _as_view(t: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor | None:
         return None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A contraction of operands of known shapes and strides as one product of views: (sizes, strides) of left, right and target."""
+
+    swap: bool
+    left: tuple[Sequence[int], Sequence[int]]
+    right: tuple[Sequence[int], Sequence[int]]
+    target: tuple[Sequence[int], Sequence[int]]
+    bias_inside: bool
+
+
+_prepared: dict[tuple[Any, ...], Prepared | None] = {}
+
+
+def _layout(t: torch.Tensor) -> tuple[Sequence[int], Sequence[int]]:
+    t = t[0] if t.dim() == 3 and t.shape[0] == 1 else t
+    return t.shape, t.stride()
+
+
+def _prepare(p: Plan, reads: Tensors, destination: torch.Tensor) -> Prepared | None:
+    """None where an operand or the result has to be copied."""
+    first, second = (reads["b"], reads["a"]) if p.swap else (reads["a"], reads["b"])
+    left, shape_a = _merged(_squeezed(first, p.ones_a), p.order_a, (p.batch, p.rows, p.summed))
+    right, _ = _merged(_squeezed(second, p.ones_b), p.order_b, (p.batch, p.summed, p.columns))
+    target = _as_view(_squeezed(destination, p.ones_y).permute(p.order_y), (left.shape[0], left.shape[1], right.shape[2]))
+    if target is None or left.data_ptr() != first.data_ptr() or right.data_ptr() != second.data_ptr():
+        return None
+    return Prepared(p.swap, _layout(left), _layout(right), _layout(target), left.shape[0] == 1 and _bias_inside(p, reads, right))
+
+
+def _bias_inside(p: Plan, reads: Tensors, right: torch.Tensor) -> bool:
+    """Whether the bias goes along the columns, so that the product itself adds it."""
+    bias = reads.get("bias")
+    return bias is not None and bias.dim() == 1 and p.columns == 1 and p.order_y[-1] == len(p.order_y) - 1 and bias.shape[0] == right.shape[-1]
+
+
 @library("contract", writes_out=True)
 def contract(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """alpha * contraction of a and b + beta * bias; see the operator `contract`."""
-    p = plan(attributes["equation"])
+    equation = attributes["equation"]
+    a, b, bias, y = reads["a"], reads["b"], reads.get("bias"), out.get("y")
     alpha, beta = attributes.get("alpha", 1), attributes.get("beta", 1)
+    if y is None:
+        return {"y": _contract(plan(equation), reads, alpha, beta, None)}
+    key = (equation, a.shape, a.stride(), b.shape, b.stride(), y.shape, y.stride(), None if bias is None else bias.shape)
+    if key not in _prepared:
+        if len(_prepared) > 4096:
+            _prepared.clear()
+        _prepared[key] = _prepare(plan(equation), reads, y)
+    ready = _prepared[key]
+    if ready is None:
+        return {"y": _contract(plan(equation), reads, alpha, beta, y)}
+    if ready.swap:
+        a, b = b, a
+    left, right, target = a.as_strided(*ready.left), b.as_strided(*ready.right), y.as_strided(*ready.target)
+    _product(left, right, bias if ready.bias_inside else None, alpha, beta, target)
+    if bias is not None and not ready.bias_inside:
+        y.add_(bias, alpha=beta)
+    return {"y": y}
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, alpha: float, beta: float, target: torch.Tensor | None) -> torch.Tensor:
+    """alpha * left @ right + beta * bias of matrices or batches of them, into the target if there is one."""
+    if left.dim() == 3:
+        if alpha == 1:
+            return torch.bmm(left, right, out=target)
+        return torch.baddbmm(left.new_zeros(()), left, right, beta=0, alpha=alpha, out=target)
+    if bias is not None:
+        return torch.addmm(bias, left, right, beta=beta, alpha=alpha, out=target)
+    if alpha == 1:
+        return torch.mm(left, right, out=target)
+    return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=alpha, out=target)
+
+
+def _contract(p: Plan, reads: Tensors, alpha: float, beta: float, destination: torch.Tensor | None) -> torch.Tensor:
+    """Any contraction, with copies where the layouts ask for them."""
     first, second = (reads["b"], reads["a"]) if p.swap else (reads["a"], reads["b"])
     bias = reads.get("bias")
     left, shape_a = _merged(_squeezed(first, p.ones_a), p.order_a, (p.batch, p.rows, p.summed))
     right, shape_b = _merged(_squeezed(second, p.ones_b), p.order_b, (p.batch, p.summed, p.columns))
     shape_y = shape_a[: p.batch + p.rows] + shape_b[p.batch + p.summed :]
-    destination = out.get("y")
     target = None
     if destination is not None:
         target = _as_view(_squeezed(destination, p.ones_y).permute(p.order_y), (left.shape[0], left.shape[1], right.shape[2]))
-    # a bias along the columns goes into the product itself
-    inside = bias is not None and bias.dim() == 1 and p.columns == 1 and p.order_y[-1] == len(p.order_y) - 1 and bias.shape[0] == right.shape[2]
+    inside = left.shape[0] == 1 and _bias_inside(p, reads, right)
     if left.shape[0] == 1:
-        a, b, t = left[0], right[0], None if target is None else target[0]
-        if inside:
-            y = torch.addmm(bias, a, b, beta=beta, alpha=alpha, out=t)
-        elif alpha != 1:
-            y = torch.addmm(a.new_zeros(()), a, b, beta=0, alpha=alpha, out=t)
-        else:
-            y = torch.mm(a, b, out=t)
-        y = y.unsqueeze(0)
-    elif alpha != 1:
-        y = torch.baddbmm(left.new_zeros(()), left, right, beta=0, alpha=alpha, out=target)
-        inside = False
+        y = _product(left[0], right[0], bias if inside else None, alpha, beta, None if target is None else target[0])
     else:
-        y = torch.bmm(left, right, out=target)
-        inside = False
+        y = _product(left, right, None, alpha, beta, target)
     if destination is not None and target is not None:
         result = destination
     else:
@@ -122,4 +180,4 @@ def contract(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dic
             result = result.unsqueeze(d)
     if bias is not None and not inside:
         result.add_(bias, alpha=beta)
-    return {"y": result}
+    return result
