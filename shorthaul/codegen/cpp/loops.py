@@ -295,7 +295,10 @@ class _GroupWriter:
         if lanes_reduced and in_lanes:
             texts = [f"sh::keep(L, {t}, {i})" for t, i in zip(texts, identities, strict=True)]
         target = frame.post[deepest]
-        if inner:
+        if inner and not masked and _is_lifted_welford(self.code, g):
+            current = self._accumulate_shifted(texts[1], values[1], dtypes, kept_level, lanes_reduced and in_lanes, body)
+            target += body
+        elif inner:
             current = self._accumulate(combiner, g, dtypes, identities, texts, kept_level, uniform, body, target)
         else:
             current = [names.fresh("a") for _ in dtypes]
@@ -350,6 +353,40 @@ class _GroupWriter:
             both = frame.merge(combiner, total, current, dtypes, vec, more)
             frame.post[flush] += [*more, *(f"{a} = {m};" for a, m in zip(total, both, strict=True))]
         return total
+
+    def _accumulate_shifted(self, text: str, value: Value, dtypes: list[DType], kept_level: int, keep: bool, body: list[str]) -> list[str]:
+        """Count, mean and squared deviations of plain values, by sums of differences from the first value of each lane.
+
+        Such a shift lies among the values, so the sums cancel no more than a deviation from the mean would, and a step needs
+        no division (Chan, Golub, LeVeque 1983, section 3). Gives the three components for the merge with other blocks.
+        """
+        frame, names = self.frame, self.frame.names
+        deepest = len(self.loops) - 1
+        lanes_inside = self.lane_level is not None and self.lane_level > kept_level
+        vec = lanes_inside or self._lanes_at(kept_level)
+        T, tag = ctype(dtypes[1]), "sh::lanes<sh::W>{}" if lanes_inside else "L"
+        count, shift, total, squares = (names.fresh("a") for _ in range(4))
+        started = names.fresh("t")
+        counts_lanes = vec and keep  # a last partial vector counts in some lanes only
+        zero, one = f"{T}(0)", f"{T}(1)"
+        frame.pre[kept_level].append(f"bool {started} = false;")
+        frame.pre[kept_level].append(f"auto {count} = {f'sh::splat<{T}>({tag}, 0)' if counts_lanes else zero};")
+        for a in (shift, total, squares):
+            frame.pre[kept_level].append(f"auto {a} = {f'sh::splat<{T}>({tag}, 0)' if vec else zero};")
+        x = text if value.vec or not self._lanes_at(deepest) else frame.splat(dtypes[1], value.text)
+        d = names.fresh("t")
+        body.append(f"if (!{started}) {{ {started} = true; {shift} = {x}; }}")
+        body.append(f"const auto {d} = {f'sh::keep(L, sh::sub({value.text}, {shift}), {zero})' if counts_lanes else f'sh::sub({value.text}, {shift})'};")
+        body.append(f"{count} = {f'sh::add({count}, sh::keep(L, sh::splat<{T}>(L, 1), {zero}))' if counts_lanes else f'{count} + {one}'};")
+        body.append(f"{total} = sh::add({total}, {d});")
+        body.append(f"{squares} = sh::add({squares}, sh::mul({d}, {d}));")
+        out = frame.post[kept_level]
+        share, n, mean, m2 = (names.fresh("t") for _ in range(4))
+        out.append(f"const auto {share} = sh::div({total}, sh::max({count}, {one}));")
+        out.append(f"auto {n} = {f'sh::splat<{T}>(L, {count})' if vec and not counts_lanes else count};")
+        out.append(f"auto {mean} = sh::add({shift}, {share});")
+        out.append(f"auto {m2} = sh::max(sh::sub({squares}, sh::mul({total}, {share})), {zero});")
+        return [n, mean, m2]
 
     def _finish(self, g: Group, combiner: str, dtypes: list[DType], refs: list[Ref], current: list[str], level: int,
                 lanes_reduced: bool, inner: bool) -> None:  # fmt: skip
@@ -475,6 +512,14 @@ class _GroupWriter:
         slow = (f"sh::store_if(L, {mask}, {where}, {text});" if t.stride == "1"
                 else f"sh::scatter_if(L, {mask}, {t.pointer}, sh::iota(L, {t.base}, {t.stride}), {text});")  # fmt: skip
         out.append(f"{front}{{ if ({ends}) {plain} else {slow} }}" if ends is not None else front + slow)
+
+
+def _is_lifted_welford(code: Code, g: Group) -> bool:
+    """Whether a group counts plain values: (1, x, 0) of every iteration."""
+    if g.combiner != "welford" or g.scan is not None:
+        return False
+    count, _, m2 = (code.code[n] for n in g.names)
+    return count.op == "const" and count.attr == 1 and m2.op == "const" and m2.attr == 0
 
 
 def _codes(nest: Nest, scope: frozenset[Symbol]) -> Iterator[tuple[frozenset[Symbol], Code, frozenset[str]]]:

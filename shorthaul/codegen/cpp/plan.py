@@ -363,7 +363,7 @@ def _order(code: Code, others: list[Symbol], v: Symbol | None, combining: list[G
     tile = reduced[-1] if reduced else None
     if tile is None or depends_on_other(tile, others):
         return [*(Loop(p) for p in outer), *lanes], None
-    return [*(Loop(p) for p in (*kept, *reduced[:-1])), *_tiled(tile, lanes, limits.row_tile)], tile
+    return [*(Loop(p) for p in (*kept, *reduced[:-1])), *_tiled(tile, lanes, limits.row_tile * (4 if any(len(g.names) > 1 for g in combining) else 1))], tile
 
 
 def depends_on_other(p: Symbol, others: Sequence[Symbol]) -> bool:
