@@ -20,7 +20,8 @@ def default_fusions() -> list[Transformation]:
     First what costs nothing: producers with one reader. Then rows, where a value with several readers becomes local. What still has several
     readers is recomputed where that moves fewer bytes, else kept beside its first reader.
     """
-    return [MapFusion("refuse"), ReductionFusion(), MapFusion("recompute"), MapFusion("keep"), SiblingFusion(), ReductionFusion()]
+    return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), MapFusion("keep"),
+            MapFusion("recompute"), SiblingFusion(), ReductionFusion()]  # fmt: skip
 
 
 def fuse(program: Program, transformations: Sequence[Transformation] | None = None) -> Result:
@@ -45,7 +46,7 @@ def fuse(program: Program, transformations: Sequence[Transformation] | None = No
                 notes: list[Refused] = []
                 if t.try_apply(m, notes):
                     applied += 1
-                    created = [n for n in program.nodes if n.id in program.log[-1].created]
+                    created = program.current(program.log[-1].created)
                     around = [*created, *(p for n in created for p in program.producers(n))]
                     for n in around:
                         if isinstance(n, Map) and n.id not in queued:

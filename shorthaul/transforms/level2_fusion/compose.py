@@ -155,7 +155,7 @@ def renamed(code: Scalar, names: Mapping[str, str], values: Mapping[Symbol, IntL
         return None
 
     result = rewrite(code, leaf, memo)
-    return substitute_indices(result, values) if values and any(n.op == "index" for n in walk(result)) else result
+    return substitute_indices(result, values) if values else result
 
 
 def never(c: Condition) -> bool:
@@ -203,6 +203,11 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
     indices = {s.name for m in (*tb.reads.values(), *tb.writes.values()) for s in m.subset if isinstance(s, Indirect)}
     require(indices.isdisjoint(reads_of_mid), "the intermediate holds indices by which the consumer addresses memory")
     others = set(written) - {mid}
+    if keep or others & keep:
+        first = next(iter(readings.values()))
+        require(all(r == first for r in readings.values()), "the intermediate is kept and the consumer reads it at several places")
+        require(not first.guard, "the intermediate is kept and the consumer reads it under a condition")
+        require(is_bijection(first.substitution, b.params), "the intermediate is kept and the consumer does not visit its elements once each")
     pool = Connectors()
     values: dict[str, Scalar] = {}
     for k, r in readings.items():
@@ -222,9 +227,6 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
     writes: dict[str, Memlet] = {}
     if keep or others & keep:
         first = next(iter(readings.values()))
-        require(all(r == first for r in readings.values()), "the intermediate is kept and the consumer reads it at several places")
-        require(not first.guard, "the intermediate is kept and the consumer reads it under a condition")
-        require(is_bijection(first.substitution, b.params), "the intermediate is kept and the consumer does not visit its elements once each")
         names = pool.take(ta.reads, first.substitution)
         own: dict[Scalar, Scalar] = {}
         for k, m in ta.writes.items():
@@ -233,15 +235,13 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
                 label = unique_write(writes, k, new)
                 writes[label] = new.rename_reads(names)
                 code[label] = renamed(ta.code[k], names, first.substitution, own)
-    else:
-        require(not any(m.combine for m in ta.writes.values()) or not others, "the producer also combines values")
     for k, m in tb.writes.items():
         new_code = narrow(renamed(tb.code[k], names_b, {}, memo))
         label = unique_write(writes, k, m)
         writes[label] = m.rename_reads(names_b)
         code[label] = new_code
     origins = merge_origins(a, b)
-    used = set(k for k in pool.reads if any(n.op == "read" and n.attr == k for n in walk(*code.values())))
+    used = set(reads_of(*code.values()))
     used |= {s.name for m in (*pool.reads.values(), *writes.values()) for s in m.subset if isinstance(s, Indirect)}
     tasklet = Tasklet(code, reads={k: m for k, m in pool.reads.items() if k in used}, writes=writes, origins=origins, phase=b.phase)
     return b.copy(body=(tasklet,), origins=origins, name=name or fused_name(a, b))
@@ -249,9 +249,6 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
 
 def narrow(code: Scalar) -> Scalar:
     """Remove float32 -> 16 bits -> float32 round trips: a value that does not leave the kernel keeps its precision."""
-    if not any(n.op == "cast" for n in walk(code)):
-        return code
-
     def leaf(n: Scalar) -> Scalar | None:
         if n.op == "cast" and n.args[0].op == "cast":
             source = n.args[0].args[0]

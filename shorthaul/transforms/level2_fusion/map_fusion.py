@@ -8,6 +8,7 @@ from typing import Union
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
+from shorthaul.ir.scalar import reads_of
 from shorthaul.ir.scalar import substitute_indices
 from shorthaul.symbolic import Expr, prove_le
 
@@ -55,14 +56,23 @@ class MapFusion(Transformation):
         require(self.several != "refuse", "something else needs the intermediate")
         if self.several == "keep":
             return substitute_producer(a, b, mid, keep=keep | (writes - p.reads_of(b))), False
-        require(a.is_elementwise and len(writes) == 1, "the producer has other results, which recomputing would repeat")
-        require(prove_le(b.domain, a.domain) is True, "the consumer reads each element several times")
-        cost = code_cost(a.tasklet.code.values())
-        require(cost <= self.max_recompute, f"recomputing costs {cost} operations an element")
-        extra = sum(hint_value(p, p.containers[c].bytes) for c in p.reads_of(a) - p.reads_of(b))
-        size = hint_value(p, p.containers[mid].bytes)
-        require(extra <= size, f"recomputing reads {extra} bytes more to save {size}")
+        self._require_recomputing_pays(m, writes & p.reads_of(b))
         return substitute_producer(a, b, mid, keep=frozenset()), True
+
+    def _require_recomputing_pays(self, m: Match, mids: frozenset[str]) -> None:
+        """Recomputing must be affordable, and read no more than the intermediates that the consumer reads now."""
+        p, a, b = m.program, m.first, m.second
+        require(prove_le(b.domain, a.domain) is True, "the consumer reads each element several times")
+        t = a.tasklet
+        codes = [t.code[k] for k, w in t.writes.items() if w.container in mids]
+        cost = code_cost(codes)
+        require(cost <= self.max_recompute, f"recomputing costs {cost} operations an element")
+        needed = {t.reads[k].container for k in reads_of(*codes)} - p.reads_of(b)
+        extra = sum(hint_value(p, p.containers[c].bytes) for c in needed)
+        size = sum(hint_value(p, p.containers[c].bytes) for c in mids)
+        # a value that nobody else reads is not written any more either; small operands (per channel) count for little
+        size += sum(hint_value(p, p.containers[c].bytes) for c in mids if c not in p.results and len(p.readers(c)) == 1) + size // 100
+        require(extra <= size, f"recomputing reads {extra} bytes more to save {size}")
 
     def _require_cheap(self, m: Match, reason: str) -> None:
         """A producer that is evaluated several times an element must be next to free, and must not read more than the intermediate."""

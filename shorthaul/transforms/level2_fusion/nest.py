@@ -156,7 +156,7 @@ def _writes(s: Map) -> set[str]:
 
 def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
     for i, a in enumerate(statements):
-        for c in sorted(_writes(a) & local_names):
+        for c in sorted(m.container for m in _tasklet(a).writes.values() if m.combine is None and m.container in local_names):
             readers = [j for j in range(i + 1, len(statements)) if c in _reads(statements[j])]
             if not readers:
                 if all(w == c for w in _writes(a)):

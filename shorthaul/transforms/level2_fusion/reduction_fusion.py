@@ -8,7 +8,7 @@ from typing import Union
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect
-from shorthaul.ir.nodes import Map, Node
+from shorthaul.ir.nodes import Access, Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, product
@@ -100,20 +100,24 @@ class ReductionFusion(Transformation):
     def _require_rows_in_cache(self, p: Program, m: Map, outer: list[Symbol]) -> None:
         rows = hint_value(p, product(q.size for q in outer))
         total = 0
-        for name in p.reads_of(m) | p.writes_of(m):
+        by_container: dict[str, list[Access]] = {}
+        for x in m.accesses():
+            if not x.is_local:
+                by_container.setdefault(x.memlet.container, []).append(x)
+        for name, accesses in by_container.items():
             c = p.containers[name]
-            accesses = [x for x in m.accesses() if x.memlet.container == name and not x.is_local]
-            if any(set(outer) & x.memlet.symbols for x in accesses):
+            if any(not x.memlet.symbols.isdisjoint(outer) for x in accesses):
                 total += hint_value(p, c.bytes) // max(1, rows)
             if hint_value(p, c.size) > 4096:
-                self._require_row_contiguous(c, accesses, outer, m)
+                self._require_row_contiguous(c, accesses, outer)
         require(total <= self.row_bytes, f"a row takes {total} bytes, more than the {self.row_bytes} that stay in the cache")
 
-    def _require_row_contiguous(self, c: Container, accesses: list, outer: list[Symbol], m: Map) -> None:  # type: ignore[type-arg]
-        inner_exists = any(x.params[-1] not in outer for x in accesses)
+    def _require_row_contiguous(self, c: Container, accesses: list[Access], outer: list[Symbol]) -> None:
         for x in accesses:
+            if (x.memlet.symbols & set(x.params)).issubset(outer):
+                continue  # one element a row
             for s, stride, n in zip(x.memlet.subset, c.actual_strides, c.shape, strict=True):
-                if stride == 1 and n != 1 and isinstance(s, Symbol) and s in outer and inner_exists and len(x.memlet.symbols) > 1:
+                if stride == 1 and n != 1 and isinstance(s, Symbol) and s in outer:
                     raise Refusal(f"rows are interleaved in {c.name}: neighbours in memory belong to different rows")
 
     def saves(self, m: Match) -> IntLike:

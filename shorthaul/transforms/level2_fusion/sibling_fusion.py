@@ -22,9 +22,14 @@ class SiblingFusion(Transformation):
     """Merge two independent maps over the same points that read the same container.
 
     before:  map n, c: y[n, c] = f(x[n, c]);  map n, c: s[c] (sum) = x[n, c]      after:  map n, c: y[n, c] = f(x[n, c]); s[c] (sum) = x[n, c]
+
+    reductions_only: leave elementwise maps apart, so that they can still be recomputed in their readers.
     """
 
     level = 2
+
+    def __init__(self, reductions_only: bool = False) -> None:
+        self.reductions_only = reductions_only
 
     def matches(self, program: Program) -> Iterator[Match]:
         for node in list(program.nodes):
@@ -44,6 +49,8 @@ class SiblingFusion(Transformation):
 
     def check(self, m: Match) -> None:
         p, a, b = m.program, m.first, m.second
+        if self.reductions_only:
+            require(not a.is_elementwise and not b.is_elementwise, "only reductions are merged at this stage")
         require(p.writes_of(a).isdisjoint(p.reads_of(b)) and p.writes_of(b).isdisjoint(p.reads_of(a)), "one reads what the other writes")
         pairs = [(x, y) for x in a.tasklet.reads.values() for y in b.tasklet.reads.values()
                  if x.container == y.container and p.containers[x.container].shape and not x.guard and not y.guard]  # fmt: skip

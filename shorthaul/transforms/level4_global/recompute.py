@@ -11,7 +11,7 @@ from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.rewrite import rename
 from shorthaul.ir.scalar import reads_of
-from shorthaul.symbolic import Expr
+from shorthaul.symbolic import Expr, prove_le
 
 from ..base import Match, Transformation, hint_value, require
 from ..level2_fusion.compose import code_cost
@@ -52,6 +52,7 @@ class Recompute(Transformation):
         require(len(p.writers(m.mid)) == 1, "several nodes write it")
         for r in self._readers(m):
             require(isinstance(r, Map), f"{r.label} reads the value from memory")
+            require(r.tasklet is not None and prove_le(r.domain, a.domain) is True, f"{r.label} reads each element several times")
         cost = code_cost(v for k, v in a.tasklet.code.items() if a.tasklet.writes[k].container == m.mid)
         require(cost <= self.max_cost, f"recomputing costs {cost} operations an element")
         extra = sum(hint_value(p, p.containers[r].bytes) for r in p.reads_of(a) if not self._available(p, r))
