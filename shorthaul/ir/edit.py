@@ -112,10 +112,9 @@ class Edit:
         self._splice(lo, hi + 1 - lo, [*before, *new, *behind])
 
     def _position(self, node: Node) -> int:
-        for i, n in enumerate(self.program.nodes):
-            if n is node:
-                return i
-        raise EditError(f"{node} is not in program {self.program.name}")
+        if not self.program.node_is_current(node):
+            raise EditError(f"{node} is not in program {self.program.name}")
+        return self.program.nodes.index(node)  # nodes compare by identity
 
     def _splice(self, at: int, count: int, new: list[Node]) -> None:
         p = self.program

@@ -185,6 +185,7 @@ class Map(Node):
         self.phase = phase
         self.id = next(_ids) if id is None else id
         self._propagated: tuple[dict[str, Memlet], dict[str, Memlet]] | None = None
+        self._accesses: tuple[Access, ...] | None = None
 
     @property
     def reads(self) -> dict[str, Memlet]:  # type: ignore[override]
@@ -223,9 +224,11 @@ class Map(Node):
         t = self.tasklet
         return t is not None and not any(m.combine for m in t.writes.values())
 
-    def accesses(self) -> Iterator[Access]:
+    def accesses(self) -> tuple[Access, ...]:
         """Every memlet of every tasklet below, with the parameters in scope."""
-        yield from _accesses(self, (), frozenset())
+        if self._accesses is None:
+            self._accesses = tuple(_accesses(self, (), frozenset()))
+        return self._accesses
 
     def tasklets(self) -> Iterator[tuple[tuple[Symbol, ...], Tasklet]]:
         """All tasklets below with the parameters in scope, outermost first."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Union
 
 import numpy as np
@@ -55,7 +56,7 @@ class Signature:
     def with_(self, **changes: Any) -> Signature:
         return replace(self, **changes)
 
-    @property
+    @cached_property
     def results(self) -> frozenset[str]:
         """Containers that must exist after the program ran."""
         return frozenset(self.outputs) | {g for _, g in self.gradients} | {u for _, u in self.updates}
@@ -113,9 +114,9 @@ class Program:
 
     def node(self, id: int) -> Node:
         """The node with that id; raises KeyError when a rewrite removed it (see `resolve`)."""
-        for n in self.nodes:
-            if n.id == id:
-                return n
+        found = self._current.get(id)
+        if found is not None:
+            return found
         raise KeyError(f"program {self.name} has no node #{id}; it was rewritten: ask resolve({id})")
 
     def resolve(self, id: int) -> list[Node]:
@@ -125,6 +126,10 @@ class Program:
             if ids & rewrite.removed:
                 ids = (ids - rewrite.removed) | rewrite.created
         return [n for n in self.nodes if n.id in ids]
+
+    def current(self, ids: Iterable[int]) -> list[Node]:
+        """Those of the nodes with these ids that are in the program, in the order of the ids."""
+        return [self._current[i] for i in sorted(ids) if i in self._current]
 
     def node_is_current(self, node: Node) -> bool:
         """Whether this very object is in the program now."""

@@ -156,12 +156,14 @@ def _writes(s: Map) -> set[str]:
 
 def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
     for i, a in enumerate(statements):
-        for c in sorted(m.container for m in _tasklet(a).writes.values() if m.combine is None and m.container in local_names):
+        for c, combine in sorted((m.container, m.combine or "") for m in _tasklet(a).writes.values() if m.container in local_names):
             readers = [j for j in range(i + 1, len(statements)) if c in _reads(statements[j])]
             if not readers:
                 if all(w == c for w in _writes(a)):
                     del statements[i]
                     return True
+                continue
+            if combine:
                 continue
             single = len(_tasklet(a).writes) == 1
             if len(readers) > 1 and single and code_cost(_tasklet(a).code.values()) <= CHEAP and len(_tasklet(a).reads) <= 2:
