@@ -14,6 +14,7 @@ import argparse
 import concurrent.futures
 import csv
 import gc
+import importlib.util
 import io
 import itertools
 import json
@@ -109,6 +110,7 @@ def guarded(report: Report, what: str, part: Callable[[], None]) -> None:
         report.failures.append(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         say(f"FAILED {what}")
         traceback.print_exc(limit=6)
+        print(flush=True)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -128,7 +130,10 @@ def compile_kernels(case: Case, part: int, parts: int) -> int:
     launches = [stage for top in tops for stage in (top, *top.finish)]
     for launch in launches[part::parts]:
         arguments = [a.dtype if isinstance(a, torch.Tensor) else a for a in launch.arguments]
-        launch.function.warmup(*arguments, grid=(1,), **launch.constants, **launch.meta)
+        try:
+            launch.function.warmup(*arguments, grid=(1,), **launch.constants, **launch.meta)
+        except Exception as error:  # said again, with its consequence, where the kernel is run
+            print(f"{launch.kernel.name} {launch.chosen} does not compile: {error}", flush=True)
     return len(launches[part::parts])
 
 
@@ -174,12 +179,37 @@ def launch_time(launch: Launch, runs: int = 5) -> float:
 def precompile(cases: list[Case]) -> None:
     """Fill Triton's cache on all cores."""
     workers = max(1, (os.cpu_count() or 2) - 1)
-    parts = max(1, workers // len(cases))
+    parts = max(1, 3 * workers // len(cases))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         jobs = [pool.submit(compile_kernels, case, part, parts) for case in cases for part in range(parts)]
         total = sum(job.result() for job in jobs)
     say(f"compiled {total} kernels on {workers} cores")
+
+
+def start_suite() -> subprocess.Popen[str] | None:
+    """The tests of single kernels on the GPU, beside the compilation; None without pytest."""
+    if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("hypothesis") is None:
+        say("pytest or hypothesis is not installed here: the tests of single kernels are left out")
+        return None
+    files = ["tests/codegen/triton_maps.py", "tests/codegen/triton_contractions.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", *files]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish_suite(report: Report, process: subprocess.Popen[str] | None, seconds: float) -> None:
+    if process is None:
+        return
+    try:
+        out, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    lines = out.strip().splitlines()
+    report.machine["tests of single kernels"] = lines[-1] if lines else "no output"
+    say(f"tests of single kernels: {lines[-1] if lines else 'no output'}")
+    if process.returncode:
+        raise RuntimeError("\n".join(["some single kernels are wrong", *lines[-60:]]))
 
 
 # engines ----------------------------------------------------------------------------------------------------------------
@@ -489,7 +519,9 @@ def main() -> int:
     cases = [Case(s, p, keep) for p in options.precisions for s in options.shapes for keep in (False, True)
              if not keep or (p == "bf16" and s in options.shapes[::2])]  # fmt: skip
     report.machine = {"torch": torch.__version__, "cores": str(os.cpu_count())}
+    suite = start_suite()
     guarded(report, "compilation", lambda: precompile(cases))
+    guarded(report, "tests of single kernels", lambda: finish_suite(report, suite, 90))
     report.machine["device"] = torch.cuda.get_device_name()
     for case in cases:
         # every case's own numbers and times; peers in float32 only while time is left for the bytes
@@ -499,7 +531,7 @@ def main() -> int:
         guarded(
             report,
             case.label,
-            lambda case=case: measure(report, case, peers=not case.keep and (case.precision == "bf16" or left() > 150)),
+            lambda case=case: measure(report, case, peers=not case.keep and (case.precision == "bf16" or left() > 200)),
         )
     profiles = [(options.shapes[0], "shorthaul"), (options.shapes[0], "compile"), (options.shapes[0], "eager"),
                 *[(s, e) for s in options.shapes[2:3] for e in ("shorthaul", "compile")]]  # fmt: skip

@@ -39,3 +39,11 @@ def test_in_the_interpreter(suite: str) -> None:
 def test_compiles_to_cubin_without_a_gpu() -> None:
     out = run(str(HERE / "triton_cubins.py"), interpret=False)
     assert out.count("cubin") >= 6, out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("suite", ["triton_maps.py", "triton_contractions.py"])
+def test_on_the_gpu(suite: str) -> None:
+    assert " passed" in run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", str(HERE / suite), interpret=False
+    )

@@ -1,4 +1,5 @@
-"""Maps in Triton's interpreter against the interpreter of the IR. Run by test_triton.py in a process with TRITON_INTERPRET=1."""
+"""Maps in Triton's interpreter against the interpreter of the IR. Run by test_triton.py: in a process
+with TRITON_INTERPRET=1, and where there is a GPU also on it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from shorthaul.codegen.triton import emit_kernel, launch
+from shorthaul.codegen.triton.interpreting import is_interpreting
 from shorthaul.ir.builder import at, fresh_params, inside, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import bfloat16, bool_, dtype, float16, float32, int32, int64
@@ -19,6 +21,7 @@ from shorthaul.ir.scalar import apply, cast, const, index_value, read, where
 from shorthaul.symbolic import Symbol
 
 N, H, W, C, K = SYMBOLS = tuple(Symbol(s, 1) for s in "NHWCK")
+DEVICE = "cpu" if is_interpreting() else "cuda"
 TOLERANCE = {"float32": 3e-6, "float16": 5e-4, "bfloat16": 4e-3, "float64": 1e-12}  # in the Euclidean norm
 
 
@@ -61,7 +64,7 @@ def run(m: Map, containers: list[Container], sizes: dict, values: dict | None = 
     tensors = {}
     for name, c in by_name.items():
         strides = tuple(s if isinstance(s, int) else _eval(s, sizes) for s in c.actual_strides)
-        t = torch.empty_strided(shape[name], strides, dtype=getattr(torch, c.dtype.name))
+        t = torch.empty_strided(shape[name], strides, dtype=getattr(torch, c.dtype.name), device=DEVICE)
         if name in given:
             t.copy_(given[name])
         elif c.dtype.is_float:
@@ -77,7 +80,11 @@ def run(m: Map, containers: list[Container], sizes: dict, values: dict | None = 
         else 0.0
     )
     for name in written:
-        got = tensors[name].double().numpy() if tensors[name].dtype.is_floating_point else tensors[name].numpy()
+        got = (
+            tensors[name].cpu().double().numpy()
+            if tensors[name].dtype.is_floating_point
+            else tensors[name].cpu().numpy()
+        )
         want = np.asarray(expected[name])
         if tensors[name].dtype.is_floating_point:
             error = float(np.linalg.norm(got - want) / max(np.linalg.norm(np.asarray(want, np.float64)), 1e-6))
@@ -193,8 +200,8 @@ def test_philox_gives_the_bits_of_the_ir():
     from shorthaul.ir import philox
 
     index = np.arange(35).reshape(5, 7)
-    np.testing.assert_array_equal(tensors["y"].numpy(), philox.uniform(2**40 + 12345, 77, index))
-    np.testing.assert_array_equal(tensors["z"].numpy(), philox.uniform(77, 2**40 + 12345, index + 2**33))
+    np.testing.assert_array_equal(tensors["y"].cpu().numpy(), philox.uniform(2**40 + 12345, 77, index))
+    np.testing.assert_array_equal(tensors["z"].cpu().numpy(), philox.uniform(77, 2**40 + 12345, index + 2**33))
 
 
 # row reductions ---------------------------------------------------------------------------------------------------------
@@ -379,3 +386,24 @@ def test_kernel_without_elements():
 
 def test_dtype_names_are_torch_names():
     assert dtype("torch.bfloat16") is bfloat16
+
+
+def test_the_source_does_not_depend_on_what_was_built_before():
+    # a kernel compiled by one process must be found by the next one
+    def source():
+        x, y, g = channels_last("x"), channels_last("y"), array(N, C, name="g")
+        n, c, _h, _w = p = fresh_params((N, C, H, W))
+        s = array(C, name="s")
+        m = make_map(
+            p,
+            {"x": at(x, *p), "g": at(g, n, c)},
+            {"y": at(y, *p), "s": at(s, c, combine="sum")},
+            lambda x, g: {"y": x * g, "s": x},
+            {"x": float32, "g": float32},
+            name="gated",
+        )
+        return emit_kernel(m, {v.name: v for v in (x, y, g, s)})
+
+    first, second = source(), source()
+    assert first.source == second.source
+    assert first.finish[0].source == second.finish[0].source

@@ -135,8 +135,8 @@ class Accumulator:
         """Merge across the tile first: the state of a contraction's epilogue is one row."""
         e = self.e
         if len(self.names) == 1:
-            tile = self._across(self._elements(), self.blocked)[0]
-            e.line(f"{self.names[0]} = {self._merge_one(self.names[0], tile)}")
+            merged = self._across(self._elements(), self.blocked)[0]
+            e.line(f"{self.names[0]} = {self._merge_one(self.names[0], merged)}")
             return
         if (
             self.w.combine == "welford"

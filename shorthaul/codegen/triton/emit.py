@@ -132,10 +132,10 @@ class Emitter:
         else:
             self.line(f"{var} = {offset}")
         self.names[axis.index] = var
-        for p in axis.params:
+        for at, p in enumerate(axis.params):
             value = self.plan.values[p]
             if isinstance(value, (FloorDiv, Mod)) and value in self.atoms:
-                name = self.fresh(f"{var}_{p.name}")
+                name = self.fresh(f"{var}_{at}")  # by position: sources must not depend on how parameters are called
                 text = index_text(value, {k: v for k, v in self.names.items() if k is not value})
                 for s in free_symbols(value):
                     if s not in self.names:
@@ -242,7 +242,10 @@ class Emitter:
             else:
                 text = f"tl.full([], {text}, tl.int64)"
         elif node.op in _COMPARE and all(a.op in ("index", "const") for a in node.args):
-            sides = [self.ix(self.plan.expr(a.attr)) if a.op == "index" else literal(a.attr) for a in node.args]
+            sides = [
+                self.ix(self.plan.expr(a.attr)) if a.op == "index" else literal(a.attr)  # type: ignore[arg-type]
+                for a in node.args
+            ]
             text = f"({sides[0]} {_COMPARE[node.op]} {sides[1]})"
         else:
             text = operation_text(node, [self.value(t, a) for a in node.args])
@@ -360,7 +363,7 @@ class Emitter:
         for taps in itertools.product(*(range(a.size) for a in axes)):  # type: ignore[arg-type]
             self.taps = {a.index: v for a, v in zip(axes, taps, strict=True)}
             if taps:
-                self.comment(", ".join(f"{a.params[0].name} = {v}" for a, v in zip(axes, taps, strict=True)))
+                self.comment(", ".join(f"{a.name} = {v}" for a, v in zip(axes, taps, strict=True)))
             for node in m.body:
                 self.node(node)
         self.taps = {}

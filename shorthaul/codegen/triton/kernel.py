@@ -10,8 +10,9 @@ from typing import Any, Union
 from shorthaul.ir.builder import at, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, bool_, float32, int32
+from shorthaul.ir.memlet import Memlet
 from shorthaul.ir.nodes import Map
-from shorthaul.ir.scalar import read
+from shorthaul.ir.scalar import Scalar, read
 from shorthaul.symbolic import Expr, Symbol, evaluate, index, product
 
 from .accumulate import Accumulator
@@ -99,11 +100,9 @@ def emit_kernel(
     decorator = f"@triton.jit(do_not_specialize={once})" if once else "@triton.jit"
     head = [decorator, f"def {name}({_wrapped(signature, name)}):", f'    """{_summary(m, plan)}"""']
     head += [f"    {s.name} = {s.name}_q * {s.name}_m" for s in sizes]
-    head += [
-        f"    # {a.name} = ({', '.join(p.name for p in a.params)}) of size {a.size}: {a.mode}"
-        for a in plan.axes
-        if a.params
-    ]
+    for a in plan.axes:
+        sizes_of = " x ".join(str(p.size) if str(p.size).isidentifier() else f"({p.size})" for p in a.params)
+        head.append(f"    # {a.name}: {a.mode} over {sizes_of or 1}")
     source = "\n\n\n".join([HEADER.rstrip(), *e.helpers.values(), "\n".join([*head, *e.lines])]) + "\n"
     return TritonKernel(name, source, plan, arguments, sizes, tuple(chunks), tuple(constexprs), scratch, finish, chosen)
 
@@ -117,7 +116,8 @@ def _summary(m: Map, plan: Plan) -> str:
 
 
 def _wrapped(text: str, name: str) -> str:
-    lines, width, pad = [], 0, " " * (5 + len(name))
+    lines: list[str] = []
+    width, pad = 0, " " * (5 + len(name))
     for part in text.split(", "):
         if lines and width + len(part) < 100:
             lines[-1] += ", " + part
@@ -156,7 +156,10 @@ def _merge_kernel(name: str, group: list[Accumulator], shape: tuple[IntLike, ...
                   scratch: dict[str, tuple[Container, IntLike]], options: Mapping[str, Any]) -> TritonKernel:  # fmt: skip
     p = index("part", parts)
     dims = tuple(index(f"d{i}", n) for i, n in enumerate(shape))
-    reads, writes, code, dtypes = {}, {}, {}, {}
+    reads: dict[str, Memlet] = {}
+    writes: dict[str, Memlet] = {}
+    code: dict[str, Scalar] = {}
+    dtypes: dict[str, DType] = {}
     several = len(group) > 1
     if several and any(len(acc.names) > 1 for acc in group):
         raise NotSchedulable(

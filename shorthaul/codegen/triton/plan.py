@@ -176,8 +176,8 @@ class _Planner:
             exprs = [base] + [self._drop_unit(c.expr) for c in a.memlet.guard]
             params = frozenset(p for p in self.plan.owner if any(p in free(e) for e in exprs))
             self.uses.append(_Use(a.memlet, base, exprs, params, a.memlet.container in self.plan.local_names))
-        self.index_exprs = [self._drop_unit(n.attr) for _, t in self.m.tasklets() for n in walk(*t.code.values())
-                            if n.op == "index"]  # type: ignore[arg-type]  # fmt: skip
+        nodes = [n for _, t in self.m.tasklets() for n in walk(*t.code.values())]
+        self.index_exprs = [self._drop_unit(n.attr) for n in nodes if n.op == "index"]  # type: ignore[arg-type]
 
     def _drop_unit(self, e: IntLike) -> IntLike:
         return e if isinstance(e, int) or not self.unit else substitute(e, self.unit)
@@ -193,15 +193,13 @@ class _Planner:
                 memlet = t.writes[names[0]]
                 is_local = memlet.container in self.plan.local_names
                 scope = frozenset(p for p in params if p not in self.unit)
-                base = self._drop_unit(address(memlet, self.plan.container(memlet.container))[0])
                 inside = scope - self.local_owner[memlet.container] if is_local else scope
                 subset = frozenset().union(*(free(s) for s in memlet.subset if not isinstance(s, (Indirect, Span))))
                 if any(isinstance(s, Indirect) for s in memlet.subset):
                     raise NotSchedulable(
                         f"map {self.m.label}: {memlet} scatters; there is no Triton schedule for scatters yet"
                     )
-                del base
-                self.plan.writes.append(Write(t, tuple(names), memlet.combine, scope, inside - subset, is_local))
+                self.plan.writes.append(Write(t, tuple(names), memlet.combine or "", scope, inside - subset, is_local))
 
     def signature(self, p: Symbol) -> frozenset[int]:
         """Which global combining writes reduce the parameter."""
@@ -263,7 +261,7 @@ class _Planner:
                 if len(here) > 1:
                     small = [p for p in here if isinstance(p.size, int) and p.size <= MAX_TAPS]
                     if len(small) == len(here):
-                        small = [min(small, key=lambda p: p.size)]  # type: ignore[arg-type]
+                        small = [min(small, key=lambda p: int(p.size))]  # type: ignore[arg-type,call-overload]
                     found.update(small)
         return found
 
@@ -298,7 +296,7 @@ class _Planner:
     def _finish(self) -> Plan:
         plan = self.plan
         for p, q in self.alias.items():
-            plan.values[p] = plan.values.get(q, q)  # type: ignore[arg-type]
+            plan.values[p] = plan.values.get(q, q)  # type: ignore[arg-type,call-overload]
         plan.values.update(self.unit)
         if not any(a.dim is not None for a in plan.axes):
             plan.axes.append(Axis("one", index("one", 1), (), "whole", 0))

@@ -27,16 +27,16 @@ def index_text(e: IntLike, names: Mapping[Expr, str]) -> str:
     if isinstance(e, Symbol):
         return e.name
     if isinstance(e, (FloorDiv, Mod)):
-        a, b = _operand(e.dividend, names), _operand(e.divisor, names)
+        left, right = _operand(e.dividend, names), _operand(e.divisor, names)
         low = bounds(e.dividend)[0]
         if low is not None and low >= 0:
-            return f"{a} {'//' if isinstance(e, FloorDiv) else '%'} {b}"
-        return f"{'floor_div' if isinstance(e, FloorDiv) else 'floor_mod'}({a}, {b})"
+            return f"{left} {'//' if isinstance(e, FloorDiv) else '%'} {right}"
+        return f"{'floor_div' if isinstance(e, FloorDiv) else 'floor_mod'}({left}, {right})"
     if isinstance(e, (Min, Max)):
         fn = "tl.minimum" if isinstance(e, Min) else "tl.maximum"
         text = index_text(e.args[0], names)
-        for a in e.args[1:]:
-            text = f"{fn}({text}, {index_text(a, names)})"
+        for other in e.args[1:]:
+            text = f"{fn}({text}, {index_text(other, names)})"
         return text
     parts: list[str] = []
     for mono, c in sorted(e.terms.items(), key=lambda t: (t[1] < 0, -len(t[0]), [a.uid for a in t[0]])):
