@@ -290,6 +290,21 @@ def _subtract(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> t
     return read, written
 
 
+def _divide(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tuple[IntLike, IntLike]:
+    """The dividend's gradient needs the divisor, the divisor's both; each is summed where its operand was broadcast."""
+    y = e.p.containers[next(iter(n.writes.values())).container]
+    names = [m.container for m in n.reads.values()]
+    read: IntLike = 0
+    written: IntLike = 0
+    for i, k in enumerate(n.reads):
+        x = e.p.containers[n.reads[k].container]
+        if k in wanted:
+            read, written = read + gy + e._sum(names if i else names[1:]), written + x.bytes
+            if tuple(x.shape) != tuple(y.shape):
+                read, written = read + y.bytes, written + y.bytes
+    return read, written
+
+
 def _custom(e: _Eager, n: Operator, gy: IntLike, wanted: Collection[str]) -> tuple[IntLike, IntLike]:
     return eager_bytes(n.attributes["backward"]), 0
 
@@ -300,5 +315,5 @@ _SAVED: dict[str, Callable[[_Eager, Operator], IntLike]] = {
 }  # fmt: skip
 _BACKWARD_SPECIAL: dict[str, Callable[..., tuple[IntLike, IntLike]]] = {
     **dict.fromkeys(_SAVED, _from_saved), **dict.fromkeys(GATHERS, _scatter), "slice": _embed, "select": _embed, "expand": _expand,
-    "split": _join, "unbind": _join, "pad": _pad, "sub": _subtract, "custom_function": _custom,
+    "split": _join, "unbind": _join, "pad": _pad, "sub": _subtract, "div": _divide, "custom_function": _custom,
 }  # fmt: skip

@@ -111,9 +111,22 @@ def _image(a: Access, c: Container) -> Image | None:
     groups = _components(uses, [g for _, g in guards])
     sets: list[_Set] = []
     for dims, params in groups:
-        own = [g for g, used in guards if used and used <= params]
-        sets.append(_component(a, c, dims, params, own))
+        own = [g for g, used in guards if used <= params and (used or not params)]
+        if dims and params:
+            sets.append(_component(a, c, dims, params, own))
+        elif dims:
+            sets += [_component(a, c, (d,), params, []) for d in dims]
+        if (not dims or not params) and own and _never(params, own):
+            return (_Set((), 0, ("never",)),)
     return tuple(sets)
+
+
+def _never(params: frozenset[Symbol], guard: list[Condition]) -> bool:
+    """Whether conditions on parameters that no subscript uses (or on none) are known to exclude every point."""
+    if any((prove_le(g.expr, -1) if g.relation == "ge" else prove_eq(g.expr, 0) is False) is True for g in guard):
+        return True
+    found = _enumerate([0], params, guard, (0,))
+    return found is not None and found.count == 0
 
 
 def _is_whole(subset: Sequence[object], c: Container, scope: frozenset[Symbol]) -> bool:
@@ -151,7 +164,7 @@ def _components(uses: Sequence[frozenset[Symbol]], guards: Iterable[frozenset[Sy
             else:
                 rest.append(other)
         merged = [*rest, (dims, params)]
-    return sorted((tuple(sorted(dims)), frozenset(params)) for dims, params in merged if dims)
+    return sorted(((tuple(sorted(dims)), frozenset(params)) for dims, params in merged), key=lambda g: g[0])
 
 
 def _component(a: Access, c: Container, dims: tuple[int, ...], params: frozenset[Symbol], guard: list[Condition]) -> _Set:
@@ -223,13 +236,16 @@ def _range(e: IntLike, params: frozenset[Symbol], guard: list[Condition], size: 
 def _is_injective(e: IntLike, params: frozenset[Symbol]) -> bool:
     """Whether every point of the parameters gives another value: each coefficient exceeds what the smaller ones span."""
     parts = affine(e, params)
-    if parts is None or set(parts[0]) != params or any(not _fixed_range(p, params) or not isinstance(a, int) for p, a in parts[0].items()):
+    if parts is None or not all(_fixed_range(p, params) for p in params):
+        return False
+    numbers = sorted(((abs(a), p) for p, a in parts[0].items() if isinstance(a, int)), key=lambda t: t[0])
+    if {p for _, p in numbers} != params:
         return False
     span: IntLike = 1
-    for p, a in sorted(parts[0].items(), key=lambda t: abs(t[1])):  # type: ignore[arg-type]
-        if prove_le(span, abs(a)) is not True:  # type: ignore[arg-type]
+    for a, p in numbers:
+        if prove_le(span, a) is not True:
             return False
-        span = span + (p.size - 1) * abs(a)  # type: ignore[arg-type]
+        span = span + (p.size - 1) * a
     return True
 
 
@@ -271,7 +287,7 @@ def _distinct(columns: Sequence[np.ndarray]) -> np.ndarray:
         return np.zeros((0, len(columns)), np.int64)
     lows = [int(c.min()) for c in columns]
     spans = [int(c.max()) - low + 1 for c, low in zip(columns, lows, strict=True)]
-    linear = np.zeros(columns[0].shape, np.int64)
+    linear: np.ndarray = np.zeros(columns[0].shape, np.int64)
     for column, low, span in zip(columns, lows, spans, strict=True):
         linear = linear * span + (column - low)
     if math.prod(spans) <= 4 * ENUMERATED:  # marking is faster than sorting
@@ -320,25 +336,27 @@ def _union(images: list[Image], c: Container) -> Footprint:
 
 def _merged(images: list[Image]) -> IntLike | None:
     """The union of ranges along one dimension, where one follows or covers the other provably."""
-    if any(len(i) != 1 or i[0].start is None for i in images):
-        return None
-    ranges = [(i[0].start, i[0].start + i[0].count - 1) for i in images]  # type: ignore[operator]
-    if all(isinstance(a, int) and isinstance(b, int) for a, b in ranges):
-        total, reach = 0, None
-        for a, b in sorted(ranges):  # type: ignore[type-var]
-            total += max(0, b - (a - 1 if reach is None else max(a - 1, reach)))  # type: ignore[type-var, operator, operator]
-            reach = b if reach is None else max(reach, b)  # type: ignore[type-var]
+    ranges: list[tuple[IntLike, IntLike]] = []
+    for image in images:
+        if len(image) != 1 or image[0].start is None:
+            return None
+        ranges.append((image[0].start, image[0].start + image[0].count - 1))
+    numbers = [(a, b) for a, b in ranges if isinstance(a, int) and isinstance(b, int)]
+    if len(numbers) == len(ranges):
+        total, reach = 0, min(a for a, _ in numbers) - 1
+        for a, b in sorted(numbers):
+            total += max(0, b - max(a - 1, reach))
+            reach = max(reach, b)
         return total
     low, high = ranges[0]
-    for a, b in ranges[1:]:
-        if prove_le(low, a) is True and prove_le(a, high + 1) is True:
-            high = b if prove_le(high, b) is True else high if prove_le(b, high) is True else None
-        elif prove_le(a, low) is True and prove_le(low, b + 1) is True:
-            high = high if prove_le(b, high) is True else b if prove_le(high, b) is True else None
-            low = a
-        else:
+    for start, end in ranges[1:]:
+        if prove_le(low, start) is not True:
+            (low, high), (start, end) = (start, end), (low, high)
+        if prove_le(low, start) is not True or prove_le(start, high + 1) is not True:
             return None
-        if high is None:
+        if prove_le(high, end) is True:
+            high = end
+        elif prove_le(end, high) is not True:
             return None
     return high - low + 1
 
@@ -346,12 +364,10 @@ def _merged(images: list[Image]) -> IntLike | None:
 def _marked(images: list[Image], c: Container) -> int | None:
     """The union by marking elements."""
     dims = sorted({d for image in images for s in image for d in s.dims})
-    if not all(isinstance(c.shape[d], int) for d in dims):
+    shape = [n for d in dims if isinstance(n := c.shape[d], int)]
+    if len(shape) < len(dims) or math.prod(shape) > ENUMERATED:
         return None
-    shape = [c.shape[d] for d in dims]
-    if math.prod(shape) > ENUMERATED:  # type: ignore[type-var]
-        return None
-    mark = np.zeros(shape, bool)  # type: ignore[arg-type]
+    mark = np.zeros(shape, bool)
     for image in images:
         index: dict[int, np.ndarray] = {}
         for i, s in enumerate(image):

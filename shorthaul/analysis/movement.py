@@ -147,7 +147,7 @@ class Movement:
             kernels = len({m.node.id for m in group}) or 1
             rows.append(Row(name, node.phase, read, written, kernels, all(m.exact for m in group), None if by == "module" else node.id))
         if all(isinstance(r.bytes, int) for r in rows):
-            rows.sort(key=lambda r: -r.bytes)  # type: ignore[operator]
+            rows.sort(key=lambda r: -value(r.bytes, {}))
         return rows
 
     def table(self, by: str = "kernel", limit: int = ROWS) -> str:

@@ -246,7 +246,7 @@ class _Reversal:
 
     # results and recomputation ------------------------------------------------------------------------------------------
     def _outputs(self) -> dict[str, Container]:
-        outputs = {}
+        outputs: dict[str, Container] = {}
         for k in self.wanted:
             g = self.total(self.operands[k])
             if g is None:

@@ -203,3 +203,41 @@ def test_cache_follows_the_containers() -> None:
     m = copy_map((i,), at(x, i), at(y, i, combine="sum"))
     assert footprints(m, {"x": x, "y": y})["y", "write"].elements == 4
     assert footprints(m, {"x": x, "y": tensor("y", 7, role="transient")})["y", "write"].elements == 7
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("pad", [0, 1])
+def test_symbolic_windows_evaluate_to_the_count(stride: int, pad: int) -> None:
+    # a symbolic number of outputs over an input of just the size they reach
+    size = (N - 1) * stride + 3 - 2 * pad
+    x, y = tensor("x", size), tensor("y", N, role="transient")
+    o, k = index("o", N), index("k", 3)
+    e = o * stride + k - pad
+    m = make_map((o, k), {"x": at(x, e, guard=inside(e, size), fill=0)}, {"y": at(y, o, combine="sum")}, lambda x: {"y": x}, {"x": float32})
+    for n in (2, 5):
+        p = net(m, x, y)
+        p.symbols = (N,)
+        agree(p, {"x": np.ones((n - 1) * stride + 3 - 2 * pad)}, {"N": n})
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_affine_accesses(seed: int) -> None:
+    """Up to three reads of one container with random coefficients, offsets and conditions."""
+    rng = np.random.default_rng(seed)
+    x, y = tensor("x", 12, 9), tensor("y", 3, 4, 2, role="transient")
+    params = tuple(index(f"p{seed}_{i}", n) for i, n in enumerate((3, 4, 2)))
+    reads = {}
+    for r in range(int(rng.integers(1, 4))):
+        subset = []
+        guard: list[Condition] = []
+        for size in (12, 9):
+            e: Any = int(rng.integers(-2, 4))
+            for p in params:
+                e = e + int(rng.integers(-1, 3)) * p * int(rng.integers(0, 2))
+            subset.append(e)
+            guard += inside(e, size)
+        if rng.integers(2):
+            guard.append(Condition(params[0] - params[1] + 1))
+        reads[f"r{r}"] = at(x, *subset, guard=guard, fill=0)
+    code = lambda **values: {"y": sum(list(values.values())[1:], next(iter(values.values())))}  # noqa: E731
+    agree(net(make_map(params, reads, {"y": at(y, *params)}, code, {"x": float32}), x, y), {"x": np.ones((12, 9))})

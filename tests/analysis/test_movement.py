@@ -41,7 +41,8 @@ def chain(module: str = "") -> Program:
     i, j, k, l = index("i", N), index("j", 8), index("k", N), index("l", 8)
     types = {"x": float32, "t": float32, "b": float32}
     origins = (Origin("net.first"),), (Origin("net.second"),)
-    first = make_map((i, j), {"x": at(x, i, j)}, {"t": at(t, i, j)}, lambda x: {"t": apply("tanh", x)}, types, name="tanh", origins=origins[0])
+    first = make_map((i, j), {"x": at(x, i, j)}, {"t": at(t, i, j)}, lambda x: {"t": apply("tanh", x)}, types, name="tanh",
+                     origins=origins[0])  # fmt: skip
     second = make_map((k, l), {"t": at(t, k, l), "b": at(b, l)}, {"y": at(y, k, l)}, lambda t, b: {"y": t + b}, types, name="add",
                       origins=origins[1])  # fmt: skip
     return net([first, second], x, b, t, y, symbols=(N,), outputs=("y",))
@@ -219,6 +220,9 @@ def test_eager_of_single_operators() -> None:
     # the gradient of a broadcast operand is summed; the other one's is the incoming gradient itself
     assert bytes_of("add", {}, a=x, b=b) == (2 * whole + row) + (whole + row)
     assert bytes_of("mul", {}, a=x, b=b) == (2 * whole + row) + (2 * whole + row) + (2 * whole + whole + whole + row)
+    assert bytes_of("div", {}, a=x, b=b) == (2 * whole + row) + (2 * whole + row) + (3 * whole + row + whole + row)
+    assert bytes_of("div", {"b": 2.0}, a=x) == 2 * whole + 2 * whole
+    assert bytes_of("sub", {}, a=x, b=b) == (2 * whole + row) + (2 * whole + whole + row)
     assert bytes_of("softmax", {"dim": -1}, x=x) == 2 * whole + 3 * whole
     stats = 2 * 4 * 4
     assert bytes_of("layer_norm", {"normalized_shape": (8,)}, x=x, weight=b) == (2 * whole + row + stats) + (3 * whole + 2 * row + stats)
