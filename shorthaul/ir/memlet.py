@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Union
 
 from shorthaul.symbolic import Expr, Symbol, free_symbols, product, substitute
@@ -81,14 +82,10 @@ class Memlet:
         """One element a time (no spans)."""
         return not any(isinstance(s, Span) for s in self.subset)
 
-    @property
+    @cached_property
     def symbols(self) -> frozenset[Symbol]:
         """Map parameters and sizes that the subset and the guard use."""
-        found: frozenset[Symbol] = frozenset()
-        for e in self._expressions():
-            if isinstance(e, Expr):
-                found |= free_symbols(e)
-        return found
+        return frozenset().union(*[free_symbols(e) for e in self._expressions() if isinstance(e, Expr)])
 
     @property
     def volume(self) -> IntLike:
@@ -112,12 +109,15 @@ class Memlet:
                 return Span(fn(s.start), fn(s.size), fn(s.step))
             return s if isinstance(s, Indirect) else fn(s)
 
-        guard = simplify_guard(tuple(Condition(fn(c.expr), c.relation) for c in self.guard))
+        guard = simplify_guard(tuple(Condition(fn(c.expr), c.relation) for c in self.guard)) if self.guard else ()
         return Memlet(self.container, tuple(one(s) for s in self.subset), guard, self.fill, self.combine, self.scan)
 
     def substitute(self, values: Mapping[Symbol, IntLike]) -> Memlet:
         """Replace map parameters (the scan parameter only by another symbol, or where it has one value)."""
-        m = self.map_expressions(lambda e: e if isinstance(e, int) else substitute(e, values))
+        if self.symbols.isdisjoint(values) and self.scan is None:
+            return self
+        # a plain parameter is by far the most frequent subscript
+        m = self.map_expressions(lambda e: e if isinstance(e, int) else values[e] if e in values else substitute(e, values))  # type: ignore[index]
         if m.scan is not None and m.scan in values:
             new = values[m.scan]
             if not isinstance(new, Symbol) and m.scan.size == 1:

@@ -31,11 +31,12 @@ class Scalar:
     (insert `cast`).
     """
 
-    __slots__ = ("__weakref__", "args", "attr", "dtype", "op")
+    __slots__ = ("__weakref__", "args", "attr", "dtype", "has_index", "op")
     op: str
     args: tuple[Scalar, ...]
     dtype: DType
     attr: object
+    has_index: bool  # whether an "index" leaf is below
 
     def __new__(cls, op: str, args: tuple[Scalar, ...], dtype: DType, attr: object = None) -> Scalar:
         key = (op, args, dtype, _attr_key(attr))
@@ -43,6 +44,7 @@ class Scalar:
         if found is None:
             found = object.__new__(cls)
             found.op, found.args, found.dtype, found.attr = op, args, dtype, attr
+            found.has_index = op == "index" or any(a.has_index for a in args)
             with _lock:
                 found = _table.setdefault(key, found)
         return found
@@ -188,19 +190,27 @@ def rewrite(root: Scalar, leaf: Callable[[Scalar], Scalar | None], memo: dict[Sc
     from .scalar_ops import simplify
 
     memo = {} if memo is None else memo
-    for node in walk(root):
+    stack = [root]
+    while stack:
+        node = stack[-1]
         if node in memo:
+            stack.pop()
             continue
         new = leaf(node)
-        if new is None:
-            args = tuple(memo[a] for a in node.args)
+        if new is None and node.args:
+            missing = [a for a in node.args if a not in memo]
+            if missing:
+                stack += reversed(missing)
+                continue
+            args = tuple([memo[a] for a in node.args])
             if args == node.args:
                 new = node
             elif node.op == "cast":
                 new = cast(args[0], node.dtype)
             else:
                 new = simplify(node.op, args, node.dtype)
-        memo[node] = new
+        memo[node] = node if new is None else new
+        stack.pop()
     return memo[root]
 
 
@@ -211,6 +221,8 @@ def substitute_reads(root: Scalar, values: Mapping[str, Scalar], memo: dict[Scal
 
 def substitute_indices(root: Scalar, values: Mapping[Symbol, IntLike], memo: dict[Scalar, Scalar] | None = None) -> Scalar:
     """Replace map parameters inside `index` leaves."""
+    if not root.has_index:
+        return root
 
     def leaf(n: Scalar) -> Scalar | None:
         return index_value(substitute(n.attr, values)) if n.op == "index" else None  # type: ignore[arg-type]
@@ -226,6 +238,8 @@ def reads_of(*roots: Scalar) -> list[str]:
 def symbols_of(*roots: Scalar) -> frozenset[Symbol]:
     """Symbols used in `index` leaves."""
     found: frozenset[Symbol] = frozenset()
+    if not any(r.has_index for r in roots):
+        return found
     for n in walk(*roots):
         if n.op == "index":
             found |= free_symbols(n.attr)  # type: ignore[arg-type]
