@@ -1,6 +1,7 @@
 """Scaled dot-product attention and its gradient.
 
-`maps` computes the scores, a softmax that is zero for rows without an allowed key, dropout and the weighted sum as maps. `composition` leaves the
+`maps` computes the scores, a softmax that is zero for rows without an allowed key, dropout and the weighted sum as
+maps. `composition` leaves the
 products to the library and keeps the rest as maps (dropout, any mask). `library` is PyTorch's fused kernel, for the cases that it takes.
 The gradient recomputes the probabilities from the log-sum-exp of each row, and draws the mask of dropout again.
 """
@@ -38,7 +39,9 @@ def shared_heads(q: Any, k: Any) -> bool:
 
 
 class AttentionBase(OperatorDefinition):
-    """Shapes: q (batch..., L, E), k (batch..., S, E), v (batch..., S, V). The last batch dimension (heads) of k and v may divide that of q."""
+    """Shapes: q (batch..., L, E), k (batch..., S, E), v (batch..., S, V). The last batch dimension (heads) of k and
+    v may divide that of q.
+    """
 
     attributes: Mapping[str, Any] = ATTRIBUTES
     function = ""
@@ -51,9 +54,18 @@ class AttentionBase(OperatorDefinition):
         q, k, v = (types[n] for n in "qkv")
         for n, t in (("q", q), ("k", k), ("v", v)):
             self.require(len(t.shape) >= 2, f"operand {n} of shape {list(t.shape)} is not (batch..., length, size)")
-            self.require(t.dtype.is_float and t.dtype is q.dtype, f"operand {n} is {t.dtype}, q is {q.dtype}; all must be of one floating dtype")
-        self.require(prove_eq(q.shape[-1], k.shape[-1]) is not False, f"q of shape {list(q.shape)} and k of {list(k.shape)} differ in the last size")
-        self.require(prove_eq(k.shape[-2], v.shape[-2]) is not False, f"k of shape {list(k.shape)} and v of {list(v.shape)} differ in length")
+            self.require(
+                t.dtype.is_float and t.dtype is q.dtype,
+                f"operand {n} is {t.dtype}, q is {q.dtype}; all must be of one floating dtype",
+            )
+        self.require(
+            prove_eq(q.shape[-1], k.shape[-1]) is not False,
+            f"q of shape {list(q.shape)} and k of {list(k.shape)} differ in the last size",
+        )
+        self.require(
+            prove_eq(k.shape[-2], v.shape[-2]) is not False,
+            f"k of shape {list(k.shape)} and v of {list(v.shape)} differ in length",
+        )
         if shared_heads(q, k) or shared_heads(q, v):
             return tuple(q.shape[:-2])
         return broadcast_shapes(self.name, [q.shape[:-2], k.shape[:-2], v.shape[:-2]])
@@ -62,12 +74,20 @@ class AttentionBase(OperatorDefinition):
         def one_batch(node: Operator, containers: Mapping[str, Container]) -> bool:
             q, k, v = (containers[node.reads[n].container] for n in "qkv")
             return len(q.shape) <= 2 + len(LETTERS) and all(
-                len(t.shape) == len(q.shape) and all(prove_eq(a, b) is True for a, b in zip(t.shape[:-2], q.shape[:-2], strict=True)) for t in (k, v))  # fmt: skip
+                len(t.shape) == len(q.shape)
+                and all(prove_eq(a, b) is True for a, b in zip(t.shape[:-2], q.shape[:-2], strict=True))
+                for t in (k, v)
+            )
 
         def fits_kernel(node: Operator, containers: Mapping[str, Container]) -> bool:
             """What PyTorch's kernel takes: (batch, heads, length, size), one head size, no dropout, an additive mask or none."""
             q, v = (containers[node.reads[n].container] for n in "qv")
-            if node.attributes["p"] > 0 or len(q.shape) != 4 or not one_batch(node, containers) or prove_eq(q.shape[3], v.shape[3]) is not True:
+            if (
+                node.attributes["p"] > 0
+                or len(q.shape) != 4
+                or not one_batch(node, containers)
+                or prove_eq(q.shape[3], v.shape[3]) is not True
+            ):
                 return False
             if q.dtype.name not in ("float32", "float64", "bfloat16") or "gmask" in node.writes:
                 return False
@@ -81,10 +101,17 @@ class AttentionBase(OperatorDefinition):
             missing = [k for k in self.results if k not in call.writes and k != "gmask"]
             for k in missing:  # the kernel gives all results
                 like = {"gq": "q", "gk": "k", "gv": "v"}.get(k)
-                t = c.temp(c.input(like).shape, c.input(like).dtype) if like else c.temp(c.output().shape[:-1], c.output().dtype.compute)
+                t = (
+                    c.temp(c.input(like).shape, c.input(like).dtype)
+                    if like
+                    else c.temp(c.output().shape[:-1], c.output().dtype.compute)
+                )
                 call.writes[k] = full(t)
 
-        return {"library": ExpansionRule(library, fits_kernel), "composition": ExpansionRule(lambda c: self.build(c, library=True), one_batch)}
+        return {
+            "library": ExpansionRule(library, fits_kernel),
+            "composition": ExpansionRule(lambda c: self.build(c, library=True), one_batch),
+        }
 
     def maps(self, c: Expansion) -> None:
         self.build(c, library=False)
@@ -99,34 +126,62 @@ class AttentionBase(OperatorDefinition):
         q, k, v = (c.input(n) for n in "qkv")
         return self.batch_shape({"q": q, "k": k, "v": v}), q.shape[-2], k.shape[-2], q.dtype.compute
 
-    def product(self, c: Expansion, a: Container, b: Container, letters: str, y: Container, batch: Sequence[IntLike], library: bool) -> None:
+    def product(
+        self,
+        c: Expansion,
+        a: Container,
+        b: Container,
+        letters: str,
+        y: Container,
+        batch: Sequence[IntLike],
+        library: bool,
+    ) -> None:
         """y = a batched product; `letters` such as "le,se->ls" name the last two dimensions. Batch dimensions that y lacks are summed."""
         of_a, of_b, of_y = letters.replace("->", ",").split(",")
         if library:
             names = LETTERS[: len(batch)]
             equation = f"{names}{of_a},{names}{of_b}->{names}{of_y}"
-            c.nodes.append(LibraryCall("contract", {"equation": equation, "alpha": 1, "beta": 1}, reads={"a": full(a), "b": full(b)},
-                                       writes={"y": full(y)}, origins=c.origins, phase=c.phase))  # fmt: skip
+            c.nodes.append(
+                LibraryCall(
+                    "contract",
+                    {"equation": equation, "alpha": 1, "beta": 1},
+                    reads={"a": full(a), "b": full(b)},
+                    writes={"y": full(y)},
+                    origins=c.origins,
+                    phase=c.phase,
+                )
+            )
             return
         sizes = {n: size for word, x in ((of_a, a), (of_b, b)) for n, size in zip(word, x.shape[-2:], strict=True)}
         point = c.params(batch)
         own = dict(zip(sizes, c.params(list(sizes.values())), strict=True))
         accumulate = y.dtype.compute
         total = y if accumulate is y.dtype else c.temp(y.shape, accumulate)
-        subset = {x.name: [*batch_at(x.shape[:-2], point, batch), *(own[n] for n in word)] for x, word in ((a, of_a), (b, of_b), (total, of_y))}
-        c.map([*point, *own.values()], {"a": at(a, *subset[a.name]), "b": at(b, *subset[b.name])},
-              {"y": at(total, *subset[total.name], combine="sum")}, lambda a, b: {"y": cast(a, accumulate) * cast(b, accumulate)})  # fmt: skip
+        subset = {
+            x.name: [*batch_at(x.shape[:-2], point, batch), *(own[n] for n in word)]
+            for x, word in ((a, of_a), (b, of_b), (total, of_y))
+        }
+        c.map(
+            [*point, *own.values()],
+            {"a": at(a, *subset[a.name]), "b": at(b, *subset[b.name])},
+            {"y": at(total, *subset[total.name], combine="sum")},
+            lambda a, b: {"y": cast(a, accumulate) * cast(b, accumulate)},
+        )
         if total is not y:
             p = c.params(y.shape)
             c.map(p, {"t": at(total, *p)}, {"y": at(y, *p)}, lambda t: {"y": cast(t, y.dtype)})
 
-    def score(self, c: Expansion, products: Container, params: Sequence[Any], compute: DType) -> tuple[dict[str, Memlet], Any]:
+    def score(
+        self, c: Expansion, products: Container, params: Sequence[Any], compute: DType
+    ) -> tuple[dict[str, Memlet], Any]:
         """(reads, code of those reads) for a score: the raw product scaled and masked, -inf where the key is not allowed."""
         scale = c.attr("scale")
         scale = float(scale) if scale is not None else None
         size = c.input("q").shape[-1]
         factor: Any = scale if scale is not None else 1.0 / math.sqrt(size) if isinstance(size, int) else None
-        self.require(factor is not None, f"the head size {size} must be known when the program is built, or scale given")
+        self.require(
+            factor is not None, f"the head size {size} must be known when the program is built, or scale given"
+        )
         guard = (Condition(params[-2] - params[-1]),) if c.attr("causal") else ()
         reads = {"s": at(products, *params, guard=guard, fill=-math.inf if guard else None)}
         if c.has("mask"):
@@ -156,7 +211,7 @@ class AttentionBase(OperatorDefinition):
 
 def batch_at(own: Sequence[IntLike], point: Sequence[Any], sizes: Sequence[IntLike]) -> list[Any]:
     """Batch subscripts of a tensor: broadcast sizes of one get 0, a smaller number of heads head // share."""
-    found = []
+    found: list[Any] = []
     for n, p, m in zip(own, point[len(point) - len(own) :], sizes[len(sizes) - len(own) :], strict=True):
         if isinstance(n, int) and n == 1:
             found.append(0)
@@ -174,7 +229,8 @@ def split_values(values: Mapping[str, Scalar], *groups: Iterable[str]) -> list[d
 
 @register
 class Attention(AttentionBase):
-    """softmax(scale * q k^T + mask) v, with dropout of the probabilities. mask: bool (True: allowed) or additive, broadcast to (batch..., L, S).
+    """softmax(scale * q k^T + mask) v, with dropout of the probabilities. mask: bool (True: allowed) or additive,
+    broadcast to (batch..., L, S).
 
     result lse: the logarithm of the sum of exponentials of each row's scores; 0 for a row without an allowed key, whose result is zero.
     """
@@ -189,8 +245,10 @@ class Attention(AttentionBase):
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         q, k, v = call["query"], call["key"], call["value"]
-        self.require(call.arguments.get("enable_gqa") or not (shared_heads(q, k) or shared_heads(q, v)),
-                     f"q of shape {list(q.shape)} and k of {list(k.shape)} have different numbers of heads: pass enable_gqa=True")  # fmt: skip
+        self.require(
+            call.arguments.get("enable_gqa") or not (shared_heads(q, k) or shared_heads(q, v)),
+            f"q of shape {list(q.shape)} and k of {list(k.shape)} have different numbers of heads: pass enable_gqa=True",
+        )
         attributes = {"causal": bool(call["is_causal"]), "p": float(call["dropout_p"]), "scale": call["scale"]}
         return {"q": q, "k": k, "v": v, "mask": call.arguments.get("attn_mask")}, attributes
 
@@ -206,8 +264,13 @@ class Attention(AttentionBase):
             self.require(fits, f"mask of shape {list(mask.shape)} does not broadcast to the scores' {list(scores)}")
             self.require(mask.dtype is bool_ or mask.dtype.is_float, f"mask is {mask.dtype}, not bool or floating")
         self.require(0 <= attributes["p"] <= 1, f"dropout probability {attributes['p']} is not between 0 and 1")
-        self.require(not attributes["p"] or {"seed", "offset"} <= types.keys(), "dropout needs the operands seed and offset")
-        return {"y": TensorType(q.dtype, (*batch, q.shape[-2], v.shape[-1])), "lse": TensorType(q.dtype.compute, (*batch, q.shape[-2]))}
+        self.require(
+            not attributes["p"] or {"seed", "offset"} <= types.keys(), "dropout needs the operands seed and offset"
+        )
+        return {
+            "y": TensorType(q.dtype, (*batch, q.shape[-2], v.shape[-1])),
+            "lse": TensorType(q.dtype.compute, (*batch, q.shape[-2])),
+        }
 
     def build(self, c: Expansion, library: bool) -> None:
         batch, rows, keys, compute = self.operands_of(c)
@@ -225,8 +288,12 @@ class Attention(AttentionBase):
 
         p = c.params(products.shape)
         reads, score_2 = self.score(c, products, p, compute)
-        c.map(p, {**reads, "m": at(top, *p[:-1])}, {"t": at(total, *p[:-1], combine="sum")},
-              lambda m, **v: {"t": apply("exp", score_2(**v) - finite(m))})  # fmt: skip
+        c.map(
+            p,
+            {**reads, "m": at(top, *p[:-1])},
+            {"t": at(total, *p[:-1], combine="sum")},
+            lambda m, **v: {"t": apply("exp", score_2(**v) - finite(m))},
+        )
         weights = c.temp(products.shape, held, "weights")
         p = c.params(products.shape)
         reads, score_3 = self.score(c, products, p, compute)
@@ -243,14 +310,18 @@ class Attention(AttentionBase):
         if c.wants("lse"):
             lse = c.output("lse")
             p = c.params(lse.shape)
-            c.map(p, {"m": at(top, *p), "t": at(total, *p)}, {"l": at(lse, *p)},
-                  lambda m, t: {"l": finite(m) + apply("log", where(apply("eq", t, 0), 1, t))})  # fmt: skip
+            c.map(
+                p,
+                {"m": at(top, *p), "t": at(total, *p)},
+                {"l": at(lse, *p)},
+                lambda m, t: {"l": finite(m) + apply("log", where(apply("eq", t, 0), 1, t))},
+            )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
         if gy is None:
             return {}
-        operands = {k: v for k, v in g.inputs().items()}
+        operands = g.inputs()
         attributes = {**{k: g.attr(k) for k in ATTRIBUTES}, "mask_gradient": g.needs("mask")}
         results = g.op("attention_backward", attributes, g=gy, y=g.output(), lse=g.output("lse"), **operands)
         return dict(zip(("q", "k", "v", "mask"), results, strict=False))
@@ -300,8 +371,12 @@ class AttentionBackward(AttentionBase):
         self.product(c, g, c.input("v"), "lv,sv->ls", incoming, batch, library)
         delta = c.temp((*batch, rows), compute, "row_delta")
         p = c.params(y.shape)
-        c.map(p, {"g": at(g, *p), "y": at(y, *p)}, {"d": at(delta, *p[:-1], combine="sum")},
-              lambda g, y: {"d": cast(g, compute) * cast(y, compute)})  # fmt: skip
+        c.map(
+            p,
+            {"g": at(g, *p), "y": at(y, *p)},
+            {"d": at(delta, *p[:-1], combine="sum")},
+            lambda g, y: {"d": cast(g, compute) * cast(y, compute)},
+        )
         p = c.params(shape)
         reads, score = self.score(c, products, p, compute)
         random, drop = self.dropped(c, p, shape)
@@ -321,12 +396,19 @@ class AttentionBackward(AttentionBase):
             ds = weight * (drop(cast(dp, compute), **of_drop) - delta)
             return {"w": cast(drop(weight, **of_drop), held), "ds": cast(ds * scale, held), "mask": ds}
 
-        c.map(p, {**reads, **random, "lse": at(lse, *p[:-1]), "dp": at(incoming, *p), "delta": at(delta, *p[:-1])}, writes,
-              lambda **v: {k: e for k, e in value(**v).items() if k in writes})  # fmt: skip
+        c.map(
+            p,
+            {**reads, **random, "lse": at(lse, *p[:-1]), "dp": at(incoming, *p), "delta": at(delta, *p[:-1])},
+            writes,
+            lambda **v: {k: e for k, e in value(**v).items() if k in writes},
+        )
         if c.wants("gmask") and mask_total is not mask:
             p = c.params(mask.shape)
             c.map(p, {"t": at(mask_total, *p)}, {"y": at(mask, *p)}, lambda t: {"y": cast(t, mask.dtype)})
-        for result, a, b, letters in (("gv", weights, g, "ls,lv->sv"), ("gq", scores_grad, c.input("k"), "ls,se->le"),
-                                      ("gk", scores_grad, c.input("q"), "ls,le->se")):  # fmt: skip
+        for result, a, b, letters in (
+            ("gv", weights, g, "ls,lv->sv"),
+            ("gq", scores_grad, c.input("k"), "ls,se->le"),
+            ("gk", scores_grad, c.input("q"), "ls,le->se"),
+        ):
             if c.wants(result):
                 self.product(c, a, b, letters, c.output(result), batch, library)

@@ -1,6 +1,7 @@
 """Contractions: every matrix product is one operator `contract` with an equation, such as "abk,nk->abn" for a linear layer.
 
-One letter per dimension; a letter that the result lacks is summed; "1" is a dimension of size one that broadcasts. Gradients are contractions with
+One letter per dimension; a letter that the result lacks is summed; "1" is a dimension of size one that broadcasts.
+Gradients are contractions with
 the letters exchanged, so transposes never become copies.
 """
 
@@ -32,7 +33,9 @@ def parse_equation(equation: str) -> tuple[str, str, str]:
 
 
 def matmul_equation(a: Sequence[IntLike], b: Sequence[IntLike], transpose_b: bool = False) -> str:
-    """The equation of `a @ b` with NumPy's rules: one-dimensional operands are vectors, leading dimensions broadcast. `transpose_b`: b is (..., n, k)."""
+    """The equation of `a @ b` with NumPy's rules: one-dimensional operands are vectors, leading dimensions
+    broadcast. `transpose_b`: b is (..., n, k).
+    """
     batch = max(len(a), len(b), 2) - 2
     letters = string.ascii_letters.translate({ord(c): None for c in "mnk"})[:batch]
 
@@ -63,8 +66,17 @@ class Contract(OperatorDefinition):
     name = "contract"
     operands = ("a", "b", "bias?")
     attributes: Mapping[str, Any] = {"equation": REQUIRED, "alpha": 1, "beta": 1}
-    aten = ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.addmm.default", "aten.baddbmm.default",
-            "aten.mv.default", "aten.dot.default", "aten.addmv.default")  # fmt: skip
+    aten = (
+        "aten.linear.default",
+        "aten.matmul.default",
+        "aten.mm.default",
+        "aten.bmm.default",
+        "aten.addmm.default",
+        "aten.baddbmm.default",
+        "aten.mv.default",
+        "aten.dot.default",
+        "aten.addmv.default",
+    )
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         if call.target == "aten.linear.default":
@@ -87,18 +99,32 @@ class Contract(OperatorDefinition):
         letters_a, letters_b, letters_y = parse_equation(equation)
         sizes: dict[str, IntLike] = {}
         for name, letters, x in (("a", letters_a, a), ("b", letters_b, b)):
-            self.require(len(letters) == len(x.shape), f"operand {name} of shape {list(x.shape)} does not have the dimensions {letters!r} of {equation!r}")
+            self.require(
+                len(letters) == len(x.shape),
+                f"operand {name} of shape {list(x.shape)} does not have the dimensions {letters!r} of {equation!r}",
+            )
             for c, n in zip(letters, x.shape, strict=True):
                 if c == "1":
-                    self.require(prove_eq(n, 1) is not False, f"operand {name} of shape {list(x.shape)} has size {n} where {equation!r} says 1")
+                    self.require(
+                        prove_eq(n, 1) is not False,
+                        f"operand {name} of shape {list(x.shape)} has size {n} where {equation!r} says 1",
+                    )
                     continue
                 known = sizes.setdefault(c, n)
-                self.require(prove_eq(known, n) is not False,
-                             f"shapes {list(a.shape)} and {list(b.shape)} do not fit: dimension {c!r} of {equation!r} is {known} and {n}")  # fmt: skip
+                self.require(
+                    prove_eq(known, n) is not False,
+                    f"shapes {list(a.shape)} and {list(b.shape)} do not fit: dimension {c!r} of {equation!r} is {known} and {n}",
+                )
             repeated = {c for c in letters if c != "1" and letters.count(c) > 1}
-            self.require(not repeated, f"{equation!r} repeats {', '.join(sorted(repeated))} in operand {name}: take the diagonal first")
+            self.require(
+                not repeated,
+                f"{equation!r} repeats {', '.join(sorted(repeated))} in operand {name}: take the diagonal first",
+            )
         for c in sizes:
-            self.require(c in letters_y or (c in letters_a and c in letters_b), f"{equation!r} sums {c!r}, which only one operand has: sum it first")
+            self.require(
+                c in letters_y or (c in letters_a and c in letters_b),
+                f"{equation!r} sums {c!r}, which only one operand has: sum it first",
+            )
         unknown = [c for c in letters_y if c != "1" and c not in sizes]
         self.require(not unknown, f"the result of {equation!r} has {unknown[:1]}, which no operand has")
         self.require(a.dtype is b.dtype, f"operands are {a.dtype} and {b.dtype}; both must have one dtype: cast one")
@@ -122,10 +148,12 @@ class Contract(OperatorDefinition):
         params: dict[str, Any] = dict(zip(sizes, c.params(list(sizes.values())), strict=True))
         point = {k: params.get(k, 0) for k in "1" + "".join(sizes)}
         summed = any(k not in letters_y for k in sizes)
-        c.map(tuple(params.values()),
-              {"a": at(a, *(point[k] for k in letters_a)), "b": at(b, *(point[k] for k in letters_b))},
-              {"y": at(total, *(point[k] for k in letters_y), combine="sum" if summed else None)},
-              lambda a, b: {"y": cast(a, accumulate) * cast(b, accumulate)})  # fmt: skip
+        c.map(
+            tuple(params.values()),
+            {"a": at(a, *(point[k] for k in letters_a)), "b": at(b, *(point[k] for k in letters_b))},
+            {"y": at(total, *(point[k] for k in letters_y), combine="sum" if summed else None)},
+            lambda a, b: {"y": cast(a, accumulate) * cast(b, accumulate)},
+        )
         if plain:
             return
         p = c.params(y.shape)
@@ -156,13 +184,19 @@ class Contract(OperatorDefinition):
         scale = {"alpha": g.attr("alpha")}
         result: dict[str, Container | None] = {}
         if g.needs("a"):
-            result["a"] = g.op("contract", {"equation": f"{letters_y},{letters_b}->{letters_a}", **scale}, a=gy, b=g.input("b"))
+            result["a"] = g.op(
+                "contract", {"equation": f"{letters_y},{letters_b}->{letters_a}", **scale}, a=gy, b=g.input("b")
+            )
         if g.needs("b"):
             # the incoming gradient first where the result starts with its letters: (n, rows) @ (rows, k)
             if letters_b[-1:] in letters_a:
-                result["b"] = g.op("contract", {"equation": f"{letters_y},{letters_a}->{letters_b}", **scale}, a=gy, b=g.input("a"))
+                result["b"] = g.op(
+                    "contract", {"equation": f"{letters_y},{letters_a}->{letters_b}", **scale}, a=gy, b=g.input("a")
+                )
             else:
-                result["b"] = g.op("contract", {"equation": f"{letters_a},{letters_y}->{letters_b}", **scale}, a=g.input("a"), b=gy)
+                result["b"] = g.op(
+                    "contract", {"equation": f"{letters_a},{letters_y}->{letters_b}", **scale}, a=g.input("a"), b=gy
+                )
         if g.has("bias") and g.needs("bias"):
             bias = g.sum_to(gy, g.input("bias").shape)
             beta = g.attr("beta")
@@ -180,7 +214,10 @@ class Contract(OperatorDefinition):
         yield Sample({"a": t(2, 3), "b": t(4)}, {"equation": "mk,n->nmk"})
         yield Sample({"a": t(4), "b": t(4)}, {"equation": "k,k->"})
         yield Sample({"a": t(2, 3, 4), "b": t(2, 3, 5)}, {"equation": "abm,abn->nm"})
-        yield Sample({"a": t(2, 4, 3), "b": t(2, 4, 5), "bias": t(2, 1, 5)}, {"equation": "bkm,bkn->bmn", "alpha": 0.5, "beta": -2.0})
+        yield Sample(
+            {"a": t(2, 4, 3), "b": t(2, 4, 5), "bias": t(2, 1, 5)},
+            {"equation": "bkm,bkn->bmn", "alpha": 0.5, "beta": -2.0},
+        )
         yield Sample({"a": t(3, 4), "b": t(5, 6)}, {"equation": "mk,nk->mn"}, error="do not fit")
         yield Sample({"a": t(3, 4), "b": t(5)}, {"equation": "mk,nk->mn"}, error="dimensions 'nk'")
         yield Sample({"a": t(3, 4), "b": t(5, 4)}, {"equation": "mk,nk->m"}, error="sum it first")

@@ -1,6 +1,7 @@
 """Convolutions of one to three dimensions with stride, padding, dilation, groups and transposition, and their two gradients.
 
-Padding is a guard on the read. A transposed convolution, and the gradient by the operand of a plain one, gather: the output position o reads the
+Padding is a guard on the read. A transposed convolution, and the gradient by the operand of a plain one, gather: the
+output position o reads the
 operand at (o + padding - k * dilation) / stride wherever that is a whole number inside, so that every element is written once.
 """
 
@@ -21,7 +22,14 @@ from .builder import Expansion, Gradient
 from .registry import AtenCall, ExpansionRule, OperatorDefinition, Sample, TensorType, register
 
 IntLike = Union[int, Expr]
-CONV_ATTRIBUTES: Mapping[str, Any] = {"stride": (1,), "padding": (0,), "dilation": (1,), "transposed": False, "output_padding": (0,), "groups": 1}
+CONV_ATTRIBUTES: Mapping[str, Any] = {
+    "stride": (1,),
+    "padding": (0,),
+    "dilation": (1,),
+    "transposed": False,
+    "output_padding": (0,),
+    "groups": 1,
+}
 
 
 def per_dimension(value: Any, rank: int) -> tuple[IntLike, ...]:
@@ -30,13 +38,17 @@ def per_dimension(value: Any, rank: int) -> tuple[IntLike, ...]:
     return values * rank if len(values) == 1 else values
 
 
-def window_source(o: IntLike, k: IntLike, stride: IntLike, padding: IntLike, dilation: IntLike, size: IntLike) -> tuple[IntLike, list[Condition]]:
+def window_source(
+    o: IntLike, k: IntLike, stride: IntLike, padding: IntLike, dilation: IntLike, size: IntLike
+) -> tuple[IntLike, list[Condition]]:
     """Where window element k of output o lies in an operand of that size, and the conditions for it to be inside."""
     source = o * stride + k * dilation - padding
     return source, list(inside(source, size))
 
 
-def window_of(i: IntLike, k: IntLike, stride: IntLike, padding: IntLike, dilation: IntLike, size: IntLike) -> tuple[IntLike, list[Condition]]:
+def window_of(
+    i: IntLike, k: IntLike, stride: IntLike, padding: IntLike, dilation: IntLike, size: IntLike
+) -> tuple[IntLike, list[Condition]]:
     """The output (of `size` outputs) whose window element k lies at i, and the conditions for there to be one."""
     offset = i + padding - k * dilation
     o = floordiv(offset, stride)
@@ -53,7 +65,8 @@ def kept_params(c: Expansion, sizes: Sequence[IntLike]) -> tuple[list[Any], list
 class ConvolutionBase(OperatorDefinition):
     """Common part: the library expansion and the loop over windows.
 
-    Weights are (out, in / groups, k...), or (in, out / groups, k...) when transposed. `wide` is the tensor whose positions windows slide over (the
+    Weights are (out, in / groups, k...), or (in, out / groups, k...) when transposed. `wide` is the tensor whose
+    positions windows slide over (the
     operand of a plain convolution, the result of a transposed one), `narrow` the other one (its positions are windows).
     """
 
@@ -73,10 +86,16 @@ class ConvolutionBase(OperatorDefinition):
     def check_attributes(self, rank: int, attributes: Mapping[str, Any]) -> None:
         for n, least in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0)):
             values = per_dimension(attributes[n], rank)
-            self.require(len(values) == rank, f"{n} {list(values)} does not have one entry for each of {rank} spatial dimensions")
-            self.require(all(prove_le(least, v) is not False for v in values), f"{n} {list(values)} must be at least {least}")
+            self.require(
+                len(values) == rank, f"{n} {list(values)} does not have one entry for each of {rank} spatial dimensions"
+            )
+            self.require(
+                all(prove_le(least, v) is not False for v in values), f"{n} {list(values)} must be at least {least}"
+            )
 
-    def accumulated(self, c: Expansion, y: Container, params: Sequence[Any], subset: Sequence[Any], reads: Mapping[str, Memlet]) -> None:
+    def accumulated(
+        self, c: Expansion, y: Container, params: Sequence[Any], subset: Sequence[Any], reads: Mapping[str, Memlet]
+    ) -> None:
         """y[subset] = the sum over the parameters that the subset lacks of the product of the two reads (and a bias per channel)."""
         accumulate = y.dtype.compute
         plain = accumulate is y.dtype and not c.has("bias")
@@ -84,24 +103,42 @@ class ConvolutionBase(OperatorDefinition):
         used = {s for e in subset if isinstance(e, Expr) for s in free_symbols(e)}
         summed = any(p not in used for p in params)
         first, second = reads
-        c.map(params, reads, {"y": at(total, *subset, combine="sum" if summed else None)},
-              lambda **v: {"y": cast(v[first], accumulate) * cast(v[second], accumulate)})  # fmt: skip
+        c.map(
+            params,
+            reads,
+            {"y": at(total, *subset, combine="sum" if summed else None)},
+            lambda **v: {"y": cast(v[first], accumulate) * cast(v[second], accumulate)},
+        )
         if plain:
             return
         p = c.params(y.shape)
         bias = {"bias": at(c.input("bias"), p[1])} if c.has("bias") else {}
-        c.map(p, {"t": at(total, *p), **bias}, {"y": at(y, *p)},
-              lambda t, bias=None: {"y": cast(t if bias is None else t + cast(bias, accumulate), y.dtype)})  # fmt: skip
+        c.map(
+            p,
+            {"t": at(total, *p), **bias},
+            {"y": at(y, *p)},
+            lambda t, bias=None: {"y": cast(t if bias is None else t + cast(bias, accumulate), y.dtype)},
+        )
 
-    def slide(self, c: Expansion, narrow: Container, wide: Container, groups: int, kernel: Sequence[IntLike], target: str) -> _Slide:
+    def slide(
+        self, c: Expansion, narrow: Container, wide: Container, groups: int, kernel: Sequence[IntLike], target: str
+    ) -> _Slide:
         return _Slide(c, self.geometry(c, len(kernel)), narrow, wide, groups, kernel, target)
 
 
 class _Slide:
     """Parameters and subscripts of the three tensors of a convolution, for the loop that writes `target` ("narrow", "wide" or "weight")."""
 
-    def __init__(self, c: Expansion, geometry: Sequence[tuple[IntLike, IntLike, IntLike]], narrow: Container, wide: Container, groups: int,
-                 kernel: Sequence[IntLike], target: str) -> None:  # fmt: skip
+    def __init__(
+        self,
+        c: Expansion,
+        geometry: Sequence[tuple[IntLike, IntLike, IntLike]],
+        narrow: Container,
+        wide: Container,
+        groups: int,
+        kernel: Sequence[IntLike],
+        target: str,
+    ) -> None:
         per_narrow, per_wide = floordiv(narrow.shape[1], groups), floordiv(wide.shape[1], groups)
         batch, batch_params = kept_params(c, [narrow.shape[0]])
         taps, tap_params = kept_params(c, kernel)
@@ -151,28 +188,46 @@ class Convolution(ConvolutionBase):
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, w, groups = types["x"], types["weight"], attributes["groups"]
         rank = len(w.shape) - 2
-        self.require(1 <= rank <= 3, f"weight of shape {list(w.shape)} is not (out, in / groups, one to three kernel sizes)")
-        self.require(len(x.shape) == rank + 2, f"operand of shape {list(x.shape)} is not (batch, channels, {rank} positions) as weight {list(w.shape)} asks")
+        self.require(
+            1 <= rank <= 3, f"weight of shape {list(w.shape)} is not (out, in / groups, one to three kernel sizes)"
+        )
+        self.require(
+            len(x.shape) == rank + 2,
+            f"operand of shape {list(x.shape)} is not (batch, channels, {rank} positions) as weight {list(w.shape)} asks",
+        )
         self.check_attributes(rank, attributes)
         self.require(x.dtype is w.dtype, f"operand is {x.dtype}, weight {w.dtype}: cast one")
         transposed = attributes["transposed"]
         channels = w.shape[0] if transposed else w.shape[1] * groups
-        self.require(prove_eq(x.shape[1], channels) is not False,
-                     f"operand of shape {list(x.shape)} has {x.shape[1]} channels, weight {list(w.shape)} with {groups} groups takes {channels}")  # fmt: skip
-        self.require(prove_eq(mod(w.shape[0], groups), 0) is not False, f"weight {list(w.shape)} is not divisible into {groups} groups")
+        self.require(
+            prove_eq(x.shape[1], channels) is not False,
+            f"operand of shape {list(x.shape)} has {x.shape[1]} channels, weight {list(w.shape)} with {groups} groups takes {channels}",
+        )
+        self.require(
+            prove_eq(mod(w.shape[0], groups), 0) is not False,
+            f"weight {list(w.shape)} is not divisible into {groups} groups",
+        )
         out = w.shape[1] * groups if transposed else w.shape[0]
         sizes = []
-        stride, padding, dilation, extra = (per_dimension(attributes[n], rank) for n in ("stride", "padding", "dilation", "output_padding"))
+        stride, padding, dilation, extra = (
+            per_dimension(attributes[n], rank) for n in ("stride", "padding", "dilation", "output_padding")
+        )
         for n, k, s, p, d, e in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, extra, strict=True):
             if transposed:
                 size = (n - 1) * s - 2 * p + d * (k - 1) + e + 1
             else:
                 size = floordiv(n + 2 * p - d * (k - 1) - 1, s) + 1
-            self.require(prove_le(size, 0) is not True, f"kernel {list(w.shape[2:])} is larger than the padded operand {list(x.shape)}")
+            self.require(
+                prove_le(size, 0) is not True,
+                f"kernel {list(w.shape[2:])} is larger than the padded operand {list(x.shape)}",
+            )
             sizes.append(size)
         if "bias" in types:
             b = types["bias"]
-            self.require(len(b.shape) == 1 and prove_eq(b.shape[0], out) is not False, f"bias of shape {list(b.shape)} does not have the {out} output channels")
+            self.require(
+                len(b.shape) == 1 and prove_eq(b.shape[0], out) is not False,
+                f"bias of shape {list(b.shape)} does not have the {out} output channels",
+            )
         return {"y": TensorType(x.dtype, (x.shape[0], out, *sizes))}
 
     def maps(self, c: Expansion) -> None:
@@ -183,7 +238,13 @@ class Convolution(ConvolutionBase):
         else:
             s = self.slide(c, y, x, c.attr("groups"), w.shape[2:], "narrow")
             source, target = s.wide, s.narrow
-        self.accumulated(c, y, s.params, target, {"x": at(x, *source, guard=s.guard, fill=0 if s.guard else None), "w": at(w, *s.weight)})
+        self.accumulated(
+            c,
+            y,
+            s.params,
+            target,
+            {"x": at(x, *source, guard=s.guard, fill=0 if s.guard else None), "w": at(w, *s.weight)},
+        )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x, w = g.grad(), g.input(), g.input("weight")
@@ -206,12 +267,19 @@ class Convolution(ConvolutionBase):
 
         yield Sample({"x": t(2, 3, 6, 5), "weight": t(4, 3, 3, 3), "bias": t(4)}, {"padding": (1, 1)})
         yield Sample({"x": t(2, 3, 7, 6), "weight": t(4, 3, 3, 2)}, {"stride": (2, 3), "padding": (1, 0)})
-        yield Sample({"x": t(2, 4, 8), "weight": t(6, 2, 3)}, {"stride": (2,), "padding": (2,), "dilation": (2,), "groups": 2})
-        yield Sample({"x": t(2, 4, 6, 6), "weight": t(4, 1, 3, 3), "bias": t(4)}, {"stride": (2, 2), "padding": (1, 1), "groups": 4})
+        yield Sample(
+            {"x": t(2, 4, 8), "weight": t(6, 2, 3)}, {"stride": (2,), "padding": (2,), "dilation": (2,), "groups": 2}
+        )
+        yield Sample(
+            {"x": t(2, 4, 6, 6), "weight": t(4, 1, 3, 3), "bias": t(4)},
+            {"stride": (2, 2), "padding": (1, 1), "groups": 4},
+        )
         yield Sample({"x": t(1, 2, 3, 4, 5), "weight": t(3, 2, 1, 2, 3)}, {"padding": (0, 1, 1)})
         yield Sample({"x": t(2, 5, 4, 3), "weight": t(6, 5, 1, 1)}, {})
-        yield Sample({"x": t(2, 4, 3, 3), "weight": t(4, 3, 3, 2), "bias": t(3)},
-                     {"stride": (2, 2), "padding": (1, 0), "transposed": True, "output_padding": (1, 0)})  # fmt: skip
+        yield Sample(
+            {"x": t(2, 4, 3, 3), "weight": t(4, 3, 3, 2), "bias": t(3)},
+            {"stride": (2, 2), "padding": (1, 0), "transposed": True, "output_padding": (1, 0)},
+        )
         yield Sample({"x": t(2, 4, 5), "weight": t(4, 2, 3)}, {"transposed": True, "groups": 2, "dilation": (2,)})
         yield Sample({"x": t(2, 3, 6, 5), "weight": t(4, 2, 3, 3)}, {}, error="channels")
         yield Sample({"x": t(2, 3, 6), "weight": t(4, 3, 3, 3)}, {}, error="positions")
@@ -232,7 +300,10 @@ class ConvGradInput(ConvolutionBase):
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         g, w = types["g"], types["weight"]
         channels = w.shape[0] if attributes["transposed"] else w.shape[1] * attributes["groups"]
-        self.require(len(attributes["size"]) == len(g.shape) - 2, f"size {list(attributes['size'])} does not fit gradient {list(g.shape)}")
+        self.require(
+            len(attributes["size"]) == len(g.shape) - 2,
+            f"size {list(attributes['size'])} does not fit gradient {list(g.shape)}",
+        )
         return {"y": TensorType(g.dtype, (g.shape[0], channels, *attributes["size"]))}
 
     def maps(self, c: Expansion) -> None:
@@ -243,15 +314,25 @@ class ConvGradInput(ConvolutionBase):
         else:
             s = self.slide(c, g, y, c.attr("groups"), w.shape[2:], "wide")
             source, target = s.narrow, s.wide
-        self.accumulated(c, y, s.params, target, {"g": at(g, *source, guard=s.guard, fill=0 if s.guard else None), "w": at(w, *s.weight)})
+        self.accumulated(
+            c,
+            y,
+            s.params,
+            target,
+            {"g": at(g, *source, guard=s.guard, fill=0 if s.guard else None), "w": at(w, *s.weight)},
+        )
 
     def samples(self) -> Iterable[Sample]:
         def t(*shape: int) -> TensorType:
             return TensorType(float32, shape)
 
-        yield Sample({"g": t(2, 4, 3, 2), "weight": t(4, 3, 3, 3)}, {"stride": (2, 3), "padding": (1, 1), "size": (6, 5)})
+        yield Sample(
+            {"g": t(2, 4, 3, 2), "weight": t(4, 3, 3, 3)}, {"stride": (2, 3), "padding": (1, 1), "size": (6, 5)}
+        )
         yield Sample({"g": t(2, 6, 4), "weight": t(6, 1, 3)}, {"padding": (1,), "groups": 6, "size": (4,)})
-        yield Sample({"g": t(2, 4, 9), "weight": t(4, 2, 3)}, {"transposed": True, "groups": 2, "dilation": (2,), "size": (5,)})
+        yield Sample(
+            {"g": t(2, 4, 9), "weight": t(4, 2, 3)}, {"transposed": True, "groups": 2, "dilation": (2,), "size": (5,)}
+        )
         yield Sample({"g": t(2, 4, 3, 2), "weight": t(4, 3, 3, 3)}, {"size": (6,)}, error="does not fit")
 
 
@@ -266,7 +347,10 @@ class ConvGradWeight(ConvolutionBase):
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         g, x, groups = types["g"], types["x"], attributes["groups"]
-        self.require(len(attributes["size"]) == len(g.shape) - 2, f"size {list(attributes['size'])} does not fit gradient {list(g.shape)}")
+        self.require(
+            len(attributes["size"]) == len(g.shape) - 2,
+            f"size {list(attributes['size'])} does not fit gradient {list(g.shape)}",
+        )
         first, second = (x, g) if attributes["transposed"] else (g, x)
         return {"y": TensorType(g.dtype, (first.shape[1], floordiv(second.shape[1], groups), *attributes["size"]))}
 
@@ -283,5 +367,7 @@ class ConvGradWeight(ConvolutionBase):
 
         yield Sample({"g": t(2, 4, 3, 2), "x": t(2, 3, 6, 5)}, {"stride": (2, 3), "padding": (1, 1), "size": (3, 3)})
         yield Sample({"g": t(2, 6, 4), "x": t(2, 6, 4)}, {"padding": (1,), "groups": 6, "size": (3,)})
-        yield Sample({"g": t(2, 4, 9), "x": t(2, 4, 5)}, {"transposed": True, "groups": 2, "dilation": (2,), "size": (3,)})
+        yield Sample(
+            {"g": t(2, 4, 9), "x": t(2, 4, 5)}, {"transposed": True, "groups": 2, "dilation": (2,), "size": (3,)}
+        )
         yield Sample({"g": t(2, 4, 3, 2), "x": t(2, 3, 6, 5)}, {"size": (3,)}, error="does not fit")

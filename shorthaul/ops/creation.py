@@ -16,8 +16,18 @@ from .builder import Expansion, Gradient
 from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
 
 IntLike = Union[int, Expr]
-ZEROS = ("zeros.default", "zeros_like.default", "new_zeros.default", "zero.default", "empty.memory_format", "empty_like.default",
-         "new_empty.default", "empty_strided.default", "new_empty_strided.default", "empty_permuted.default")  # fmt: skip
+ZEROS = (
+    "zeros.default",
+    "zeros_like.default",
+    "new_zeros.default",
+    "zero.default",
+    "empty.memory_format",
+    "empty_like.default",
+    "new_empty.default",
+    "empty_strided.default",
+    "new_empty_strided.default",
+    "empty_permuted.default",
+)
 ONES = ("ones.default", "ones_like.default", "new_ones.default")
 FILLED = ("full.default", "full_like.default", "new_full.default", "fill.Scalar", "scalar_tensor.default")
 
@@ -132,7 +142,12 @@ class Triangle(OperatorDefinition):
     def maps(self, c: Expansion) -> None:
         x, y = c.input(), c.output()
         p = c.params(y.shape)
-        c.map(p, {"x": at(x, *p, guard=[self.kept(p[-2], p[-1], c.attr("diagonal"))], fill=0)}, {"y": at(y, *p)}, lambda x: {"y": x})
+        c.map(
+            p,
+            {"x": at(x, *p, guard=[self.kept(p[-2], p[-1], c.attr("diagonal"))], fill=0)},
+            {"y": at(y, *p)},
+            lambda x: {"y": x},
+        )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()

@@ -13,7 +13,7 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import float32, int64
 from shorthaul.ir.memlet import Indirect, Memlet, Subscript
 from shorthaul.ir.scalar import Scalar, apply, cast, index_value, where
-from shorthaul.symbolic import Expr, prove_eq, prove_le
+from shorthaul.symbolic import Expr, prove_le
 
 from .builder import Expansion, Gradient
 from .elementwise import broadcast_at, broadcast_shapes
@@ -23,7 +23,14 @@ from .views import wrap_dim
 IntLike = Union[int, Expr]
 
 
-def scatter_sum(c: Expansion, params: Sequence[Any], reads: Mapping[str, Memlet], y: Container, subset: Sequence[Subscript], code: Any) -> None:
+def scatter_sum(
+    c: Expansion,
+    params: Sequence[Any],
+    reads: Mapping[str, Memlet],
+    y: Container,
+    subset: Sequence[Subscript],
+    code: Any,
+) -> None:
     """y = the sum by index of the code's value "y", accumulated in float32 or better."""
     accumulate = y.dtype.compute
     total = y if accumulate is y.dtype else c.temp(y.shape, accumulate)
@@ -37,8 +44,12 @@ def wrapped(c: Expansion, index: Container, size: IntLike) -> Container:
     """An index tensor with negative entries counted from the end."""
     result = c.temp(index.shape, int64, "index")
     p = c.params(index.shape)
-    c.map(p, {"i": at(index, *p)}, {"w": at(result, *p)},
-          lambda i: {"w": where(i < 0, cast(i, int64) + index_value(size), cast(i, int64))})  # fmt: skip
+    c.map(
+        p,
+        {"i": at(index, *p)},
+        {"w": at(result, *p)},
+        lambda i: {"w": where(i < 0, cast(i, int64) + index_value(size), cast(i, int64))},
+    )
     return result
 
 
@@ -59,7 +70,9 @@ class Embedding(IndexOperator):
     aten = ("aten.embedding.default",)
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.require(not call["sparse"], "sparse=True gives sparse gradients, which are not supported: use sparse=False")
+        self.require(
+            not call["sparse"], "sparse=True gives sparse gradients, which are not supported: use sparse=False"
+        )
         self.require(not call["scale_grad_by_freq"], "scale_grad_by_freq=True is not supported")
         return {"weight": call["weight"], "indices": call["indices"]}, {"padding_idx": call["padding_idx"]}
 
@@ -107,7 +120,9 @@ class EmbeddingBackward(IndexOperator):
         scatter_sum(c, p, {"i": at(i, *p[:-1]), "g": at(g, *p)}, y, (Indirect("i"), p[-1]), value)
 
     def samples(self) -> Iterable[Sample]:
-        yield Sample({"g": TensorType(float32, (2, 5, 3)), "indices": TensorType(int64, (2, 5))}, {"rows": 7, "padding_idx": 2})
+        yield Sample(
+            {"g": TensorType(float32, (2, 5, 3)), "indices": TensorType(int64, (2, 5))}, {"rows": 7, "padding_idx": 2}
+        )
 
 
 @register
@@ -120,14 +135,23 @@ class Gather(IndexOperator):
     aten = ("aten.gather.default",)
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"x": call["self"], "index": call["index"]}, {"dim": wrap_dim(self.name, call["dim"], len(call["self"].shape))}
+        return {"x": call["self"], "index": call["index"]}, {
+            "dim": wrap_dim(self.name, call["dim"], len(call["self"].shape))
+        }
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, i, dim = types["x"], types["index"], attributes["dim"]
         self.check_index("index", i)
-        self.require(len(x.shape) == len(i.shape), f"index of shape {list(i.shape)} does not have the dimensions of {list(x.shape)}")
-        fits = all(d == dim or prove_le(m, n) is not False for d, (n, m) in enumerate(zip(x.shape, i.shape, strict=True)))
-        self.require(fits, f"index of shape {list(i.shape)} is larger than operand {list(x.shape)} outside dimension {dim}")
+        self.require(
+            len(x.shape) == len(i.shape),
+            f"index of shape {list(i.shape)} does not have the dimensions of {list(x.shape)}",
+        )
+        fits = all(
+            d == dim or prove_le(m, n) is not False for d, (n, m) in enumerate(zip(x.shape, i.shape, strict=True))
+        )
+        self.require(
+            fits, f"index of shape {list(i.shape)} is larger than operand {list(x.shape)} outside dimension {dim}"
+        )
         return {"y": TensorType(x.dtype, i.shape)}
 
     def maps(self, c: Expansion) -> None:
@@ -138,12 +162,18 @@ class Gather(IndexOperator):
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x = g.grad(), g.input()
-        return {"x": gy and g.op("scatter_sum", {"dim": g.attr("dim"), "shape": x.shape}, index=g.input("index"), src=gy)}
+        return {
+            "x": gy and g.op("scatter_sum", {"dim": g.attr("dim"), "shape": x.shape}, index=g.input("index"), src=gy)
+        }
 
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x": TensorType(float32, (4, 5)), "index": TensorType(int64, (3, 5))}, {"dim": 0})
         yield Sample({"x": TensorType(float32, (4, 5)), "index": TensorType(int64, (4, 2))}, {"dim": 1})
-        yield Sample({"x": TensorType(float32, (4, 5)), "index": TensorType(int64, (5, 2))}, {"dim": 1}, error="larger than operand")
+        yield Sample(
+            {"x": TensorType(float32, (4, 5)), "index": TensorType(int64, (5, 2))},
+            {"dim": 1},
+            error="larger than operand",
+        )
 
 
 @register
@@ -180,7 +210,11 @@ def _gather_like(g: Gradient, gy: Container) -> Container:
     pad: list[Any] = []
     for n, m in reversed(list(zip(src.shape, index.shape, strict=True))):
         pad += [0, n - m]
-    return taken if all(isinstance(e, int) and e == 0 for e in pad) else g.op("pad", {"pad": tuple(pad), "value": 0.0}, x=taken)
+    return (
+        taken
+        if all(isinstance(e, int) and e == 0 for e in pad)
+        else g.op("pad", {"pad": tuple(pad), "value": 0.0}, x=taken)
+    )
 
 
 @register
@@ -199,7 +233,10 @@ class ScatterAdd(IndexOperator):
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, i, src = (types[k] for k in ("x", "index", "src"))
         self.check_index("index", i)
-        self.require(len(x.shape) == len(i.shape) == len(src.shape), f"{list(x.shape)}, {list(i.shape)} and {list(src.shape)} differ in dimensions")
+        self.require(
+            len(x.shape) == len(i.shape) == len(src.shape),
+            f"{list(x.shape)}, {list(i.shape)} and {list(src.shape)} differ in dimensions",
+        )
         self.require(x.dtype is src.dtype, f"operand x is {x.dtype}, src {src.dtype}")
         return {"y": x}
 
@@ -210,7 +247,12 @@ class ScatterAdd(IndexOperator):
         subset = [Indirect("i") if d == dim else q for d, q in enumerate(p)]
         scatter_sum(c, p, {"i": at(i, *p), "src": at(src, *p)}, total, subset, lambda i, src: src)
         p = c.params(y.shape)
-        c.map(p, {"x": at(x, *p), "t": at(total, *p)}, {"y": at(y, *p)}, lambda x, t: {"y": cast(cast(x, t.dtype) + t, y.dtype)})
+        c.map(
+            p,
+            {"x": at(x, *p), "t": at(total, *p)},
+            {"y": at(y, *p)},
+            lambda x, t: {"y": cast(cast(x, t.dtype) + t, y.dtype)},
+        )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
@@ -219,12 +261,17 @@ class ScatterAdd(IndexOperator):
     def samples(self) -> Iterable[Sample]:
         t = TensorType(int64, (3, 5))
         yield Sample({"x": TensorType(float32, (4, 5)), "index": t, "src": TensorType(float32, (3, 6))}, {"dim": 0})
-        yield Sample({"x": TensorType(float32, (4, 5)), "index": t, "src": TensorType(float32, (3,))}, {"dim": 0}, error="differ in dimensions")
+        yield Sample(
+            {"x": TensorType(float32, (4, 5)), "index": t, "src": TensorType(float32, (3,))},
+            {"dim": 0},
+            error="differ in dimensions",
+        )
 
 
 @register
 class Index(IndexOperator):
-    """x indexed by integer tensors i0, i1, ... in the dimensions `dims`; they broadcast against each other, negative entries count from the end.
+    """x indexed by integer tensors i0, i1, ... in the dimensions `dims`; they broadcast against each other, negative
+    entries count from the end.
 
     The broadcast dimensions stand where `dims` were if those are neighbours, else in front, as in NumPy.
     """
@@ -232,7 +279,7 @@ class Index(IndexOperator):
     name = "index"
     operands = ("x", "i*")
     attributes: Mapping[str, Any] = {"dims": (), "wrap": True}
-    aten = ("aten.index.Tensor", "aten.index_select.default")
+    aten: tuple[str, ...] = ("aten.index.Tensor", "aten.index_select.default")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         x = call["self"]
@@ -240,10 +287,15 @@ class Index(IndexOperator):
             dim = wrap_dim(self.name, call["dim"], len(x.shape))
             return {"x": x, "i0": call["index"]}, {"dims": (dim,), "wrap": False}
         found = [(d, i) for d, i in enumerate(call["indices"]) if i is not None]
-        self.require(all(i.dtype.is_integer for _, i in found), "indexing by a mask gives a size that depends on data, which programs do not have")
+        self.require(
+            all(i.dtype.is_integer for _, i in found),
+            "indexing by a mask gives a size that depends on data, which programs do not have",
+        )
         return {"x": x, **{f"i{k}": i for k, (_, i) in enumerate(found)}}, {"dims": tuple(d for d, _ in found)}
 
-    def layout(self, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> tuple[tuple[IntLike, ...], int, list[int]]:
+    def layout(
+        self, types: Mapping[str, Any], attributes: Mapping[str, Any]
+    ) -> tuple[tuple[IntLike, ...], int, list[int]]:
         """(broadcast shape of the indices, where it stands in the result, the dimensions of x that stay)."""
         dims = attributes["dims"]
         shape = broadcast_shapes(self.name, [t.shape for k, t in types.items() if k != "x"])
@@ -256,12 +308,17 @@ class Index(IndexOperator):
             if k != "x":
                 self.check_index(k, t)
         dims = attributes["dims"]
-        self.require(len(dims) == len(types) - 1 and all(0 <= d < len(x.shape) for d in dims), f"{len(types) - 1} indices for dimensions {list(dims)} of {list(x.shape)}")
+        self.require(
+            len(dims) == len(types) - 1 and all(0 <= d < len(x.shape) for d in dims),
+            f"{len(types) - 1} indices for dimensions {list(dims)} of {list(x.shape)}",
+        )
         shape, place, rest = self.layout(types, attributes)
         kept = [x.shape[d] for d in rest]
         return {"y": TensorType(x.dtype, (*kept[:place], *shape, *kept[place:]))}
 
-    def subscripts(self, c: Expansion, x: Container, params: Sequence[Any]) -> tuple[dict[str, Memlet], list[Subscript]]:
+    def subscripts(
+        self, c: Expansion, x: Container, params: Sequence[Any]
+    ) -> tuple[dict[str, Memlet], list[Subscript]]:
         """Reads of the indices, and subscripts into x's shape, for a point of the result."""
         indices = {k: c.input(k) for k in c.node.reads if k.startswith("i")}
         shape, place, rest = self.layout({"x": x, **indices}, c.node.attributes)
@@ -318,4 +375,7 @@ class IndexBackward(Index):
         scatter_sum(c, p, {**reads, "g": at(g, *p)}, y, subset, lambda g, **i: g)
 
     def samples(self) -> Iterable[Sample]:
-        yield Sample({"x": TensorType(float32, (4, 2, 3, 6)), "i0": TensorType(int64, (2, 3))}, {"dims": (1,), "shape": (4, 5, 6)})
+        yield Sample(
+            {"x": TensorType(float32, (4, 2, 3, 6)), "i0": TensorType(int64, (2, 3))},
+            {"dims": (1,), "shape": (4, 5, 6)},
+        )

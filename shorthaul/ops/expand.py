@@ -32,7 +32,8 @@ def choose_maps(node: Operator, operator: OperatorDefinition, containers: Mappin
 def expand(program: Program, choose: Choice = choose_default) -> None:
     """Lower every operator in one edit and set form MAPS. choose: the name of the expansion of each operator.
 
-    Results that nobody uses are dropped first where the definition allows it (`optional_results`); containers that are left without a writer go.
+    Results that nobody uses are dropped first where the definition allows it (`optional_results`); containers that
+    are left without a writer go.
     Raises OperatorError for an unknown expansion or one whose condition does not hold, naming operator and origin.
     """
     with program.edit("Expand") as edit:

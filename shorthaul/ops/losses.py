@@ -10,7 +10,7 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.derivative import partials
 from shorthaul.ir.dtypes import float32, int64, promote
 from shorthaul.ir.memlet import Indirect, Memlet
-from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read, reads_of, where
+from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read, reads_of, rewrite, where
 from shorthaul.symbolic import Expr, product, prove_eq
 
 from .builder import Expansion, Gradient
@@ -38,11 +38,18 @@ class NllLoss(OperatorDefinition):
     operands = ("x", "target", "weight?")
     results = ("y", "total_weight")
     attributes: Mapping[str, Any] = {"reduction": MEAN, "ignore_index": -100}
-    aten = ("aten.nll_loss.default", "aten.nll_loss2d.default", "aten.nll_loss_nd.default", "aten.nll_loss_forward.default",
-            "aten.nll_loss2d_forward.default")  # fmt: skip
+    aten = (
+        "aten.nll_loss.default",
+        "aten.nll_loss2d.default",
+        "aten.nll_loss_nd.default",
+        "aten.nll_loss_forward.default",
+        "aten.nll_loss2d_forward.default",
+    )
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"x": call["self"], "target": call["target"], "weight": call["weight"]}, {k: call[k] for k in self.attributes}
+        return {"x": call["self"], "target": call["target"], "weight": call["weight"]}, {
+            k: call[k] for k in self.attributes
+        }
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, t = types["x"], types["target"]
@@ -50,12 +57,18 @@ class NllLoss(OperatorDefinition):
         self.require(t.dtype.is_integer, f"target is {t.dtype}, not integers (class numbers)")
         self.require(len(x.shape) >= 1, "operand x has no class dimension")
         rows = (x.shape[0], *x.shape[2:]) if len(x.shape) > 1 else ()
-        fits = len(rows) == len(t.shape) and all(prove_eq(a, b) is not False for a, b in zip(rows, t.shape, strict=True))
-        self.require(fits, f"target of shape {list(t.shape)} does not fit operand {list(x.shape)}, which asks for {list(rows)}")
+        fits = len(rows) == len(t.shape) and all(
+            prove_eq(a, b) is not False for a, b in zip(rows, t.shape, strict=True)
+        )
+        self.require(
+            fits, f"target of shape {list(t.shape)} does not fit operand {list(x.shape)}, which asks for {list(rows)}"
+        )
         if "weight" in types:
             w = types["weight"].shape
-            self.require(len(w) == 1 and prove_eq(w[0], self.classes(x.shape)) is not False,
-                         f"weight of shape {list(w)} does not have the {self.classes(x.shape)} classes")  # fmt: skip
+            self.require(
+                len(w) == 1 and prove_eq(w[0], self.classes(x.shape)) is not False,
+                f"weight of shape {list(w)} does not have the {self.classes(x.shape)} classes",
+            )
         shape = rows if attributes["reduction"] == NONE else ()
         return {"y": TensorType(x.dtype, shape), "total_weight": TensorType(x.dtype, ())}
 
@@ -70,9 +83,11 @@ class NllLoss(OperatorDefinition):
         # an ignored target may be no class: it reads class 0 and does not count
         row = c.temp(t.shape, int64, "class")
         p = c.params(t.shape)
-        c.map(p, {"t": at(t, *p)}, {"r": at(row, *p)}, lambda t: {"r": cast(where(apply("eq", t, ignore), 0, t), int64)})
+        c.map(
+            p, {"t": at(t, *p)}, {"r": at(row, *p)}, lambda t: {"r": cast(where(apply("eq", t, ignore), 0, t), int64)}
+        )
         p = c.params(t.shape)
-        subset = (p[0], Indirect("r"), *p[1:]) if len(x.shape) > 1 else (Indirect("r"),)
+        subset: tuple[Any, ...] = (p[0], Indirect("r"), *p[1:]) if len(x.shape) > 1 else (Indirect("r"),)
         reads: dict[str, Memlet] = {"t": at(t, *p), "r": at(row, *p), "x": at(x, *subset)}
         if c.has("weight"):
             reads["w"] = at(c.input("weight"), Indirect("r"))
@@ -88,8 +103,13 @@ class NllLoss(OperatorDefinition):
             c.map((), {}, {"n": at(total_weight)}, {"n": const(0, total_weight.dtype)})
             return
         loss, weights = c.temp((), accumulate), c.temp((), accumulate)
-        how = {"combine": "sum"} if p else {}
-        c.map(p, reads, {"loss": at(loss, **how), "n": at(weights, **how)}, lambda **v: dict(zip(("loss", "n"), counted(**v), strict=True)))
+        how = "sum" if p else None
+        c.map(
+            p,
+            reads,
+            {"loss": at(loss, combine=how), "n": at(weights, combine=how)},
+            lambda **v: dict(zip(("loss", "n"), counted(**v), strict=True)),
+        )
 
         def finish(loss: Scalar, n: Scalar) -> dict[str, Scalar]:
             return {"y": cast(loss / n if reduction == MEAN else loss, y.dtype), "total": cast(n, y.dtype)}
@@ -102,14 +122,26 @@ class NllLoss(OperatorDefinition):
             return {}
         weight = g.input("weight") if g.has("weight") else None
         attributes = {**{k: g.attr(k) for k in self.attributes}, "shape": x.shape}
-        return {"x": g.op("nll_loss_backward", attributes, g=gy, target=g.input("target"), weight=weight, total_weight=g.output("total_weight"))}
+        return {
+            "x": g.op(
+                "nll_loss_backward",
+                attributes,
+                g=gy,
+                target=g.input("target"),
+                weight=weight,
+                total_weight=g.output("total_weight"),
+            )
+        }
 
     def samples(self) -> Iterable[Sample]:
         x, t, w = TensorType(float32, (5, 4)), TensorType(int64, (5,)), TensorType(float32, (4,))
         yield Sample({"x": x, "target": t}, {})
         yield Sample({"x": x, "target": t, "weight": w}, {"ignore_index": 1})
         yield Sample({"x": x, "target": t, "weight": w}, {"reduction": SUM})
-        yield Sample({"x": TensorType(float32, (2, 4, 3)), "target": TensorType(int64, (2, 3))}, {"reduction": NONE, "ignore_index": 0})
+        yield Sample(
+            {"x": TensorType(float32, (2, 4, 3)), "target": TensorType(int64, (2, 3))},
+            {"reduction": NONE, "ignore_index": 0},
+        )
         yield Sample({"x": x, "target": TensorType(int64, (4,))}, {}, error="does not fit")
         yield Sample({"x": x, "target": TensorType(float32, (5,))}, {}, error="class numbers")
         yield Sample({"x": x, "target": t, "weight": t}, {}, error="classes")
@@ -117,7 +149,9 @@ class NllLoss(OperatorDefinition):
 
 @register
 class NllLossBackward(OperatorDefinition):
-    """The gradient of nll_loss by x: -weight[t] * g (over the total weight for the mean) at the target's class, else 0. Elementwise over x."""
+    """The gradient of nll_loss by x: -weight[t] * g (over the total weight for the mean) at the target's class, else
+    0. Elementwise over x.
+    """
 
     name = "nll_loss_backward"
     operands = ("g", "target", "weight?", "total_weight")
@@ -149,14 +183,25 @@ class NllLossBackward(OperatorDefinition):
         c.map(p, reads, {"y": at(y, *p)}, value)
 
     def samples(self) -> Iterable[Sample]:
-        operands = {"g": TensorType(float32, ()), "target": TensorType(int64, (5,)), "total_weight": TensorType(float32, ())}
+        operands = {
+            "g": TensorType(float32, ()),
+            "target": TensorType(int64, (5,)),
+            "total_weight": TensorType(float32, ()),
+        }
         yield Sample(operands, {"shape": (5, 4), "ignore_index": 2})
 
 
 class Loss(OperatorDefinition):
     """An elementwise loss with a reduction, made by `loss`."""
 
-    def __init__(self, name: str, function: Callable[..., Scalar], operands: tuple[str, ...], keywords: Mapping[str, Any], aten: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Scalar],
+        operands: tuple[str, ...],
+        keywords: Mapping[str, Any],
+        aten: tuple[str, ...],
+    ) -> None:
         self.name = name
         self.function = function
         self.operands = operands
@@ -173,7 +218,10 @@ class Loss(OperatorDefinition):
         return broadcast_shapes(self.name, [t.shape for t in types.values()])
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
-        self.require(attributes["reduction"] in (NONE, MEAN, SUM), f"reduction {attributes['reduction']} is not 0 (none), 1 (mean) or 2 (sum)")
+        self.require(
+            attributes["reduction"] in (NONE, MEAN, SUM),
+            f"reduction {attributes['reduction']} is not 0 (none), 1 (mean) or 2 (sum)",
+        )
         dtype = promote(*(t.dtype for t in types.values()))
         self.require(dtype.is_float, f"operands are {dtype}, not floating")
         shape = self.shape(types)
@@ -182,7 +230,10 @@ class Loss(OperatorDefinition):
     def code(self, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> Scalar:
         """The loss of one element in its compute dtype."""
         compute = promote(*(t.dtype for t in types.values())).compute
-        return self.function(**{n: cast(read(n, t.dtype), compute) for n, t in types.items()}, **{k: attributes[k] for k in self.keywords})
+        return self.function(
+            **{n: cast(read(n, t.dtype), compute) for n, t in types.items()},
+            **{k: attributes[k] for k in self.keywords},
+        )
 
     def maps(self, c: Expansion) -> None:
         y, reduction = c.output(), c.attr("reduction")
@@ -198,8 +249,12 @@ class Loss(OperatorDefinition):
         total = y if direct else c.temp((), code.dtype)
         c.map(p, reads, {"y": at(total, combine="sum" if p else None)}, {"y": code})
         if not direct:
-            c.map((), {"t": at(total)}, {"y": at(y)},
-                  lambda t: {"y": cast(t / count_scalar(shape, t) if reduction == MEAN else t, y.dtype)})  # fmt: skip
+            c.map(
+                (),
+                {"t": at(total)},
+                {"y": at(y)},
+                lambda t: {"y": cast(t / count_scalar(shape, t) if reduction == MEAN else t, y.dtype)},
+            )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
@@ -218,8 +273,12 @@ class Loss(OperatorDefinition):
                 continue
             names = [n for n in operands if n in reads_of(d)]
             x = operands[k]
-            full = g.pointwise(lambda v, *values, d=d, names=names: _with(d, dict(zip(names, values, strict=True))) * v, gy,
-                               *(operands[n] for n in names), dtype=x.dtype)  # fmt: skip
+            full = g.pointwise(
+                lambda v, *values, d=d, names=names: _with(d, dict(zip(names, values, strict=True))) * v,
+                gy,
+                *(operands[n] for n in names),
+                dtype=x.dtype,
+            )
             if tuple(full.shape) != tuple(broadcast_shapes(self.name, [full.shape, x.shape])):
                 full = g.op("expand", {"shape": x.shape}, x=full)
             result[k] = g.sum_to(full, x.shape)
@@ -235,17 +294,18 @@ class Loss(OperatorDefinition):
 
 def _with(code: Scalar, values: Mapping[str, Scalar]) -> Scalar:
     """Code with its reads (cast to the compute dtype) replaced by values of that dtype."""
-    from shorthaul.ir.scalar import rewrite
 
     def leaf(n: Scalar) -> Scalar | None:
         if n.op == "cast" and n.args[0].op == "read":
-            return values[n.args[0].attr]  # type: ignore[index]
-        return values.get(n.attr) if n.op == "read" else None  # type: ignore[arg-type]
+            n = n.args[0]
+        return values[str(n.attr)] if n.op == "read" else None
 
     return rewrite(code, leaf)
 
 
-def loss(name: str, function: Callable[..., Scalar], *aten: str, optional: tuple[str, ...] = (), **keywords: Any) -> None:
+def loss(
+    name: str, function: Callable[..., Scalar], *aten: str, optional: tuple[str, ...] = (), **keywords: Any
+) -> None:
     """Register an elementwise loss of x and target (and optional operands); `keywords` are attributes of the function."""
     operands = ("x", "target", *(f"{o}?" for o in optional))
     register(Loss(name, function, operands, keywords, tuple(f"aten.{a}" for a in aten)))
@@ -268,7 +328,9 @@ def _bce(x: Scalar, target: Scalar, weight: Scalar | None = None) -> Scalar:
     return value if weight is None else value * weight
 
 
-def _bce_with_logits(x: Scalar, target: Scalar, weight: Scalar | None = None, pos_weight: Scalar | None = None) -> Scalar:
+def _bce_with_logits(
+    x: Scalar, target: Scalar, weight: Scalar | None = None, pos_weight: Scalar | None = None
+) -> Scalar:
     log_sigmoid = apply("min", x, 0) - apply("log1p", apply("exp", -apply("abs", x)))
     scale = const(1, x.dtype) if pos_weight is None else (pos_weight - 1) * target + 1
     value = (1 - target) * x - scale * log_sigmoid
@@ -287,6 +349,11 @@ loss("l1_loss", lambda x, target: apply("abs", x - target), "l1_loss.default")
 loss("smooth_l1_loss", _smooth_l1, "smooth_l1_loss.default", beta=1.0)
 loss("huber_loss", _huber, "huber_loss.default", delta=1.0)
 loss("binary_cross_entropy", _bce, "binary_cross_entropy.default", optional=("weight",))
-loss("binary_cross_entropy_with_logits", _bce_with_logits, "binary_cross_entropy_with_logits.default", optional=("weight", "pos_weight"))
+loss(
+    "binary_cross_entropy_with_logits",
+    _bce_with_logits,
+    "binary_cross_entropy_with_logits.default",
+    optional=("weight", "pos_weight"),
+)
 loss("kl_div", _kl_div, "kl_div.default", log_target=False)
 loss("soft_margin_loss", lambda x, target: apply("log1p", apply("exp", -(target * x))), "soft_margin_loss.default")

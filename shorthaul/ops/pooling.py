@@ -40,14 +40,25 @@ class Pooling(OperatorDefinition):
 
     def window_of_attributes(self, attributes: Mapping[str, Any]) -> list[tuple[IntLike, ...]]:
         rank = len(attributes["kernel"])
-        return list(zip(*(per_dimension(attributes.get(k, WINDOW[k]), rank) for k in ("kernel", "stride", "padding", "dilation")), strict=True))
+        return list(
+            zip(
+                *(
+                    per_dimension(attributes.get(k, WINDOW[k]), rank)
+                    for k in ("kernel", "stride", "padding", "dilation")
+                ),
+                strict=True,
+            )
+        )
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         kernel = call["kernel_size"]
         rank = next((int(c) for c in call.target if c in "123"), 2)
         kernel = per_dimension(kernel, rank)
         stride = call.arguments.get("stride")
-        attributes = {"kernel": tuple(kernel), "stride": per_dimension(stride, rank) if stride not in (None, [], ()) else tuple(kernel)}
+        attributes = {
+            "kernel": tuple(kernel),
+            "stride": per_dimension(stride, rank) if stride not in (None, [], ()) else tuple(kernel),
+        }
         for k in ("padding", "dilation"):
             if k in call.arguments:
                 attributes[k] = per_dimension(call[k], rank)
@@ -55,14 +66,20 @@ class Pooling(OperatorDefinition):
 
     def pooled_shape(self, x: TensorType, attributes: Mapping[str, Any]) -> tuple[IntLike, ...]:
         rank = len(attributes["kernel"])
-        self.require(1 <= rank <= 3 and len(x.shape) > rank, f"operand of shape {list(x.shape)} does not end in {rank} pooled dimensions behind channels")
+        self.require(
+            1 <= rank <= 3 and len(x.shape) > rank,
+            f"operand of shape {list(x.shape)} does not end in {rank} pooled dimensions behind channels",
+        )
         self.require(x.dtype.is_float, f"operand is {x.dtype}; only floats are pooled")
         sizes = []
         for n, (k, s, p, d) in zip(x.shape[-rank:], self.window_of_attributes(attributes), strict=True):
             self.require(prove_le(1, s) is not False, f"stride {s} must be at least 1")
             self.require(prove_le(2 * p, k) is not False, f"padding {p} is more than half of the kernel size {k}")
             size = pooled_size(n, k, s, p, d, attributes["ceil_mode"])
-            self.require(prove_le(size, 0) is not True, f"kernel {list(attributes['kernel'])} is larger than the padded operand {list(x.shape)}")
+            self.require(
+                prove_le(size, 0) is not True,
+                f"kernel {list(attributes['kernel'])} is larger than the padded operand {list(x.shape)}",
+            )
             sizes.append(size)
         return (*x.shape[:-rank], *sizes)
 
@@ -72,9 +89,12 @@ def tiles(window: Sequence[tuple[IntLike, ...]]) -> bool:
     return all(prove_eq(k, s) is True and p == 0 and d == 1 for k, s, p, d in window)
 
 
-def windows_over(c: Expansion, window: Sequence[tuple[IntLike, ...]], positions: Sequence[IntLike], outputs: Sequence[IntLike]
-                 ) -> tuple[list[IntLike], list[Condition], list[IntLike], list[Any]]:  # fmt: skip
-    """The windows that hold a position: (window subscripts, their guard, offset inside the window per dimension, parameters to sum over)."""
+def windows_over(
+    c: Expansion, window: Sequence[tuple[IntLike, ...]], positions: Sequence[IntLike], outputs: Sequence[IntLike]
+) -> tuple[list[IntLike], list[Condition], list[IntLike], list[Any]]:
+    """The windows that hold a position: (window subscripts, their guard, offset inside the window per dimension,
+    parameters to sum over).
+    """
     where_: list[IntLike] = []
     guard: list[Condition] = []
     if tiles(window):
@@ -115,9 +135,14 @@ class MaxPool(Pooling):
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         shape = self.pooled_shape(types["x"], attributes)
-        return {"y": TensorType(types["x"].dtype, shape), self.results[1]: TensorType(self.index_dtype(attributes), shape)}
+        return {
+            "y": TensorType(types["x"].dtype, shape),
+            self.results[1]: TensorType(self.index_dtype(attributes), shape),
+        }
 
-    def index_of(self, taps: Sequence[IntLike], source: Sequence[IntLike], window: Sequence[tuple[IntLike, ...]], x: Container) -> IntLike:
+    def index_of(
+        self, taps: Sequence[IntLike], source: Sequence[IntLike], window: Sequence[tuple[IntLike, ...]], x: Container
+    ) -> IntLike:
         """What is saved of a window element: its row-major number in the window."""
         return row_major(taps, [k for k, *_ in window])
 
@@ -141,11 +166,20 @@ class MaxPool(Pooling):
         result = c.output(saved)
         number = result if result.dtype is int64 else c.temp(y.shape, int64)
         index = index_value(self.index_of(taps, source, window, x))
-        c.map([*params, *tap_params], reads, {"value": at(y, *outer, combine="argmax"), "index": at(number, *outer, combine="argmax")},
-              lambda x: {"value": x, "index": index})  # fmt: skip
+        c.map(
+            [*params, *tap_params],
+            reads,
+            {"value": at(y, *outer, combine="argmax"), "index": at(number, *outer, combine="argmax")},
+            lambda x: {"value": x, "index": index},
+        )
         if number is not result:
-            p = c.params(y.shape)
-            c.map(p, {"i": at(number, *p)}, {"offset": at(result, *p)}, lambda i: {"offset": cast(i, result.dtype)})
+            point = c.params(y.shape)
+            c.map(
+                point,
+                {"i": at(number, *point)},
+                {"offset": at(result, *point)},
+                lambda i: {"offset": cast(i, result.dtype)},
+            )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x, saved = g.grad(), g.input(), self.results[1]
@@ -153,7 +187,14 @@ class MaxPool(Pooling):
             return {}
         attributes = {k: g.attr(k) for k in WINDOW}
         size = tuple(x.shape[len(x.shape) - len(attributes["kernel"]) :])
-        return {"x": g.op("max_pool_backward", {**attributes, "size": size, "flat": saved == "indices"}, g=gy, index=g.output(saved))}
+        return {
+            "x": g.op(
+                "max_pool_backward",
+                {**attributes, "size": size, "flat": saved == "indices"},
+                g=gy,
+                index=g.output(saved),
+            )
+        }
 
     def samples(self) -> Iterable[Sample]:
         def t(*shape: int) -> TensorType:
@@ -165,7 +206,9 @@ class MaxPool(Pooling):
         yield Sample({"x": t(3, 9)}, {"kernel": (3,), "stride": (2,), "dilation": (2,)})
         yield Sample({"x": t(2, 2, 4, 4, 4)}, {"kernel": (2, 2, 2), "stride": (2, 2, 2)})
         yield Sample({"x": t(2, 3, 2, 2)}, {"kernel": (3, 3), "stride": (1, 1)}, error="larger than the padded operand")
-        yield Sample({"x": t(2, 3, 6, 6)}, {"kernel": (2, 2), "stride": (2, 2), "padding": (2, 2)}, error="more than half")
+        yield Sample(
+            {"x": t(2, 3, 6, 6)}, {"kernel": (2, 2), "stride": (2, 2), "padding": (2, 2)}, error="more than half"
+        )
 
 
 @register
@@ -175,18 +218,26 @@ class MaxPoolIndices(MaxPool):
     name = "max_pool_with_indices"
     results = ("y", "indices")
     optional_results = ("indices",)
-    aten = ("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default", "aten.max_pool1d_with_indices.default")
+    aten = (
+        "aten.max_pool2d_with_indices.default",
+        "aten.max_pool3d_with_indices.default",
+        "aten.max_pool1d_with_indices.default",
+    )
 
     def index_dtype(self, attributes: Mapping[str, Any]) -> DType:
         return int64
 
-    def index_of(self, taps: Sequence[IntLike], source: Sequence[IntLike], window: Sequence[tuple[IntLike, ...]], x: Container) -> IntLike:
+    def index_of(
+        self, taps: Sequence[IntLike], source: Sequence[IntLike], window: Sequence[tuple[IntLike, ...]], x: Container
+    ) -> IntLike:
         return row_major(source, x.shape[-len(window) :])
 
 
 @register
 class MaxPoolBackward(Pooling):
-    """For each position, the sum of the incoming gradients of the windows whose maximum it is. `flat`: the index counts in the operand, not in the window."""
+    """For each position, the sum of the incoming gradients of the windows whose maximum it is. `flat`: the index
+    counts in the operand, not in the window.
+    """
 
     name = "max_pool_backward"
     operands = ("g", "index")
@@ -195,7 +246,10 @@ class MaxPoolBackward(Pooling):
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         g = types["g"]
         rank = len(attributes["kernel"])
-        self.require(len(attributes["size"]) == rank, f"size {list(attributes['size'])} does not fit kernel {list(attributes['kernel'])}")
+        self.require(
+            len(attributes["size"]) == rank,
+            f"size {list(attributes['size'])} does not fit kernel {list(attributes['kernel'])}",
+        )
         return {"y": TensorType(g.dtype, (*g.shape[:-rank], *attributes["size"]))}
 
     def maps(self, c: Expansion) -> None:
@@ -204,7 +258,9 @@ class MaxPoolBackward(Pooling):
         rank = len(window)
         outer, params = kept_params(c, y.shape)
         place, guard, taps, summed = windows_over(c, window, outer[-rank:], g.shape[-rank:])
-        wanted = row_major(outer[-rank:], y.shape[-rank:]) if c.attr("flat") else row_major(taps, [k for k, *_ in window])
+        wanted = (
+            row_major(outer[-rank:], y.shape[-rank:]) if c.attr("flat") else row_major(taps, [k for k, *_ in window])
+        )
         accumulate = y.dtype.compute if summed else y.dtype
         total = y if accumulate is y.dtype else c.temp(y.shape, accumulate)
 
@@ -212,7 +268,10 @@ class MaxPoolBackward(Pooling):
             return {"y": where(apply("eq", cast(i, int64), index_value(wanted)), cast(g, accumulate), 0)}
 
         fill = 0 if guard else None  # outside of all windows the gradient is zero, whatever the index
-        reads = {"g": at(g, *outer[:-rank], *place, guard=guard, fill=fill), "i": at(index, *outer[:-rank], *place, guard=guard, fill=fill)}
+        reads = {
+            "g": at(g, *outer[:-rank], *place, guard=guard, fill=fill),
+            "i": at(index, *outer[:-rank], *place, guard=guard, fill=fill),
+        }
         c.map([*params, *summed], reads, {"y": at(total, *outer, combine="sum" if summed else None)}, value)
         if total is not y:
             p = c.params(y.shape)
@@ -228,11 +287,15 @@ class AvgPool(Pooling):
 
     name = "avg_pool"
     attributes: Mapping[str, Any] = {**WINDOW, "count_include_pad": True, "divisor": None}
-    aten = ("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
+    aten: tuple[str, ...] = ("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         operands, attributes = super().from_aten(call)
-        return operands, {**attributes, "count_include_pad": call.arguments.get("count_include_pad", True), "divisor": call.arguments.get("divisor_override")}
+        return operands, {
+            **attributes,
+            "count_include_pad": call.arguments.get("count_include_pad", True),
+            "divisor": call.arguments.get("divisor_override"),
+        }
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         return {"y": TensorType(types["x"].dtype, self.pooled_shape(types["x"], attributes))}
@@ -265,8 +328,12 @@ class AvgPool(Pooling):
             i, conditions = window_source(o, tap, s, p, d, n)
             source.append(i)
             guard += conditions
-        c.map([*params, *tap_params], {"x": at(x, *outer[:-rank], *source, guard=guard, fill=0 if guard else None)},
-              {"s": at(total, *outer, combine="sum" if tap_params else None)}, lambda x: {"s": cast(x, accumulate)})  # fmt: skip
+        c.map(
+            [*params, *tap_params],
+            {"x": at(x, *outer[:-rank], *source, guard=guard, fill=0 if guard else None)},
+            {"s": at(total, *outer, combine="sum" if tap_params else None)},
+            lambda x: {"s": cast(x, accumulate)},
+        )
         p_ = c.params(y.shape)
         count = number(self.count(c, p_[-rank:], x.shape[-rank:]), accumulate)
         c.map(p_, {"s": at(total, *p_)}, {"y": at(y, *p_)}, lambda s: {"y": cast(s / count, y.dtype)})
@@ -276,7 +343,13 @@ class AvgPool(Pooling):
         if gy is None:
             return {}
         attributes = {k: g.attr(k) for k in self.attributes}
-        return {"x": g.op("avg_pool_backward", {**attributes, "size": tuple(x.shape[len(x.shape) - len(attributes["kernel"]) :])}, g=gy)}
+        return {
+            "x": g.op(
+                "avg_pool_backward",
+                {**attributes, "size": tuple(x.shape[len(x.shape) - len(attributes["kernel"]) :])},
+                g=gy,
+            )
+        }
 
     def samples(self) -> Iterable[Sample]:
         def t(*shape: int) -> TensorType:
@@ -284,7 +357,10 @@ class AvgPool(Pooling):
 
         yield Sample({"x": t(2, 3, 6, 4)}, {"kernel": (2, 2), "stride": (2, 2)})
         yield Sample({"x": t(2, 3, 7, 6)}, {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 1)})
-        yield Sample({"x": t(2, 3, 8, 6)}, {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True, "count_include_pad": False})
+        yield Sample(
+            {"x": t(2, 3, 8, 6)},
+            {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True, "count_include_pad": False},
+        )
         yield Sample({"x": t(2, 3, 8, 6)}, {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True})
         yield Sample({"x": t(3, 9)}, {"kernel": (4,), "stride": (3,), "divisor": 3})
         yield Sample({"x": t(2, 4, 4, 4)}, {"kernel": (2, 2, 2), "stride": (2, 2, 2)})
@@ -311,7 +387,8 @@ class AvgPoolBackward(AvgPool):
         rank = len(attributes["kernel"])
         fits = len(size) == rank and all(
             prove_eq(pooled_size(n, k, s, p, d, attributes["ceil_mode"]), m) is not False
-            for n, m, (k, s, p, d) in zip(size, g.shape[-rank:], self.window_of_attributes(attributes), strict=True))  # fmt: skip
+            for n, m, (k, s, p, d) in zip(size, g.shape[-rank:], self.window_of_attributes(attributes), strict=True)
+        )
         self.require(fits, f"pooling size {list(size)} does not give {list(g.shape)}")
         return {"y": TensorType(g.dtype, (*g.shape[:-rank], *size))}
 
@@ -327,25 +404,43 @@ class AvgPoolBackward(AvgPool):
         count = number(maximum(divisor, 1) if guard and isinstance(divisor, Expr) else divisor, accumulate)
         direct = accumulate is y.dtype or not summed
         total = y if direct else c.temp(y.shape, accumulate)
-        c.map([*params, *summed], {"g": at(g, *outer[:-rank], *place, guard=guard, fill=0 if guard else None)},
-              {"y": at(total, *outer, combine="sum" if summed else None)}, lambda g: {"y": cast(cast(g, accumulate) / count, total.dtype)})  # fmt: skip
+        c.map(
+            [*params, *summed],
+            {"g": at(g, *outer[:-rank], *place, guard=guard, fill=0 if guard else None)},
+            {"y": at(total, *outer, combine="sum" if summed else None)},
+            lambda g: {"y": cast(cast(g, accumulate) / count, total.dtype)},
+        )
         if not direct:
             p = c.params(y.shape)
             c.map(p, {"t": at(total, *p)}, {"y": at(y, *p)}, lambda t: {"y": cast(t, y.dtype)})
 
     def samples(self) -> Iterable[Sample]:
-        yield Sample({"g": TensorType(float32, (2, 4, 3))}, {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0), "size": (7, 6)})
-        yield Sample({"g": TensorType(float32, (2, 4, 3))}, {"kernel": (2, 2), "stride": (2, 2), "size": (6, 6)}, error="does not give")
+        yield Sample(
+            {"g": TensorType(float32, (2, 4, 3))},
+            {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0), "size": (7, 6)},
+        )
+        yield Sample(
+            {"g": TensorType(float32, (2, 4, 3))},
+            {"kernel": (2, 2), "stride": (2, 2), "size": (6, 6)},
+            error="does not give",
+        )
 
 
 @register
 class AdaptiveAvgPool(OperatorDefinition):
-    """The mean over windows that cut each of the last dimensions into `size` parts: part o is from floor(o n / size) to ceil((o + 1) n / size)."""
+    """The mean over windows that cut each of the last dimensions into `size` parts: part o is from floor(o n / size)
+    to ceil((o + 1) n / size).
+    """
 
     name = "adaptive_avg_pool"
     attributes: Mapping[str, Any] = {"size": ()}
-    aten = ("aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default", "aten.adaptive_avg_pool1d.default",
-            "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default")  # fmt: skip
+    aten: tuple[str, ...] = (
+        "aten._adaptive_avg_pool2d.default",
+        "aten._adaptive_avg_pool3d.default",
+        "aten.adaptive_avg_pool1d.default",
+        "aten.adaptive_avg_pool2d.default",
+        "aten.adaptive_avg_pool3d.default",
+    )
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         assert call.results[0] is not None
@@ -354,7 +449,10 @@ class AdaptiveAvgPool(OperatorDefinition):
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, size = types["x"], tuple(attributes["size"])
-        self.require(1 <= len(size) <= 3 and len(x.shape) > len(size), f"operand of shape {list(x.shape)} does not end in {len(size)} pooled dimensions")
+        self.require(
+            1 <= len(size) <= 3 and len(x.shape) > len(size),
+            f"operand of shape {list(x.shape)} does not end in {len(size)} pooled dimensions",
+        )
         self.require(x.dtype.is_float, f"operand is {x.dtype}; only floats are averaged")
         return {"y": TensorType(x.dtype, (*x.shape[: -len(size)], *size))}
 
@@ -389,8 +487,12 @@ class AdaptiveAvgPool(OperatorDefinition):
             start, end = self.part(o, n, m)
             source.append(start + tap)
             guard.append(Condition(end - 1 - start - tap))
-        c.map([*params, *tap_params], {"x": at(x, *outer[:-rank], *source, guard=guard, fill=0)},
-              {"s": at(total, *outer, combine="sum" if tap_params else None)}, lambda x: {"s": cast(x, accumulate)})  # fmt: skip
+        c.map(
+            [*params, *tap_params],
+            {"x": at(x, *outer[:-rank], *source, guard=guard, fill=0)},
+            {"s": at(total, *outer, combine="sum" if tap_params else None)},
+            lambda x: {"s": cast(x, accumulate)},
+        )
         p = c.params(y.shape)
         count = number(self.count(p[-rank:], sizes, size), accumulate)
         c.map(p, {"s": at(total, *p)}, {"y": at(y, *p)}, lambda s: {"y": cast(s / count, y.dtype)})
@@ -438,8 +540,12 @@ class AdaptiveAvgPoolBackward(AdaptiveAvgPool):
         divisor = self.count(place, sizes, parts)
         count = number(maximum(divisor, 1) if isinstance(divisor, Expr) else divisor, accumulate)
         total = y if accumulate is y.dtype else c.temp(y.shape, accumulate)
-        c.map([*params, *summed], {"g": at(g, *outer[:-rank], *place, guard=guard, fill=0 if guard else None)},
-              {"y": at(total, *outer, combine="sum" if summed else None)}, lambda g: {"y": cast(g, accumulate) / count})  # fmt: skip
+        c.map(
+            [*params, *summed],
+            {"g": at(g, *outer[:-rank], *place, guard=guard, fill=0 if guard else None)},
+            {"y": at(total, *outer, combine="sum" if summed else None)},
+            lambda g: {"y": cast(g, accumulate) / count},
+        )
         if total is not y:
             p = c.params(y.shape)
             c.map(p, {"t": at(total, *p)}, {"y": at(y, *p)}, lambda t: {"y": cast(t, y.dtype)})

@@ -1,4 +1,5 @@
-"""Random operators. A number depends on the seed, the offset, the operator's stream and the element's logical index (Philox), so that the backward
+"""Random operators. A number depends on the seed, the offset, the operator's stream and the element's logical index
+(Philox), so that the backward
 phase draws the mask of dropout again instead of storing it.
 
 Operands seed and offset are int64 scalars that the runtime sets at each forward; attribute `stream` tells the operators of a program apart.
@@ -56,7 +57,9 @@ class RandomOperator(OperatorDefinition):
     def check_random(self, types: Mapping[str, TensorType]) -> None:
         for k in ("seed", "offset"):
             t = types.get(k)
-            self.require(t is not None and t.dtype is int64 and t.shape == (), f"operand {k} must be an int64 scalar, not {t}")
+            self.require(
+                t is not None and t.dtype is int64 and t.shape == (), f"operand {k} must be an int64 scalar, not {t}"
+            )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         return {}
@@ -67,7 +70,9 @@ SCALARS: Mapping[str, TensorType] = {"seed": TensorType(int64, ()), "offset": Te
 
 @register
 class Dropout(RandomOperator):
-    """x / (1 - p) where an element is kept (with probability 1 - p), else 0. It is linear in x, so its gradient is dropout of the gradient."""
+    """x / (1 - p) where an element is kept (with probability 1 - p), else 0. It is linear in x, so its gradient is
+    dropout of the gradient.
+    """
 
     name = "dropout"
     attributes: Mapping[str, Any] = {"p": 0.5, **RANDOM_ATTRIBUTES}
@@ -96,8 +101,12 @@ class Dropout(RandomOperator):
             scaled = cast(cast(x, x.dtype.compute) * (1 / (1 - p) if p < 1 else 0.0), y.dtype)
             return {"y": where(keep, scaled, 0), "mask": keep}
 
-        c.map(params, {"x": at(x, *params), **random_reads(c)}, writes,
-              lambda **v: {k: e for k, e in value(**v).items() if k in writes})  # fmt: skip
+        c.map(
+            params,
+            {"x": at(x, *params), **random_reads(c)},
+            writes,
+            lambda **v: {k: e for k, e in value(**v).items() if k in writes},
+        )
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
@@ -109,7 +118,9 @@ class Dropout(RandomOperator):
         yield Sample({"x": x, **SCALARS}, {"p": 0.3, "stream": 2})
         yield Sample({"x": x, **SCALARS}, {"p": 1.0})
         yield Sample({"x": x, **SCALARS}, {"p": 1.5}, error="between 0 and 1")
-        yield Sample({"x": x, "seed": TensorType(float32, ()), "offset": TensorType(int64, ())}, {}, error="int64 scalar")
+        yield Sample(
+            {"x": x, "seed": TensorType(float32, ()), "offset": TensorType(int64, ())}, {}, error="int64 scalar"
+        )
 
 
 @register
@@ -143,8 +154,14 @@ class Bernoulli(RandomOperator):
     def maps(self, c: Expansion) -> None:
         y = c.output()
         params = c.params(y.shape)
-        c.map(params, random_reads(c), {"y": at(y, *params)},
-              lambda seed, offset: {"y": cast(uniform(seed, offset, c.attr("stream"), linear_index(params, y.shape)) < c.attr("p"), y.dtype)})  # fmt: skip
+        c.map(
+            params,
+            random_reads(c),
+            {"y": at(y, *params)},
+            lambda seed, offset: {
+                "y": cast(uniform(seed, offset, c.attr("stream"), linear_index(params, y.shape)) < c.attr("p"), y.dtype)
+            },
+        )
 
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x": TensorType(float32, (5, 1, 1)), **SCALARS}, {"p": 0.8, "stream": 1})
@@ -164,8 +181,16 @@ class BernoulliOf(RandomOperator):
     def maps(self, c: Expansion) -> None:
         x, y = c.input(), c.output()
         params = c.params(y.shape)
-        c.map(params, {"x": at(x, *params), **random_reads(c)}, {"y": at(y, *params)},
-              lambda x, seed, offset: {"y": cast(uniform(seed, offset, c.attr("stream"), linear_index(params, y.shape)) < cast(x, float32), y.dtype)})  # fmt: skip
+        c.map(
+            params,
+            {"x": at(x, *params), **random_reads(c)},
+            {"y": at(y, *params)},
+            lambda x, seed, offset: {
+                "y": cast(
+                    uniform(seed, offset, c.attr("stream"), linear_index(params, y.shape)) < cast(x, float32), y.dtype
+                )
+            },
+        )
 
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x": TensorType(float32, (5, 4)), **SCALARS}, {"stream": 1})
@@ -196,7 +221,14 @@ class Distribution(RandomOperator):
         position = linear_index(params, y.shape)
 
         def value(seed: Scalar, offset: Scalar) -> dict[str, Scalar]:
-            return {"y": cast(self.number(lambda part: uniform(seed, offset, c.attr("stream"), position, part), c.node.attributes), y.dtype)}
+            return {
+                "y": cast(
+                    self.number(
+                        lambda part: uniform(seed, offset, c.attr("stream"), position, part), c.node.attributes
+                    ),
+                    y.dtype,
+                )
+            }
 
         c.map(params, random_reads(c), {"y": at(y, *params)}, value)
 
@@ -257,7 +289,10 @@ class RandomIntegers(Distribution):
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         low, high = attributes["low"], attributes["high"]
-        self.require(not (isinstance(low, int) and isinstance(high, int)) or low < high, f"the range from {low} to {high} is empty")
+        self.require(
+            not (isinstance(low, int) and isinstance(high, int)) or low < high,
+            f"the range from {low} to {high} is empty",
+        )
         return super().infer(types, attributes)
 
     def samples(self) -> Iterable[Sample]:

@@ -48,8 +48,15 @@ class Split(Parts):
 
     name = "split"
     attributes: Mapping[str, Any] = {"dim": 0, "sizes": ()}
-    aten = ("aten.split.Tensor", "aten.unsafe_split.Tensor", "aten.split_with_sizes.default", "aten.unsafe_split_with_sizes.default",
-            "aten.chunk.default", "aten.unsafe_chunk.default", "aten.split.sizes")  # fmt: skip
+    aten = (
+        "aten.split.Tensor",
+        "aten.unsafe_split.Tensor",
+        "aten.split_with_sizes.default",
+        "aten.unsafe_split_with_sizes.default",
+        "aten.chunk.default",
+        "aten.unsafe_chunk.default",
+        "aten.split.sizes",
+    )
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         x = call["self"]
@@ -59,7 +66,10 @@ class Split(Parts):
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, dim, sizes = types["x"], attributes["dim"], attributes["sizes"]
         wrap_dim(self.name, dim, len(x.shape))
-        self.require(prove_eq(summation(sizes), x.shape[dim]) is not False, f"sizes {list(sizes)} do not add up to {x.shape[dim]}")
+        self.require(
+            prove_eq(summation(sizes), x.shape[dim]) is not False,
+            f"sizes {list(sizes)} do not add up to {x.shape[dim]}",
+        )
         return {f"y{i}": TensorType(x.dtype, (*x.shape[:dim], n, *x.shape[dim + 1 :])) for i, n in enumerate(sizes)}
 
     def place(self, i: int, params: Sequence[Any], attributes: Mapping[str, Any]) -> list[Any]:
@@ -99,7 +109,9 @@ class Unbind(Parts):
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         parts = self.gradients(g)
-        return {"x": g.op("stack", {"dim": g.attr("dim")}, **{f"x{i}": p for i, p in enumerate(parts)})} if parts else {}
+        return (
+            {"x": g.op("stack", {"dim": g.attr("dim")}, **{f"x{i}": p for i, p in enumerate(parts)})} if parts else {}
+        )
 
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x": TensorType(float32, (2, 3, 4))}, {"dim": 1})
@@ -116,13 +128,17 @@ class Stack(OperatorDefinition):
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         tensors = call["tensors"]
-        return {f"x{i}": t for i, t in enumerate(tensors)}, {"dim": wrap_dim(self.name, call["dim"], len(tensors[0].shape) + 1)}
+        return {f"x{i}": t for i, t in enumerate(tensors)}, {
+            "dim": wrap_dim(self.name, call["dim"], len(tensors[0].shape) + 1)
+        }
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         xs, dim = list(types.values()), attributes["dim"]
         first = xs[0]
         for k, x in types.items():
-            same = len(x.shape) == len(first.shape) and all(prove_eq(a, b) is not False for a, b in zip(x.shape, first.shape, strict=True))
+            same = len(x.shape) == len(first.shape) and all(
+                prove_eq(a, b) is not False for a, b in zip(x.shape, first.shape, strict=True)
+            )
             self.require(same, f"operand {k} of shape {list(x.shape)} differs from the first of {list(first.shape)}")
             self.require(x.dtype is first.dtype, f"operand {k} is {x.dtype}, the first is {first.dtype}")
         return {"y": TensorType(first.dtype, (*first.shape[:dim], len(xs), *first.shape[dim:]))}
@@ -137,7 +153,9 @@ class Stack(OperatorDefinition):
         gy = g.grad()
         if gy is None:
             return {}
-        return {k: g.op("select", {"dim": g.attr("dim"), "index": i}, x=gy) for i, k in enumerate(g.inputs()) if g.needs(k)}
+        return {
+            k: g.op("select", {"dim": g.attr("dim"), "index": i}, x=gy) for i, k in enumerate(g.inputs()) if g.needs(k)
+        }
 
     def samples(self) -> Iterable[Sample]:
         x = TensorType(float32, (2, 3))

@@ -41,10 +41,12 @@ DOMAINS: dict[tuple[str, str], tuple[float, float]] = {
     ("batch_norm", "running_var"): AWAY,
     ("batch_norm_inference", "running_var"): AWAY,
     ("nll_loss_backward", "total_weight"): AWAY,
-}  # fmt: skip
+}
 
 
-def integer_bound(op: str, operand: str, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> tuple[int, int]:
+def integer_bound(
+    op: str, operand: str, types: Mapping[str, TensorType], attributes: Mapping[str, Any]
+) -> tuple[int, int]:
     """The range [low, high) of an integer operand."""
     if op in ("embedding", "embedding_backward"):
         return 0, attributes["rows"] if op == "embedding_backward" else types["weight"].shape[0]  # type: ignore[return-value]
@@ -64,7 +66,14 @@ def integer_bound(op: str, operand: str, types: Mapping[str, TensorType], attrib
     return (1, 9) if operand == "b" else (-7, 8)
 
 
-def value_of(op: str, operand: str, t: TensorType, types: Mapping[str, TensorType], attributes: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+def value_of(
+    op: str,
+    operand: str,
+    t: TensorType,
+    types: Mapping[str, TensorType],
+    attributes: Mapping[str, Any],
+    rng: np.random.Generator,
+) -> np.ndarray:
     """A random value that the operator takes."""
     shape = tuple(int(n) for n in t.shape)  # type: ignore[call-overload]
     if operand in ("seed", "offset"):
@@ -81,7 +90,9 @@ def value_of(op: str, operand: str, t: TensorType, types: Mapping[str, TensorTyp
     return rng.integers(low, high, shape).astype(t.dtype.numpy)
 
 
-def values_for(op: str, types: Mapping[str, TensorType], attributes: Mapping[str, Any], seed: str = "") -> dict[str, np.ndarray]:
+def values_for(
+    op: str, types: Mapping[str, TensorType], attributes: Mapping[str, Any], seed: str = ""
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(zlib.crc32(f"{op}{seed}{sorted(types)}".encode()))
     return {k: value_of(op, k, t, types, attributes, rng) for k, t in types.items()}
 
@@ -106,8 +117,12 @@ def program_of(op: str, types: Mapping[str, TensorType], attributes: Mapping[str
             edit.add_container(Container(k, t.dtype, tuple(t.shape), role="input"))
         for k, t in results.items():
             edit.add_container(Container(f"out_{k}", t.dtype, tuple(t.shape), role="output"))
-        node = Operator(op, attributes, reads={k: full(p.containers[k]) for k in types},
-                        writes={k: full(p.containers[f"out_{k}"]) for k in results})  # fmt: skip
+        node = Operator(
+            op,
+            attributes,
+            reads={k: full(p.containers[k]) for k in types},
+            writes={k: full(p.containers[f"out_{k}"]) for k in results},
+        )
         edit.add(node)
         edit.set_signature(Signature(tuple(types), tuple(f"out_{k}" for k in results)))
     return p
@@ -155,7 +170,9 @@ def cotangents_for(program: Program, seed: int = 5) -> dict[str, np.ndarray]:
     return found
 
 
-def gradients(program: Program, values: Mapping[str, np.ndarray], choose: Choice = choose_maps) -> dict[str, np.ndarray]:
+def gradients(
+    program: Program, values: Mapping[str, np.ndarray], choose: Choice = choose_maps
+) -> dict[str, np.ndarray]:
     """The gradients that a differentiated program computes, by input; zero where an input has none."""
     found = run(program, {**values, **cotangents_for(program)}, choose)
     return {i: found[g] for i, g in program.signature.gradients}
@@ -170,14 +187,20 @@ def same(actual: Any, expected: Any, tolerance: float = 1e-9, what: str = "") ->
         return
     finite = np.isfinite(e)
     np.testing.assert_array_equal(np.where(finite, 0, a), np.where(finite, 0, e), f"{what}: NaN or infinity")
-    error = np.linalg.norm(np.where(finite, a, 0) - np.where(finite, e, 0)) / max(1e-3, float(np.linalg.norm(np.where(finite, e, 0))))
+    error = np.linalg.norm(np.where(finite, a, 0) - np.where(finite, e, 0)) / max(
+        1e-3, float(np.linalg.norm(np.where(finite, e, 0)))
+    )
     assert error <= tolerance, f"{what}: relative error {error:.2e}\n{a}\n{e}"
 
 
 def expansions_of(d: OperatorDefinition, program: Program) -> list[str]:
     """The expansions besides maps that apply to the program's operator."""
     node = next(n for n in program.nodes if isinstance(n, Operator))
-    return [k for k, rule in d.more_expansions().items() if rule.condition is None or rule.condition(node, program.containers)]
+    return [
+        k
+        for k, rule in d.more_expansions().items()
+        if rule.condition is None or rule.condition(node, program.containers)
+    ]
 
 
 def prefer(name: str) -> Choice:

@@ -90,14 +90,17 @@ def test_unused_results_are_not_computed() -> None:
         ("tril", {"x": "HW"}, {"diagonal": 1}),
         ("embedding", {"weight": "nk", "indices": "NH"}, {}),
     ],
-)  # fmt: skip
+)
 def test_symbolic_sizes(op: str, types: dict[str, str], attributes: dict) -> None:
     """A program with symbolic sizes computes what the one with those sizes does, for several of them and every expansion."""
     symbols = {s: Symbol(s, lower=1) for s in "NHW"}
     fixed = {"n": 4, "k": 5, **{str(i): i for i in range(10)}}
 
     def typed(sizes: dict) -> dict[str, TensorType]:
-        return {k: TensorType(int64 if k in ("target", "indices") else float64, tuple({**fixed, **sizes}[c] for c in word)) for k, word in types.items()}
+        return {
+            k: TensorType(int64 if k in ("target", "indices") else float64, tuple({**fixed, **sizes}[c] for c in word))
+            for k, word in types.items()
+        }
 
     d = REGISTRY[op]
     expansions = ["maps", *d.more_expansions()]
@@ -134,7 +137,9 @@ def test_sums_of_narrow_floats_accumulate_in_float32() -> None:
     """4096 times 2**-8 on top of 1: in bfloat16 every addition would be lost."""
     ones = np.full((1, 4097), 2.0**-8, np.float32)
     ones[0, 0] = 1
-    program = program_of("contract", {"a": t(1, 4097, dtype=bfloat16), "b": t(1, 4097, dtype=bfloat16)}, {"equation": "mk,nk->mn"})
+    program = program_of(
+        "contract", {"a": t(1, 4097, dtype=bfloat16), "b": t(1, 4097, dtype=bfloat16)}, {"equation": "mk,nk->mn"}
+    )
     found = run(program, {"a": ones, "b": np.ones((1, 4097), np.float32)})
     assert found["out_y"].item() == 17.0
 
@@ -157,7 +162,14 @@ def test_results_of_several_operators_in_one_edit() -> None:
         for name, role in (("x", "input"), ("h", "transient"), ("y", "output")):
             edit.add_container(Container(name, float64, (3, 4), role=role))
         for a, b in (("x", "h"), ("h", "y")):
-            edit.add(Operator("tanh", dict(REGISTRY["tanh"].attributes), reads={"x": full(p.containers[a])}, writes={"y": full(p.containers[b])}))
+            edit.add(
+                Operator(
+                    "tanh",
+                    dict(REGISTRY["tanh"].attributes),
+                    reads={"x": full(p.containers[a])},
+                    writes={"y": full(p.containers[b])},
+                )
+            )
         edit.set_signature(Signature(("x",), ("y",)))
     expand(p)
     verify(p)

@@ -12,11 +12,23 @@ from shorthaul.codegen.library import LIBRARY, LibraryError, library, writes_out
 from shorthaul.codegen.library.matrix_products import plan
 
 EQUATIONS = [
-    ("mk,nk->mn", "mk", "nk"), ("mk,kn->mn", "mk", "kn"), ("abk,nk->abn", "abk", "nk"), ("abn,abk->nk", "abn", "abk"), ("km,kn->nm", "km", "kn"),
-    ("bmk,bkn->bmn", "bmk", "bkn"), ("bhls,bhsv->bhlv", "bhls", "bhsv"), ("bhls,bhlv->bhsv", "bhls", "bhlv"), ("a1mk,bkn->abmn", "a1mk", "bkn"),
-    ("abmn,bkn->a1mk", "abmn", "bkn"), ("k,k->", "k", "k"), ("m,n->mn", "m", "n"), (",k->k", "", "k"), ("mk,k->m", "mk", "k"),
-    ("bmk,hkn->bhmn", "bmk", "hkn"), ("bmn,bkn->1mk", "bmn", "bkn"),
-]  # fmt: skip
+    ("mk,nk->mn", "mk", "nk"),
+    ("mk,kn->mn", "mk", "kn"),
+    ("abk,nk->abn", "abk", "nk"),
+    ("abn,abk->nk", "abn", "abk"),
+    ("km,kn->nm", "km", "kn"),
+    ("bmk,bkn->bmn", "bmk", "bkn"),
+    ("bhls,bhsv->bhlv", "bhls", "bhsv"),
+    ("bhls,bhlv->bhsv", "bhls", "bhlv"),
+    ("a1mk,bkn->abmn", "a1mk", "bkn"),
+    ("abmn,bkn->a1mk", "abmn", "bkn"),
+    ("k,k->", "k", "k"),
+    ("m,n->mn", "m", "n"),
+    (",k->k", "", "k"),
+    ("mk,k->m", "mk", "k"),
+    ("bmk,hkn->bhmn", "bmk", "hkn"),
+    ("bmn,bkn->1mk", "bmn", "bkn"),
+]
 SIZES = {"a": 2, "b": 3, "h": 4, "m": 5, "n": 6, "k": 7, "l": 5, "s": 4, "v": 6, "1": 1}
 
 
@@ -25,7 +37,9 @@ def operand(letters: str, order: tuple[int, ...] | None = None) -> torch.Tensor:
     shape = [SIZES[c] for c in letters]
     if order is None:
         return torch.rand(shape, dtype=torch.float64) - 0.5
-    return (torch.rand([shape[d] for d in order], dtype=torch.float64) - 0.5).permute([order.index(d) for d in range(len(order))])
+    return (torch.rand([shape[d] for d in order], dtype=torch.float64) - 0.5).permute(
+        [order.index(d) for d in range(len(order))]
+    )
 
 
 def reference(equation: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -73,7 +87,9 @@ def test_contract_with_bias(equation: str, alpha: float, bias: str) -> None:
     added = {"row": operand(of_y[-1]), "full": operand(of_y), "column": operand(of_y[-2] + "1")}[bias]
     expected = alpha * reference(equation, a, b) - 2 * added
     for out in ({}, {"y": operand(of_y)}):
-        y = LIBRARY["contract"]({"a": a, "b": b, "bias": added}, {"equation": equation, "alpha": alpha, "beta": -2}, out)["y"]
+        y = LIBRARY["contract"](
+            {"a": a, "b": b, "bias": added}, {"equation": equation, "alpha": alpha, "beta": -2}, out
+        )["y"]
         torch.testing.assert_close(y, expected)
 
 
@@ -93,7 +109,10 @@ def test_contraction_of_contiguous_operands_copies_nothing() -> None:
         p = plan(equation)
         of_a, of_b = equation.split("->")[0].split(",")
         first, second = (of_b, of_a) if p.swap else (of_a, of_b)
-        for letters, order, groups in ((first, p.order_a, (p.batch, p.rows, p.summed)), (second, p.order_b, (p.batch, p.summed, p.columns))):
+        for letters, order, groups in (
+            (first, p.order_a, (p.batch, p.rows, p.summed)),
+            (second, p.order_b, (p.batch, p.summed, p.columns)),
+        ):
             x = operand(letters).permute(order)
             sizes, at = [], 0
             for count in groups:
@@ -107,9 +126,20 @@ def test_contraction_of_contiguous_operands_copies_nothing() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_convolution_gradients_in_both_layouts(transposed: bool, groups: int, layout: torch.memory_format) -> None:
     torch.manual_seed(0)
-    attributes: dict[str, Any] = {"stride": (2, 1), "padding": (1,), "dilation": (1,), "transposed": transposed, "output_padding": (0,), "groups": groups}
+    attributes: dict[str, Any] = {
+        "stride": (2, 1),
+        "padding": (1,),
+        "dilation": (1,),
+        "transposed": transposed,
+        "output_padding": (0,),
+        "groups": groups,
+    }
     x = torch.rand(2, 4, 7, 6, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    w = torch.rand(4, 6 // groups if transposed else 4 // groups, 3, 3, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    w = (
+        torch.rand(4, 6 // groups if transposed else 4 // groups, 3, 3, dtype=torch.float64)
+        .to(memory_format=layout)
+        .requires_grad_()
+    )
     bias = torch.rand(6 if transposed else 4, dtype=torch.float64)
     y = LIBRARY["aten::convolution"]({"x": x, "weight": w, "bias": bias}, attributes, {})["y"]
     g = torch.rand_like(y)
@@ -130,9 +160,17 @@ def test_call_of_any_operator() -> None:
     assert set(found) == {"y0", "y1"}
     assert found["y0"].tolist() == [[3.0, 2.0, 1.0]]
     assert found["y1"].tolist() == [[0, 2, 1]]
-    attributes = {"target": "aten._to_copy.default", "arguments": [("operand", "x0")], "keywords": {"dtype": ("torch", "torch.int64")}}
+    attributes = {
+        "target": "aten._to_copy.default",
+        "arguments": [("operand", "x0")],
+        "keywords": {"dtype": ("torch", "torch.int64")},
+    }
     assert LIBRARY["aten::call"]({"x0": x}, attributes, {})["y0"].dtype is torch.int64
-    attributes = {"target": "aten.cat.default", "arguments": [[("operand", "x0"), ("operand", "x0")], 1], "keywords": {}}
+    attributes = {
+        "target": "aten.cat.default",
+        "arguments": [[("operand", "x0"), ("operand", "x0")], 1],
+        "keywords": {},
+    }
     assert LIBRARY["aten::call"]({"x0": x}, attributes, {})["y0"].shape == (1, 6)
 
 
@@ -147,5 +185,7 @@ def test_narrow_floats() -> None:
     """bfloat16 products accumulate in float32: 4096 times 2**-8 on top of 1."""
     a = torch.full((1, 4097), 2.0**-8, dtype=torch.bfloat16)
     a[0, 0] = 1
-    y = LIBRARY["contract"]({"a": a, "b": torch.ones(1, 4097, dtype=torch.bfloat16)}, {"equation": "mk,nk->mn"}, {})["y"]
+    y = LIBRARY["contract"]({"a": a, "b": torch.ones(1, 4097, dtype=torch.bfloat16)}, {"equation": "mk,nk->mn"}, {})[
+        "y"
+    ]
     assert y.item() == 17.0

@@ -2,7 +2,8 @@
 
     LIBRARY["contract"](reads, attributes, out) -> results by name
 
-`reads` and `out` are tensors by connector; `out` has those results whose memory is planned. A function that is marked `writes_out` fills and returns
+`reads` and `out` are tensors by connector; `out` has those results whose memory is planned. A function that is
+marked `writes_out` fills and returns
 them where it can; others return tensors of their own, and the caller copies. Sizes in attributes are ints.
 """
 

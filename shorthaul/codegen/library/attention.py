@@ -37,6 +37,15 @@ def flash_attention_backward(reads: Tensors, attributes: Mapping[str, Any], out:
     """The gradients of `flash_attention` by queries, keys and values."""
     q, k, v = reads["q"], reads["k"], reads["v"]
     gq, gk, gv = aten._scaled_dot_product_flash_attention_for_cpu_backward.default(
-        reads["g"], q, k, v, reads["y"], reads["lse"], 0.0, attributes["causal"], attn_mask=_mask(reads, q), scale=attributes["scale"]
+        reads["g"],
+        q,
+        k,
+        v,
+        reads["y"],
+        reads["lse"],
+        0.0,
+        attributes["causal"],
+        attn_mask=_mask(reads, q),
+        scale=attributes["scale"],
     )
     return {"gq": gq, "gk": gk, "gv": gv}

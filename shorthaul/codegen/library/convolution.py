@@ -14,7 +14,9 @@ _ARGUMENTS = ("stride", "padding", "dilation", "transposed", "output_padding", "
 
 def _arguments(attributes: Mapping[str, Any], rank: int) -> list[Any]:
     def spread(v: Any) -> Any:
-        return list(v) * rank if isinstance(v, (tuple, list)) and len(v) == 1 else list(v) if isinstance(v, tuple) else v
+        return (
+            list(v) * rank if isinstance(v, (tuple, list)) and len(v) == 1 else list(v) if isinstance(v, tuple) else v
+        )
 
     return [spread(attributes[k]) for k in _ARGUMENTS]
 
@@ -27,7 +29,7 @@ def _shaped_like(shape: Sequence[int], layout: torch.Tensor) -> torch.Tensor:
 
 def _strides(shape: Sequence[int], layout: torch.Tensor) -> list[int]:
     """Dense strides with the dimensions in the order of `layout`'s strides."""
-    order = sorted(range(len(shape)), key=lambda d: (-layout.stride(d), d))
+    order = sorted(range(len(shape)), key=lambda d: (-layout.stride()[d], d))
     strides, step = [0] * len(shape), 1
     for d in reversed(order):
         strides[d] = step
@@ -48,7 +50,9 @@ def conv_grad_input(reads: Tensors, attributes: Mapping[str, Any], out: Tensors)
     g, w = reads["g"], reads["weight"]
     channels = w.shape[0] if attributes["transposed"] else w.shape[1] * attributes["groups"]
     x = _shaped_like([g.shape[0], channels, *attributes["size"]], g)
-    grad = torch.ops.aten.convolution_backward.default(g, x, w, None, *_arguments(attributes, w.dim() - 2), [True, False, False])[0]
+    grad = torch.ops.aten.convolution_backward.default(
+        g, x, w, None, *_arguments(attributes, w.dim() - 2), [True, False, False]
+    )[0]
     return {"y": grad}
 
 
@@ -58,5 +62,7 @@ def conv_grad_weight(reads: Tensors, attributes: Mapping[str, Any], out: Tensors
     g, x = reads["g"], reads["x"]
     first, second = (x, g) if attributes["transposed"] else (g, x)
     w = _shaped_like([first.shape[1], second.shape[1] // attributes["groups"], *attributes["size"]], x)
-    grad = torch.ops.aten.convolution_backward.default(g, x, w, None, *_arguments(attributes, w.dim() - 2), [False, True, False])[1]
+    grad = torch.ops.aten.convolution_backward.default(
+        g, x, w, None, *_arguments(attributes, w.dim() - 2), [False, True, False]
+    )[1]
     return {"y": grad}

@@ -44,6 +44,8 @@ def filled(template: Any, reads: Tensors) -> Any:
 @library("aten::call")
 def call(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """The operator `target` on `arguments` and `keywords` (templates, see `filled`); its tensors are the results y0, y1, ..."""
-    result = overload(attributes["target"])(*filled(attributes["arguments"], reads), **filled(attributes.get("keywords") or {}, reads))
+    result = overload(attributes["target"])(
+        *filled(attributes["arguments"], reads), **filled(attributes.get("keywords") or {}, reads)
+    )
     values = list(result) if isinstance(result, (list, tuple)) else [result]
     return {f"y{i}": v for i, v in enumerate(values) if isinstance(v, torch.Tensor)}

@@ -16,7 +16,8 @@ from .table import Tensors, library
 class Plan:
     """How an equation becomes one matrix product: dimension orders (batch, rows, columns) of operands and result, and how many of each.
 
-    ones_a, ones_b, ones_y: dimensions of size one that take no part. swap: a and b change places, so that the result's last dimension is a column.
+    ones_a, ones_b, ones_y: dimensions of size one that take no part. swap: a and b change places, so that the
+    result's last dimension is a column.
     """
 
     ones_a: tuple[int, ...]
@@ -48,8 +49,19 @@ def plan(equation: str) -> Plan:
         ones[0], ones[1] = ones[1], ones[0]
     # the order of the summed dimensions: that of the operand in which they are together at the end or the start
     summed = [c for c in a if c in b and c not in y]
-    return Plan(*ones, tuple(a.index(c) for c in batch + rows + summed), tuple(b.index(c) for c in batch + summed + columns),
-                tuple(y.index(c) for c in batch + rows + columns), len(batch), len(rows), len(columns), len(summed), swap)  # fmt: skip
+    return Plan(
+        ones[0],
+        ones[1],
+        ones[2],
+        tuple(a.index(c) for c in batch + rows + summed),
+        tuple(b.index(c) for c in batch + summed + columns),
+        tuple(y.index(c) for c in batch + rows + columns),
+        len(batch),
+        len(rows),
+        len(columns),
+        len(summed),
+        swap,
+    )
 
 
 def _squeezed(t: torch.Tensor, ones: Sequence[int]) -> torch.Tensor:
@@ -67,7 +79,7 @@ def _size(shape: Sequence[int]) -> int:
 
 def _merged(t: torch.Tensor, order: Sequence[int], groups: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
     """The tensor with its dimensions in that order and merged into groups (a view where strides allow it), and its ordered shape."""
-    t = t.permute(order)
+    t = t.permute(tuple(order))
     shape = list(t.shape)
     sizes, at = [], 0
     for count in groups:
@@ -105,18 +117,28 @@ def _layout(t: torch.Tensor) -> tuple[Sequence[int], Sequence[int]]:
 def _prepare(p: Plan, reads: Tensors, destination: torch.Tensor) -> Prepared | None:
     """None where an operand or the result has to be copied."""
     first, second = (reads["b"], reads["a"]) if p.swap else (reads["a"], reads["b"])
-    left, shape_a = _merged(_squeezed(first, p.ones_a), p.order_a, (p.batch, p.rows, p.summed))
+    left, _ = _merged(_squeezed(first, p.ones_a), p.order_a, (p.batch, p.rows, p.summed))
     right, _ = _merged(_squeezed(second, p.ones_b), p.order_b, (p.batch, p.summed, p.columns))
-    target = _as_view(_squeezed(destination, p.ones_y).permute(p.order_y), (left.shape[0], left.shape[1], right.shape[2]))
+    target = _as_view(
+        _squeezed(destination, p.ones_y).permute(p.order_y), (left.shape[0], left.shape[1], right.shape[2])
+    )
     if target is None or left.data_ptr() != first.data_ptr() or right.data_ptr() != second.data_ptr():
         return None
-    return Prepared(p.swap, _layout(left), _layout(right), _layout(target), left.shape[0] == 1 and _bias_inside(p, reads, right))
+    return Prepared(
+        p.swap, _layout(left), _layout(right), _layout(target), left.shape[0] == 1 and _bias_inside(p, reads, right)
+    )
 
 
 def _bias_inside(p: Plan, reads: Tensors, right: torch.Tensor) -> bool:
     """Whether the bias goes along the columns, so that the product itself adds it."""
     bias = reads.get("bias")
-    return bias is not None and bias.dim() == 1 and p.columns == 1 and p.order_y[-1] == len(p.order_y) - 1 and bias.shape[0] == right.shape[-1]
+    return (
+        bias is not None
+        and bias.dim() == 1
+        and p.columns == 1
+        and p.order_y[-1] == len(p.order_y) - 1
+        and bias.shape[0] == right.shape[-1]
+    )
 
 
 @library("contract", writes_out=True)
@@ -127,7 +149,16 @@ def contract(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dic
     alpha, beta = attributes.get("alpha", 1), attributes.get("beta", 1)
     if y is None:
         return {"y": _contract(plan(equation), reads, alpha, beta, None)}
-    key = (equation, a.shape, a.stride(), b.shape, b.stride(), y.shape, y.stride(), None if bias is None else bias.shape)
+    key = (
+        equation,
+        a.shape,
+        a.stride(),
+        b.shape,
+        b.stride(),
+        y.shape,
+        y.stride(),
+        None if bias is None else bias.shape,
+    )
     if key not in _prepared:
         if len(_prepared) > 4096:
             _prepared.clear()
@@ -144,7 +175,14 @@ def contract(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dic
     return {"y": y}
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, alpha: float, beta: float, target: torch.Tensor | None) -> torch.Tensor:
+def _product(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None,
+    alpha: float,
+    beta: float,
+    target: torch.Tensor | None,
+) -> torch.Tensor:
     """alpha * left @ right + beta * bias of matrices or batches of them, into the target if there is one."""
     if left.dim() == 3:
         if alpha == 1:
@@ -166,7 +204,9 @@ def _contract(p: Plan, reads: Tensors, alpha: float, beta: float, destination: t
     shape_y = shape_a[: p.batch + p.rows] + shape_b[p.batch + p.summed :]
     target = None
     if destination is not None:
-        target = _as_view(_squeezed(destination, p.ones_y).permute(p.order_y), (left.shape[0], left.shape[1], right.shape[2]))
+        target = _as_view(
+            _squeezed(destination, p.ones_y).permute(p.order_y), (left.shape[0], left.shape[1], right.shape[2])
+        )
     inside = left.shape[0] == 1 and _bias_inside(p, reads, right)
     if left.shape[0] == 1:
         y = _product(left[0], right[0], bias if inside else None, alpha, beta, None if target is None else target[0])
