@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._dynamo import register_backend
+from torch._dynamo.utils import get_metrics_context
 
 from shorthaul import pipeline
 from shorthaul.analysis.movement import movement
@@ -31,6 +35,9 @@ from shorthaul.symbolic import Symbol
 __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported", "backend", "capture", "disable", "import_training",
            "optimize"]  # fmt: skip
 
+RECOMPILATIONS = 64  # graphs a module may have (sizes, modes, flags of parameters); after that PyTorch leaves it to eager mode with a warning
+_entries = itertools.count()
+
 
 def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -> torch.nn.Module:
     """Optimize a module for training, in place; returns the same object.
@@ -42,9 +49,25 @@ def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"optimize takes a torch.nn.Module, not {type(module).__name__}; for a function use torch.compile(f, backend='shorthaul')")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
     record = attach_report(module)
-    module.compile(backend=functools.partial(backend, options=Options(level, strict), record=record))
+    # what `module.compile()` sets, for an entry of the module's own: `Module.__call__` goes there, hooks included
+    limits: dict[str, Any] = {"recompile_limit": RECOMPILATIONS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
+    compiled = torch.compile(_entry_of(module), backend=functools.partial(backend, options=Options(level, strict), record=record), **limits)
+    module._compiled_call_impl = compiled  # type: ignore[assignment]
     return module
+
+
+def _entry_of(module: torch.nn.Module) -> Callable[..., Any]:
+    """A function that calls the module. Dynamo keeps compiled code, and its memory of sizes, for each code object: this one is the module's own;
+    and it is no function of PyTorch, whose frames (a plain nn.Sequential's) Dynamo would leave alone."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f"call_{type(module).__name__}_{next(_entries)}")
+    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
 
 
 def disable(target: Any) -> Any:
@@ -107,7 +130,7 @@ def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options:
     """
     options = options or Options()
     record = record if record is not None else Record()
-    region = Region(len(record.regions))
+    region = Region(len(record.regions), _recompile_reason())
     record.regions.append(region)
     try:
         with region.timed("compile"):
@@ -121,6 +144,15 @@ def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options:
     region.fallback = reason
     warnings.warn(f"part of the model runs in eager mode: {reason}", FallbackWarning, stacklevel=2)
     return gm.forward
+
+
+def _recompile_reason() -> str:
+    """Why Dynamo compiles this frame again (the guard that failed), an empty string the first time."""
+    try:
+        reason = get_metrics_context()._metrics.get("recompile_reason")
+    except AttributeError:  # an internal name of PyTorch: without it the report only lacks the reason
+        return ""
+    return str(reason).strip().split("\n")[0] if reason else ""
 
 
 def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Callable[..., Any]:
