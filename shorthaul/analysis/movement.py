@@ -17,7 +17,7 @@ from typing import Any, Union
 
 from shorthaul.ir.containers import Container
 from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Node, Operator
-from shorthaul.ir.program import Program
+from shorthaul.ir.program import Program, program_nodes
 from shorthaul.symbolic import Expr, maximum, minimum, product
 
 from .eager import GATHERS, VIEWS, eager_bytes
@@ -83,6 +83,7 @@ class Movement:
     lower_bound: IntLike
     machine: Machine
     hints: Mapping[str, int] = field(default_factory=dict)
+    evaluated: bool = False
 
     @property
     def bytes_read(self) -> IntLike:
@@ -117,18 +118,21 @@ class Movement:
 
         moved = [Moved(m.node, m.container, m.side, now(m.footprint), now(m.again), m.exact) for m in self.moved]
         eager = None if self.eager_bytes is None else now(self.eager_bytes)
-        return Movement(self.name, moved, self.nodes, eager, now(self.lower_bound), self.machine, self.hints)
+        return Movement(self.name, moved, self.nodes, eager, now(self.lower_bound), self.machine, known, True)
 
     def rows(self, by: str = "kernel") -> list[Row]:
-        """Bytes summed by "kernel", "module" (where the kernel's first operator comes from) or "memlet" (kernel and container), the most
-        bytes first (in program order where they are symbolic)."""
+        """Bytes summed by "kernel", "module" (where the kernel's first operator comes from), "memlet" (kernel and container) or "level"
+        of memory ("global", and what maps access of their locals: "shared", "register"), the most bytes first (in program order where they
+        are symbolic)."""
+        if by == "level":
+            return self._levels()
         keys: dict[str, Callable[[Moved], tuple]] = {
             "kernel": lambda m: (m.node.id,),
             "module": lambda m: (m.node.origin.module, m.node.phase),
             "memlet": lambda m: (m.node.id, m.container, m.side),
         }
         if by not in keys:
-            raise ValueError(f"rows by {by!r}: choose one of {', '.join(keys)}")
+            raise ValueError(f"rows by {by!r}: choose one of {', '.join(keys)}, level")
         groups: dict[tuple, list[Moved]] = {}
         if by == "kernel":
             groups = {(n.id,): [] for n in self.nodes}
@@ -148,6 +152,24 @@ class Movement:
             rows.append(Row(name, node.phase, read, written, kernels, all(m.exact for m in group), None if by == "module" else node.id))
         if all(isinstance(r.bytes, int) for r in rows):
             rows.sort(key=lambda r: -value(r.bytes, {}))
+        return rows
+
+    def _levels(self) -> list[Row]:
+        """Locals are counted by access, not by footprint: what moves between the level and the arithmetic."""
+        rows = [Row("global", "", self.bytes_read, self.bytes_written, len(self.nodes), self.is_exact)]
+        for storage in ("shared", "register"):
+            sides: dict[bool, IntLike] = {False: 0, True: 0}
+            users = set()
+            for node in self.nodes:
+                if isinstance(node, Map) and any(isinstance(n, Map) for n in node.body):
+                    local = {c.name: c for n in program_nodes([node]) if isinstance(n, Map) for c in n.locals.values()}
+                    for a in node.accesses():
+                        if a.is_local and local[a.memlet.container].storage == storage:
+                            number = product(p.size for p in a.params) * local[a.memlet.container].dtype.itemsize
+                            sides[a.is_write] = sides[a.is_write] + (value(number, self.hints) if self.evaluated else number)
+                            users.add(node.id)
+            if users:
+                rows.append(Row(storage, "", sides[False], sides[True], len(users)))
         return rows
 
     def table(self, by: str = "kernel", limit: int = ROWS) -> str:

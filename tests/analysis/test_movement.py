@@ -74,7 +74,7 @@ def test_rows() -> None:
     assert {r.name: r.bytes for r in m.rows("module")} == {"net.first": 6400, "net.second": 6432}
     memlets = {r.name: r.bytes for r in m.rows("memlet")}
     assert memlets["add @ net.second  read b"] == 32 and sum(memlets.values()) == m.bytes
-    with pytest.raises(ValueError, match="kernel, module, memlet"):
+    with pytest.raises(ValueError, match="kernel, module, memlet, level"):
         m.rows("node")
 
 
@@ -167,6 +167,13 @@ def rows_of(n: int) -> Program:
     first = make_map((j,), {"x": at(x, i, j)}, {"m": at(top, combine="max")}, lambda x: {"m": x}, types)
     second = make_map((k,), {"x": at(x, i, k), "m": at(top)}, {"y": at(y, i, k)}, lambda x, m: {"y": x - m}, types)
     return net([Map((i,), (first, second), {"top": top})], x, y)
+
+
+def test_levels_of_memory() -> None:
+    levels = {r.name: (r.bytes_read, r.bytes_written) for r in movement(rows_of(256)).rows("level")}
+    # the maximum is combined and read once per element
+    assert levels == {"global": (4096, 4096), "register": (4096, 4096)}
+    assert [r.name for r in movement(chain()).rows("level")] == ["global"]
 
 
 def test_rows_that_fit_the_cache_are_read_once_and_others_at_every_pass() -> None:
