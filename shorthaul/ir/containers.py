@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Union
 
 from shorthaul.symbolic import Expr, product
@@ -47,22 +48,22 @@ class Container:
         if self.strides is not None and len(self.strides) != len(self.shape):
             raise ValueError(f"container {self.name}: {len(self.strides)} strides for {len(self.shape)} dimensions")
 
-    @property
+    @cached_property
     def size(self) -> IntLike:
         """Number of elements."""
         return product(self.shape)
 
-    @property
+    @cached_property
     def bytes(self) -> IntLike:
         """Bytes of all elements."""
         return self.size * self.dtype.itemsize
 
-    @property
+    @cached_property
     def actual_strides(self) -> tuple[IntLike, ...]:
         """The strides in elements, contiguous ones spelled out."""
         return contiguous_strides(self.shape) if self.strides is None else self.strides
 
-    @property
+    @cached_property
     def is_contiguous(self) -> bool:
         """Row-major without gaps (sizes of one dimension may have any stride)."""
         pairs = zip(self.actual_strides, contiguous_strides(self.shape), self.shape, strict=True)

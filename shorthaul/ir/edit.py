@@ -161,7 +161,7 @@ class Edit:
     def drop_unused(self, names: Iterable[str]) -> None:
         """Forget those of the containers that nothing uses and the signature does not name."""
         p = self.program
-        keep = p.signature.results | set(p.signature.inputs) | {c for _, c in p.signature.cotangents}
+        keep = p.signature.names
         for name in names:
             if name in p.containers and name not in keep and not p._readers.get(name) and not p._writers.get(name):
                 self._set_entry(p.containers, "containers", name, None)

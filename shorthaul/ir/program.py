@@ -61,6 +61,11 @@ class Signature:
         """Containers that must exist after the program ran."""
         return frozenset(self.outputs) | {g for _, g in self.gradients} | {u for _, u in self.updates}
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All containers that the outside knows."""
+        return self.results | set(self.inputs) | {c for _, c in self.cotangents}
+
 
 @dataclass(eq=False)
 class Program:

@@ -453,10 +453,15 @@ def summation(values: Iterable[IntLike]) -> IntLike:
 
 def product(values: Iterable[IntLike]) -> IntLike:
     """The product of the values; 1 when there are none."""
+    number = 1
     result: IntLike = 1
     for value in values:
-        result = result * checked(value)
-    return result
+        value = checked(value)
+        if type(value) is int:
+            number *= value
+        else:
+            result = result * value
+    return result * number
 
 
 def free_symbols(e: IntLike) -> frozenset[Symbol]:
@@ -501,6 +506,8 @@ def _operand(value: object) -> IntLike | None:
 
 def checked(value: object) -> IntLike:
     """The value as an int or an Expr; raises TypeError when it is neither."""
+    if type(value) is int or isinstance(value, Expr):
+        return value  # type: ignore[return-value]
     result = _operand(value)
     if result is None:
         raise TypeError(f"expected an int or a symbolic expression, got {value!r} of type {type(value).__name__}")

@@ -9,6 +9,7 @@ from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
 
 from .base import Match, Refused, Result, Transformation, hint_value
+from .level2_fusion.image_fusion import ImageFusion
 from .level2_fusion.map_fusion import MapFusion, fusable_pairs
 from .level2_fusion.reduction_fusion import ReductionFusion
 from .level2_fusion.sibling_fusion import SiblingFusion
@@ -20,8 +21,8 @@ def default_fusions() -> list[Transformation]:
     First what costs nothing: producers with one reader. Then rows, where a value with several readers becomes local. What still has several
     readers is recomputed where that moves fewer bytes, else kept beside its first reader.
     """
-    return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), MapFusion("keep"),
-            MapFusion("recompute"), SiblingFusion(), ReductionFusion()]  # fmt: skip
+    return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), ImageFusion(),
+            MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), ReductionFusion()]  # fmt: skip
 
 
 def fuse(program: Program, transformations: Sequence[Transformation] | None = None) -> Result:

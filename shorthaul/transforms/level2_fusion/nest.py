@@ -14,7 +14,7 @@ from shorthaul.ir.memlet import Memlet
 from shorthaul.ir.nodes import Map, Node, Tasklet
 from shorthaul.ir.rewrite import rename
 from shorthaul.ir.scalar import read
-from shorthaul.symbolic import Expr, Symbol
+from shorthaul.symbolic import Expr, Symbol, evaluate, free_symbols
 
 from ..base import Refusal, require
 from .compose import code_cost, fused_name, match_params, merge_origins, merge_same_domain, same_size, substitute_producer, unique_write
@@ -83,7 +83,27 @@ def localize(statements: list[Map], mid: Container, dims: Mapping[int, Symbol], 
                 after.append(rename(Map(kept, (store,), name="store", origins=s.origins, phase=s.phase), {}))
         body = t.with_(code=code, reads=reads, writes=writes)
         result += [s.with_(body=(body,)), *after]
-    return result, Container(local, mid.dtype, shape, storage="register")
+    return result, Container(local, mid.dtype, shape, packed_strides(mid, dims), storage="register")
+
+
+def packed_strides(c: Container, gone: Mapping[int, Symbol]) -> tuple[IntLike, ...] | None:
+    """Strides without gaps for what is left of a container, in its own order of dimensions; None for row-major."""
+    kept = [d for d in range(len(c.shape)) if d not in gone]
+    if c.strides is None:
+        return None
+    sizes = {d: c.strides[d] for d in kept}
+    order = sorted(kept, key=lambda d: (_estimate(sizes[d]), -d))
+    strides: dict[int, IntLike] = {}
+    step: IntLike = 1
+    for d in order:
+        strides[d] = step
+        step = step * c.shape[d]
+    return tuple(strides[d] for d in kept)
+
+
+def _estimate(e: IntLike) -> int:
+    """A number that orders strides: symbolic sizes count 64."""
+    return e if isinstance(e, int) else evaluate(e, {s: 64 for s in free_symbols(e)})
 
 
 def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container], keep: frozenset[str]) -> Map:

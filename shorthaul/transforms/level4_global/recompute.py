@@ -15,6 +15,7 @@ from shorthaul.symbolic import Expr, prove_le
 
 from ..base import Match, Transformation, hint_value, require
 from ..level2_fusion.compose import code_cost
+from ..level2_fusion.image_fusion import ImageFusion
 
 IntLike = Union[int, Expr]
 
@@ -52,7 +53,9 @@ class Recompute(Transformation):
         require(len(p.writers(m.mid)) == 1, "several nodes write it")
         for r in self._readers(m):
             require(isinstance(r, Map), f"{r.label} reads the value from memory")
-            require(r.tasklet is not None and prove_le(r.domain, a.domain) is True, f"{r.label} reads each element several times")
+            if r.tasklet is None or prove_le(r.domain, a.domain) is not True:
+                # a window reads each element several times: it can take the value in only as an image that stays in the cache
+                ImageFusion().require_images(p, a, r, m.mid)
         cost = code_cost(v for k, v in a.tasklet.code.items() if a.tasklet.writes[k].container == m.mid)
         require(cost <= self.max_cost, f"recomputing costs {cost} operations an element")
         extra = sum(hint_value(p, p.containers[r].bytes) for r in p.reads_of(a) if not self._available(p, r))
