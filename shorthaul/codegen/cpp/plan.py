@@ -291,6 +291,8 @@ def _tree_order(nest: Nest, codes: Sequence[Code]) -> list[Symbol]:
 
 
 def _tree_lanes(nest: Nest, leaves: Sequence[tuple[Code, frozenset[str], float, float]], order: Sequence[Symbol]) -> Symbol | None:
+    if any(n.order for n in _nests(nest)):
+        return None
     best, cost = None, sum(trips * own for _, _, trips, own in leaves)
     everything = [p for n in _nests(nest) for p in n.params]
     for p in order:

@@ -38,7 +38,7 @@ from shorthaul.symbolic import (
 )
 
 from .linearize import Code, Nest, Ref, decompose, depends, one_tasklet, simplify
-from .plan import DEFAULT, Limits, choose_vector, estimate, groups, ref_params
+from .plan import DEFAULT, Group, Limits, choose_vector, estimate, groups, ref_params
 from .unroll import unroll_kept, unroll_positions, unroll_reduced
 
 TILE_BYTES = 512 * 1024  # of the staged tiles of one piece of work: they should stay in the second-level cache
@@ -70,8 +70,8 @@ def rewrite(nest: Nest, limits: Limits = DEFAULT) -> Nest | None:
 
 def _rewrite(nest: Nest, limits: Limits) -> Nest:
     tree, taps_kept = _as_tree(nest)
-    parts = [tree] if taps_kept else _split_phases(tree)
-    windows = [_Window(p, taps_kept) for p in parts]
+    parts = [(tree, {})] if taps_kept else _split_phases(tree, {})
+    windows = [_Window(p, taps_kept, known) for p, known in parts]
     return _Tiles(windows, limits).build()
 
 
@@ -92,18 +92,24 @@ def _as_tree(nest: Nest) -> tuple[Nest, bool]:
         raise _NoWindow
     if any(r.guard for r in code.writes.values()) or any(r.indirect for r in (*code.reads.values(), *code.writes.values())):
         raise _NoWindow
-    reduced = [p for p in nest.params if not any(p in g.kept for g in combining)]
-    small = [p for p in nest.params if isinstance(p.size, int) and p.size <= 11 and _is_tap(code, p, nest.params, p in reduced)]
-    if not small or math.prod(p.size for p in small) > MAX_TAPS:  # type: ignore[misc]
+    kept = frozenset(p for p in nest.params if all(p in g.kept for g in combining))
+    if any(p in g.kept for p in nest.params if p not in kept for g in combining):
         raise _NoWindow
-    kept = {p for p in small if all(p in g.kept for g in combining)}
-    if kept and len(kept) == len(small):
+    reduced = frozenset(nest.params) - kept
+    small = [p for p in nest.params if p in reduced and _is_tap(code, p, nest.params, kept)]
+    if small and len(small) == len(reduced):  # every reduced parameter is a tap of a kept position
+        return _taps_inside(nest, code, combining, small), False
+    small = [p for p in nest.params if p in kept and _is_tap(code, p, nest.params, reduced)]
+    if small and len(small) < len(kept) and math.prod(estimate(p.size) for p in small) <= MAX_TAPS:
         return nest, True
-    if kept or any(p in g.kept for p in small for g in combining):
+    raise _NoWindow
+
+
+def _taps_inside(nest: Nest, code: Code, combining: Sequence[Group], small: list[Symbol]) -> Nest:
+    """The flat nest with its taps in a nest of their own, whose sums are scalars that a second tasklet stores."""
+    if not all(isinstance(p.size, int) for p in small) or math.prod(p.size for p in small) > MAX_TAPS:  # type: ignore[misc]
         raise _NoWindow
     outer = [p for p in nest.params if p not in small]
-    if any(p not in g.kept for p in outer for g in combining):
-        raise _NoWindow
     local, inner_writes, values, writes = {}, {}, {}, {}
     for g in combining:
         (name,) = g.names
@@ -115,7 +121,7 @@ def _as_tree(nest: Nest) -> tuple[Nest, bool]:
         writes[name] = replace(ref, combine=None)
     body: list[Nest | Code] = [Nest(small, [Code(code.reads, inner_writes, {n: _widened(code.code[n]) for n in inner_writes}, code.origin)]),
                                Code({n: replace(inner_writes[n], combine=None) for n in writes}, writes, values)]  # fmt: skip
-    return Nest(outer, body, local, nest.name), False
+    return Nest(outer, body, local, nest.name)
 
 
 def _widened(value: Scalar) -> Scalar:
@@ -125,10 +131,9 @@ def _widened(value: Scalar) -> Scalar:
     return cast(value, value.dtype.compute)
 
 
-def _is_tap(code: Code, p: Symbol, params: Sequence[Symbol], or_equal: bool = True) -> bool:
-    """Whether p shares a coordinate with a larger parameter (`or_equal`: or one as large)."""
-    margin = 0 if or_equal else 1
-    return any(estimate(q.size) >= estimate(p.size) + margin for q, _, _ in _partners(code, p, params))
+def _is_tap(code: Code, p: Symbol, params: Sequence[Symbol], among: frozenset[Symbol]) -> bool:
+    """Whether p shares its coordinate with exactly one parameter, and that is one of `among`."""
+    return {q for q, _, _ in _partners(code, p, params)} <= among and bool(_partners(code, p, params))
 
 
 def _partners(code: Code, tap: Symbol, params: Sequence[Symbol]) -> set[tuple[Symbol, int, int]]:
@@ -173,8 +178,14 @@ def _atoms(e: IntLike) -> list[object]:
 
 
 # phases ------------------------------------------------------------------------------------------------------------------
-def _split_phases(tree: Nest) -> list[Nest]:
-    """Split positions by the remainder that decides which taps count, until no condition asks for a remainder."""
+Known = dict[Symbol, "Axis"]
+
+
+def _split_phases(tree: Nest, known: Known) -> list[tuple[Nest, Known]]:
+    """Split positions by the remainder that decides which taps count, until no condition asks for a remainder.
+
+    known: axes of taps that phases have made, which are hard to tell from a single tap.
+    """
     for n in tree.body:
         if not isinstance(n, Nest):
             continue
@@ -187,11 +198,11 @@ def _split_phases(tree: Nest) -> list[Nest]:
                 atoms = _atoms(c.expr)
                 if len(atoms) != 1 or not isinstance(atoms[0], Mod) or not isinstance(atoms[0].divisor, int) or c.expr is not atoms[0]:
                     raise _NoWindow
-                return _phases(tree, n, atoms[0].dividend, atoms[0].divisor)
-    return [tree]
+                return _phases(tree, n, atoms[0].dividend, atoms[0].divisor, known)
+    return [(tree, known)]
 
 
-def _phases(tree: Nest, inner: Nest, dividend: IntLike, m: int) -> list[Nest]:
+def _phases(tree: Nest, inner: Nest, dividend: IntLike, m: int, known: Known) -> list[tuple[Nest, Known]]:
     coefficients, rest, nonlinear = decompose(dividend, frozenset((*tree.params, *inner.params)))
     taps = [p for p in coefficients if p in inner.params]
     positions = [p for p in coefficients if p in tree.params]
@@ -201,7 +212,8 @@ def _phases(tree: Nest, inner: Nest, dividend: IntLike, m: int) -> list[Nest]:
     ca, cu = coefficients[a], coefficients[u]
     if not isinstance(ca, int) or not isinstance(cu, int) or math.gcd(cu, m) != 1 or not isinstance(u.size, int):
         raise _NoWindow
-    out: list[Nest] = []
+    out: list[tuple[Nest, Known]] = []
+    sign = 1 if ca > 0 else -1
     for r in range(m):
         first = next(k for k in range(m) if (ca * r + cu * k + rest) % m == 0)
         a2, count = index(f"{a.name}_{m}", ceildiv(a.size - r, m)), -(-(u.size - first) // m)
@@ -221,10 +233,10 @@ def _phases(tree: Nest, inner: Nest, dividend: IntLike, m: int) -> list[Nest]:
         part = part.rewritten_body({a: m * a2 + r, u: m * u2 + first})
         for code in part.codes():
             for k, ref in code.reads.items():
-                code.reads[k] = replace(ref, guard=simplify_guard(ref.guard))
+                code.reads[k] = replace(ref, guard=tuple(c for c in ref.guard if not isinstance(c.expr, int)))
         if isinstance(a2.size, int) and a2.size == 0:
             continue
-        out += _split_phases(part)
+        out += _split_phases(part, {**known, u2: Axis(a2, u2, sign * ca, sign * cu)})
     return out
 
 
@@ -244,8 +256,13 @@ class _Stage:
 class _Window:
     """One tree of positions and taps: its axes, its lanes, and the values to stage."""
 
-    def __init__(self, tree: Nest, taps_kept: bool) -> None:
+    def __init__(self, tree: Nest, taps_kept: bool, known: Known) -> None:
         self.tree, self.taps_kept = tree, taps_kept
+        kept_taps: set[Symbol] = set()
+        if taps_kept:
+            assert tree.leaf is not None
+            kept = groups(tree.leaf, frozenset(tree.params))[0].kept
+            kept_taps = {u for u in kept if _is_tap(tree.leaf, u, tree.params, frozenset(tree.params) - kept)}
         self.inner = [tree] if taps_kept else [n for n in tree.body if isinstance(n, Nest)]
         self.axes: dict[Symbol, Axis] = {}
         for n in self.inner:
@@ -253,14 +270,9 @@ class _Window:
             assert code is not None
             scope = [*tree.params, *(p for p in n.params if p not in tree.params)]
             for u in n.params:
-                if taps_kept and not _is_tap(code, u, scope):
+                if taps_kept and u not in kept_taps:
                     continue
-                self.axes[u] = self._axis(code, u, scope)
-        if taps_kept:
-            code = tree.leaf
-            assert code is not None
-            kept = frozenset().union(*(g.kept for g in groups(code, frozenset(tree.params))))
-            self.axes = {u: a for u, a in self.axes.items() if u in kept and a.position not in kept}
+                self.axes[u] = known[u] if u in known else self._axis(code, u, scope)
         if not self.axes:
             raise _NoWindow
         self.positions = list(dict.fromkeys(a.position for a in self.axes.values()))
@@ -476,18 +488,18 @@ class _Tiles:
         container = Container(s.key, dtype, shape, storage="register")
         address = summation(p * n for p, n in zip((*params, *used), container.actual_strides, strict=True))
         reads = {n: self._at(r, s, coordinates) for n, r in refs.items()}
-        reads = {n: replace(r, guard=self._inside(r, w, s, params, lows)) for n, r in reads.items()}
+        reads = {n: replace(r, guard=self._inside(refs[n], r, w, s, params, lows)) for n, r in reads.items()}
         stage = Code(reads, {"tile": Ref(s.key, dtype, address, local=True)}, {"tile": cast(s.node, dtype)}, code.origin)
         return simplify(Nest([*params, *used], [stage])), container
 
-    def _inside(self, r: Ref, w: _Window, s: _Stage, params: Sequence[Symbol], lows: list[int]) -> tuple[Condition, ...]:
+    def _inside(self, original: Ref, r: Ref, w: _Window, s: _Stage, params: Sequence[Symbol], lows: list[int]) -> tuple[Condition, ...]:
         """The guard, and for an access without one on the rows: that the row is needed at all (the last tile may be short)."""
         a = next((a for a in s.axes if a.position is w.positions[0]), None)
         if a is None or (self.rows % self.height == 0 and len(self.windows) == 1):
             return r.guard
         k = s.axes.index(a)
         last = s.offsets[k] + a.s * (a.position.size - 1) + max(0, a.d * (a.tap.size - 1))
-        if any(params[k] in depends(c.expr, frozenset(params)) for c in r.guard):
+        if any(depends(c.expr, frozenset((a.position,))) for c in original.guard):
             return r.guard
         if len(self.windows) > 1:
             raise _NoWindow
@@ -514,7 +526,7 @@ class _Tiles:
         for n in w.tree.body if not w.taps_kept else w.inner:
             body.append(self._with_tiles(w, n, placed) if isinstance(n, Nest) else n)
         row = w.positions[0]
-        inside = index(f"{row.name} in tile", self.height if row.size % self.height == 0 else minimum(self.height, row.size - self.height * self.tile))
+        inside = index(f"{row.name} in tile", self.height if row.size % self.height == 0 and row.size == self.rows else minimum(self.height, row.size - self.height * self.tile))
         absolute = {row: self.height * self.tile + inside}
         local_row = {row: inside}
         moved: list[Nest | Code] = []
