@@ -73,9 +73,27 @@ def _entry_of(module: torch.nn.Module) -> Callable[..., Any]:
 def disable(target: Any) -> Any:
     """Leave a module or function to eager mode inside an optimized model."""
     if isinstance(target, torch.nn.Module):
-        target.forward = torch.compiler.disable(target.forward)  # type: ignore[method-assign]
+        target.forward = _Eager(target)  # type: ignore[method-assign]
         return target
     return torch.compiler.disable(target)
+
+
+class _Eager:
+    """The `forward` of a module that is left to eager mode. Copies and pickles of the module get one of their own."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.__signature__ = inspect.signature(type(module).forward.__get__(module))
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __reduce__(self) -> tuple:
+        return _Eager, (self.module,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Eager:
+        return _Eager(memo.get(id(self.module), self.module))
 
 
 def capture(model: Callable[..., Any], inputs: tuple, *, train: bool = True, kwargs: dict[str, Any] | None = None, strict: bool = False) -> Program:

@@ -10,7 +10,7 @@ from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect, Span
 from shorthaul.ir.nodes import LibraryCall, Map
 from shorthaul.ir.program import Program
-from shorthaul.symbolic import Expr, Symbol, affine
+from shorthaul.symbolic import Expr, Symbol, affine, prove_le
 
 from ..base import Match, Transformation, require
 
@@ -60,6 +60,8 @@ class AliasViews(Transformation):
             else:
                 require(n == 1, "it writes part of its target")
                 strides.append(0 if not strides else strides[-1])
+        negative = any(prove_le(0, k) is not True for k in strides)
+        require(not negative or not any(isinstance(r, LibraryCall) for r in p.readers(m.mid)), "a library call takes no negative strides")
         m.items["strides"], m.items["offset"], m.items["base"] = tuple(strides), form[1], source.container
 
     def saves(self, m: Match) -> IntLike:
