@@ -18,13 +18,14 @@ from shorthaul.ir.scalar import Scalar
 from shorthaul.ir.scalar_ops import identity
 from shorthaul.symbolic import Expr, IntLike, Symbol, free_symbols, index, product, prove_eq, prove_lt, summation
 
+from .common import share_rows
 from .expressions import ctype
 from .linearize import Code, Nest, Ref, depends, lower, simplify
 from .loops import Writer
 from .pack import packed
 from .plan import DEFAULT, Limits, groups
 from .text import Block, Names, Place
-from .window import rewrite as rewrite_windows
+from .window_tiles import rewrite as rewrite_windows
 
 HEADER = "shorthaul_vec.h"
 
@@ -84,7 +85,7 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = 
     Raises ValueError, KeyError or TypeError, naming the memlet, for a map that is not well formed.
     """
     nest = simplify(lower(m, containers))
-    nest = packed(rewrite_windows(nest, limits) or nest)
+    nest = packed(rewrite_windows(nest, limits) or share_rows(nest))
     names = Names(containers)
     for code in nest.codes():
         for ref in (*code.reads.values(), *code.writes.values()):

@@ -184,7 +184,8 @@ class _Lowering:
         local = {}
         for name, c in m.locals.items():
             key = f"{name}#{next(_fresh)}"
-            local[key] = c.with_(name=key, strides=None) if c.strides is not None else c
+            single = all(isinstance(n, int) and n == 1 for n in c.shape)  # one element is a scalar, whatever its shape
+            local[key] = c.with_(name=key, strides=None, shape=() if single else c.shape)
             scope[name] = (key, local[key])
         values: dict[Symbol, IntLike] = {}
         params: list[Symbol] = []
@@ -220,11 +221,12 @@ class _Lowering:
         if not is_local and m.container not in self.containers:
             raise KeyError(f"container {m.container} of memlet {m} is not declared")
         key, c = scope[m.container] if is_local else (m.container, self.containers[m.container])
-        if len(m.subset) != len(c.shape):
+        if len(m.subset) != len(c.shape) and not (is_local and c.shape == ()):
             raise ValueError(f"memlet {m}: {len(m.subset)} subscripts for container {c}")
         address: list[IntLike] = []
         indirect: list[tuple[str, IntLike]] = []
-        for s, stride in zip(m.subset, c.actual_strides, strict=True):
+        strides = c.actual_strides if len(c.shape) == len(m.subset) else (0,) * len(m.subset)
+        for s, stride in zip(m.subset, strides, strict=True):
             if isinstance(s, Span):
                 raise ValueError(f"memlet {m}: a tasklet accesses single elements, not spans")
             if isinstance(s, Indirect):
