@@ -14,13 +14,12 @@ from shorthaul.testing.numerics import compare, pool
 SHAPES = {
     "residual": (2, 6, 6, 8, 24, 8, 4, 3, 1),
     "strided": (3, 7, 5, 8, 20, 12, 3, 3, 2),
-    "five_taps": (2, 5, 6, 4, 12, 4, 2, 5, 1),
+    "five_taps": (2, 5, 3, 4, 12, 4, 2, 5, 1),
 }
 
 
-@pytest.mark.parametrize(("shape", "dtype", "keep"), [("residual", "float32", True), ("residual", "bfloat16", False),
-                                                       ("strided", "float32", False), ("strided", "bfloat16", True),
-                                                       ("five_taps", "float32", False)])  # fmt: skip
+@pytest.mark.parametrize(("shape", "dtype", "keep"), [("residual", "float32", False), ("residual", "bfloat16", True),
+                                                       ("strided", "float32", True), ("five_taps", "float32", False)])  # fmt: skip
 def test_block_agrees_with_eager(shape, dtype, keep):
     _, _, _, ci, ce, co, cr, taps, stride = SHAPES[shape]
     low = getattr(torch, dtype)
