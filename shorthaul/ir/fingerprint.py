@@ -35,6 +35,16 @@ def node_fingerprint(node: Node, containers: Mapping[str, Container]) -> str:
     return _digest(_Canonical(containers, {}, ()).node(node))
 
 
+def node_structure(node: Node, containers: Mapping[str, Container]) -> tuple[str, tuple[str, ...]]:
+    """What `node_fingerprint` sees, and the names of the outside containers in the order in which it numbers them.
+
+    Two nodes compute the same from the same containers if both are equal but for the names of what they write.
+    """
+    canonical = _Canonical(containers, {}, ())
+    text = canonical.node(node)
+    return text, tuple(canonical.numbers)
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -5,8 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shorthaul.ir.containers import Container
+from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import Operator
-from shorthaul.ops.registry import OperatorDefinition
+from shorthaul.ops.registry import OperatorDefinition, definition
+
+from ..base import Match, OperatorNode, Path, Transformation, require
+
+
+class ExpansionChoice(Transformation):
+    """Fix the expansion that an operator will be lowered by.
+
+    before:  y = convolution(x, w)        after:  y = convolution(x, w) by maps
+
+    What it saves shows when the operator is lowered and its neighbours are fused with it. to: the name of the expansion.
+    """
+
+    level = 1
+    pattern = Path(OperatorNode("node"))
+
+    def __init__(self, to: str = "maps") -> None:
+        self.to = to
+
+    def check(self, m: Match) -> None:
+        rules = definition(m.node).expansions()
+        require(self.to in rules, f"{m.node.label} has no expansion {self.to!r}; it has {', '.join(rules)}")
+        condition = rules[self.to].condition
+        require(condition is None or condition(m.node, m.program.containers), f"expansion {self.to!r} does not take these operands")
+        require(m.node.expansion != self.to, f"it is lowered by {self.to!r} already")
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        edit.replace(m.node, m.node.with_(expansion=self.to))
 
 
 def choose_expansion(node: Operator, definition: OperatorDefinition, containers: Mapping[str, Container]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Union
 
 from shorthaul.ir.builder import at, fresh_params, make_map
@@ -11,6 +12,8 @@ from shorthaul.ir.nodes import AUTO, LibraryCall, Map
 from shorthaul.ir.program import Program
 from shorthaul.ir.rewrite import rename
 from shorthaul.symbolic import Expr, Symbol
+
+from ..base import Match, Transformation, require
 
 IntLike = Union[int, Expr]
 _SPATIAL = ("convolution", "pool")
@@ -31,8 +34,8 @@ def is_image(c: Container) -> bool:
     return c.dtype.is_float and len(c.shape) in (4, 5) and not c.is_external and c.role != "output" and c.role != "gradient" and c.alias is None
 
 
-def assign_channels_last(program: Program) -> int:
-    """Lay out the images around convolutions channels-last, forward and backward alike. Returns how many containers changed.
+class ChannelsLast(Transformation):
+    """Lay out the images around convolutions channels-last, forward and backward alike.
 
     before:  y: f32[N, C, H, W]   (NCHW)         after:  y: f32[N, C, H, W] strides (H*W*C, 1, W*C, C)
 
@@ -40,16 +43,38 @@ def assign_channels_last(program: Program) -> int:
     channels. The layout spreads from convolutions along maps that access both containers at the same point; what only meets
     the caller's tensors keeps their layout. Depthwise weights are packed to match.
     """
-    seeds = _seeds(program)
-    if not seeds:
-        return 0
-    chosen = _spread(program, seeds)
-    with program.edit("ChannelsLast", {"containers": sorted(chosen)}) as edit:
-        for name in sorted(chosen):
-            c = program.containers[name]
+
+    level = 3
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        """One place: the program."""
+        yield Match(program, {})
+
+    def check(self, m: Match) -> None:
+        seeds = _seeds(m.program)
+        require(bool(seeds), "there is no convolution or pooling of images whose layout is ours")
+        chosen = _spread(m.program, seeds)
+        m.items["chosen"] = frozenset(c for c in chosen if m.program.containers[c].actual_strides != channels_last_strides(m.program.containers[c].shape))
+        require(bool(m.chosen), "the images are laid out channels-last already")
+
+    def saves(self, m: Match) -> IntLike:
+        """Each container moves as a whole in either layout; packing reads and writes weights once."""
+        total: IntLike = 0
+        for name in {weight for _, weight in _windows(m.program, m.chosen)}:
+            total = total - 2 * m.program.containers[name].bytes
+        return total
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        for name in sorted(m.chosen):
+            c = m.program.containers[name]
             edit.set_container(c.with_(strides=channels_last_strides(c.shape)))
-        _pack_weights(program, edit, chosen)
-    return len(chosen)
+        _pack_weights(m.program, edit, m.chosen)
+
+
+def assign_channels_last(program: Program) -> int:
+    """Apply ChannelsLast. Returns how many containers changed."""
+    m = next(ChannelsLast().matches(program))
+    return len(m.chosen) if ChannelsLast().try_apply(m) else 0
 
 
 def _seeds(program: Program) -> set[str]:
@@ -87,29 +112,33 @@ def _same_points(node: Map, a: str, b: str) -> bool:
     )
 
 
-def _pack_weights(program: Program, edit: Edit, chosen: set[str]) -> None:
-    """Weights of depthwise windows get a copy with the channels innermost, so that a vector of channels is one load."""
+def _windows(program: Program, chosen: Collection[str]) -> Iterator[tuple[Map, str]]:
+    """Depthwise windows over the images, each with a weight of the caller's that it reads channel by channel."""
     for node in list(program.nodes):
-        if not isinstance(node, Map) or node.tasklet is None or not any(c in chosen for c in program.reads_of(node)):
+        if not isinstance(node, Map) or node.tasklet is None or program.reads_of(node).isdisjoint(chosen):
             continue
         images = [m for m in node.tasklet.reads.values() if m.container in chosen]
         channels = {m.subset[1] for m in images if isinstance(m.subset[1], Symbol)}
-        for m in list(node.tasklet.reads.values()):
-            c = program.containers[m.container]
-            if c.role not in ("parameter", "input") or len(c.shape) < 3 or m.subset[0] not in channels or c.shape[1] != 1:
-                continue
-            packed = f"{c.name}_packed"
-            if packed not in program.containers:
-                edit.add_container(Container(packed, c.dtype, c.shape, _innermost_first(c.shape)))
+        for name in sorted({m.container for m in node.tasklet.reads.values() if m.container not in chosen and m.subset and m.subset[0] in channels}):
+            c = program.containers[name]
+            if c.role in ("parameter", "input") and len(c.shape) >= 3 and c.shape[1] == 1:
+                yield node, name
+
+
+def _pack_weights(program: Program, edit: Edit, chosen: Collection[str]) -> None:
+    """Weights of depthwise windows get a copy with the channels innermost, so that a vector of channels is one load."""
+    packed: dict[str, Container] = {}
+    for node, weight in _windows(program, chosen):
+        c = program.containers[weight]
+        if weight not in packed:
             p = fresh_params(c.shape)
-            copy = make_map(p, {"x": at(c, *p)}, {"y": at(program.containers[packed], *p)}, lambda x: {"y": x}, {c.name: c.dtype},
-                            name="pack", origins=node.origins, phase=node.phase, schedule=AUTO.with_options(pack=True))  # fmt: skip
-            if not program.writers(packed):
-                first = min((r for r in program.readers(c.name)), key=program.nodes.index)
-                copy = copy.with_(phase=first.phase)
-                edit.add(copy, before=first)
-            current = program.node(node.id)
-            edit.replace(current, rename(current, {c.name: packed}, fresh=False))
+            first = min(program.readers(weight), key=program.nodes.index)
+            copy = edit.add_container(Container(program.fresh(f"{weight}_packed"), c.dtype, c.shape, _innermost_first(c.shape)))
+            edit.add(make_map(p, {"x": at(c, *p)}, {"y": at(copy, *p)}, lambda x: {"y": x}, {weight: c.dtype},
+                              name="pack", origins=node.origins, phase=first.phase, schedule=AUTO.with_options(pack=True)), before=first)  # fmt: skip
+            packed[weight] = copy
+        current = program.node(node.id)
+        edit.replace(current, rename(current, {weight: packed[weight].name}, fresh=False))
 
 
 def _innermost_first(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:

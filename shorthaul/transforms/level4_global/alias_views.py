@@ -12,6 +12,7 @@ from shorthaul.ir.nodes import LibraryCall, Map
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, Symbol, affine, prove_le
 
+from .. import traffic
 from ..base import Match, Transformation, require
 
 IntLike = Union[int, Expr]
@@ -36,7 +37,7 @@ class AliasViews(Transformation):
         p, node = m.program, m.copy
         t = node.tasklet
         require(not node.schedule.get("pack"), "the copy makes a layout that kernels need")
-        (name, code), (_, write) = next(iter(t.code.items())), next(iter(t.writes.items()))
+        (code,), (write,) = t.code.values(), t.writes.values()
         require(code.op == "read" and len(t.reads) == 1, "it computes something")
         source = t.reads[code.attr]
         target, base = p.containers[m.mid], p.containers[source.container]
@@ -45,6 +46,8 @@ class AliasViews(Transformation):
         require(target.dtype is base.dtype, "it converts")
         require(len(p.writers(m.mid)) == 1, "several nodes write it")
         require(source.container not in p.results or base.is_external, "its source is handed to the caller, who may change it")
+        updated = any(c == source.container for c, _ in p.signature.updates)
+        require(not updated or all(r.phase == "forward" for r in p.readers(m.mid)), "its source changes before the backward phase reads it")
         require(not any(isinstance(s, (Span, Indirect)) for s in (*source.subset, *write.subset)), "it gathers")
         require(all(isinstance(r, (LibraryCall, Map)) for r in p.readers(m.mid)), "its readers need it as it is")
         address: IntLike = 0
@@ -65,8 +68,8 @@ class AliasViews(Transformation):
         m.items["strides"], m.items["offset"], m.items["base"] = tuple(strides), form[1], source.container
 
     def saves(self, m: Match) -> IntLike:
-        """One read and one write of the copy."""
-        return m.program.containers[m.mid].bytes * 2
+        """All that the copy moves; its readers move as much from the source."""
+        return traffic.all_moved(m.program, m.copy)
 
     def apply(self, m: Match, edit: Edit) -> None:
         edit.remove(m.copy)

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from typing import Union
 
 from shorthaul.ir.edit import Edit
-from shorthaul.ir.memlet import Indirect
 from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.rewrite import rename
-from shorthaul.ir.scalar import reads_of
 from shorthaul.symbolic import Expr, prove_le
 
+from .. import traffic
 from ..base import Match, Transformation, hint_value, require
-from ..level2_fusion.compose import code_cost
+from ..level2_fusion.compose import code_cost, used_reads
 from ..level2_fusion.image_fusion import ImageFusion
 
 IntLike = Union[int, Expr]
@@ -58,6 +57,8 @@ class Recompute(Transformation):
                 ImageFusion().require_images(p, a, r, m.mid)
         cost = code_cost(v for k, v in a.tasklet.code.items() if a.tasklet.writes[k].container == m.mid)
         require(cost <= self.max_cost, f"recomputing costs {cost} operations an element")
+        changing = p.reads_of(a) & {c for c, _ in p.signature.updates}
+        require(not changing, f"{', '.join(sorted(changing))} has another value in the backward phase")
         extra = sum(hint_value(p, p.containers[r].bytes) for r in p.reads_of(a) if not self._available(p, r))
         require(extra < hint_value(p, c.bytes), f"it would save {extra} bytes of operands instead of {hint_value(p, c.bytes)} bytes")
 
@@ -66,27 +67,26 @@ class Recompute(Transformation):
         return p.containers[name].is_external or any(r.phase == "backward" for r in p.readers(name))
 
     def saves(self, m: Match) -> IntLike:
-        """The backward read of the value (its forward write goes, too, where forward fusion leaves no other reader), less new reads."""
+        """Less than nothing: the computation reads its operands and writes its result once more. What is gained, the write and the reads of both
+        values, is claimed by the fusions that follow, forward and backward."""
         p = m.program
-        total: IntLike = p.containers[m.mid].bytes
-        present = {c for r in self._readers(m) for c in p.reads_of(r)}
-        for r in p.reads_of(m.producer):
-            if r not in present:
-                total = total - p.containers[r].bytes
+        total = -traffic.moved(p, m.producer, m.mid, "write")
+        for c, found in traffic.reads_of_map(self._alone(m)).items():
+            total = total - traffic.together(p, c, found)
         return total
+
+    def _alone(self, m: Match) -> Map:
+        """The producer with the one result."""
+        t = m.producer.tasklet
+        code = {k: v for k, v in t.code.items() if t.writes[k].container == m.mid}
+        used = used_reads(t, code.values())
+        return m.producer.with_(body=(t.with_(code=code, writes={k: t.writes[k] for k in code}, reads={k: x for k, x in t.reads.items() if k in used}),))
 
     def apply(self, m: Match, edit: Edit) -> None:
         p = m.program
         twin = p.fresh(f"{m.mid}_again")
-        c = p.containers[m.mid]
-        edit.add_container(c.with_(name=twin, role="transient"))
-        t = m.producer.tasklet
-        keep = {k: v for k, v in t.code.items() if t.writes[k].container == m.mid}
-        body = t.with_(code=keep, writes={k: t.writes[k] for k in keep})
-        used = set(reads_of(*keep.values()))
-        used |= {s.name for k in list(used) for s in body.reads[k].subset if isinstance(s, Indirect)}
-        body = body.with_(reads={k: x for k, x in body.reads.items() if k in used})
-        copy = rename(m.producer.with_(body=(body,)), {m.mid: twin}, phase="backward")
+        edit.add_container(p.containers[m.mid].with_(name=twin, role="transient"))
+        copy = rename(self._alone(m), {m.mid: twin}, phase="backward")
         readers = self._readers(m)
         first = min(readers, key=p.nodes.index)
         edit.add(copy, before=first)
