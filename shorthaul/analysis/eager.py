@@ -182,6 +182,8 @@ class _Eager:
         if isinstance(n, Operator) and n.op in _BACKWARD_SPECIAL:
             return _BACKWARD_SPECIAL[n.op](self, n, gy, wanted)
         rule = BACKWARD.get(n.op, OPERANDS) if isinstance(n, Operator) else OPERANDS
+        if isinstance(n, Operator) and n.op == "cast" and self._same_dtype(n):
+            rule = FREE  # a copy passes its gradient on
         floats = [k for k, m in n.reads.items() if self.p.containers[m.container].dtype.is_float]
         result = max((self.p.containers[n.writes[k].container] for k in live), key=lambda c: len(c.shape))
         pointwise = isinstance(n, Operator) and n.op not in _NOT_POINTWISE
@@ -210,6 +212,9 @@ class _Eager:
         if not rule.each and not rule.free:
             read = read + gy + self._sum(together)
         return read, written
+
+    def _same_dtype(self, n: Node) -> bool:
+        return len({self.p.containers[m.container].dtype for m in (*n.reads.values(), *n.writes.values())}) == 1
 
     def _saved(self, n: Node, rule: Rule, floats: Collection[str], k: str) -> list[str]:
         names: list[str] = []

@@ -235,6 +235,8 @@ def test_eager_of_single_operators() -> None:
     assert bytes_of("layer_norm", {"normalized_shape": (8,)}, x=x, weight=b) == (2 * whole + row + stats) + (3 * whole + 2 * row + stats)
     assert bytes_of("sum", {"dims": (0,)}, x=x) == whole + row
     assert bytes_of("expand", {"shape": (4, 8)}, x=b) == whole + row
+    assert bytes_of("cast", {"dtype": float32}, x=x) == 2 * whole, "a copy's gradient is the incoming one"
+    assert bytes_of("cast", {"dtype": bfloat16}, x=x) == 2 * (whole + whole // 2)
     ids = tensor("ids", 3, role="input", dtype=int64)
     table = tensor("w", 50, 4, role="input")
     assert bytes_of("embedding", {}, weight=table, indices=ids) == (3 * 8 + 2 * 48) + (48 + 24 + 800)
