@@ -162,6 +162,8 @@ class Edit:
         """Forget those of the containers that nothing uses and the signature does not name."""
         p = self.program
         keep = p.signature.names
+        if p._has_aliases:
+            keep = keep | {c.alias.base for c in p.containers.values() if c.alias is not None}
         for name in names:
             if name in p.containers and name not in keep and not p._readers.get(name) and not p._writers.get(name):
                 self._set_entry(p.containers, "containers", name, None)
@@ -169,6 +171,8 @@ class Edit:
                     self._set_entry(p.constants, "constants", name, None)
 
     def _set_entry(self, table: dict[str, Any], attribute: str, key: str, value: Any) -> None:
+        if isinstance(value, Container) and value.alias is not None:
+            self.program._has_aliases = True
         old = table.get(key)
         _put(table, key, value)
         self.rewrite.inverses.append(lambda q: _put(getattr(q, attribute), key, old))

@@ -88,6 +88,7 @@ class Program:
         self._uses: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
         self._names: dict[str, int] = {}
         self._current: dict[int, Node] = {}
+        self._has_aliases = any(c.alias is not None for c in self.containers.values())  # may stay True when they are gone
         for node in self.nodes:
             self._register(node)
 

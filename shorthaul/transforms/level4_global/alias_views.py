@@ -37,6 +37,7 @@ class AliasViews(Transformation):
         p, node = m.program, m.copy
         t = node.tasklet
         require(not node.schedule.get("pack"), "the copy makes a layout that kernels need")
+        require(len(t.code) == 1, "it computes something")
         (code,), (write,) = t.code.values(), t.writes.values()
         require(code.op == "read" and len(t.reads) == 1, "it computes something")
         source = t.reads[code.attr]
