@@ -13,13 +13,25 @@ from shorthaul.codegen.cpp.emit import Kernel, emit_kernel, emit_source
 from shorthaul.codegen.cpp.plan import DEFAULT, Limits
 from shorthaul.ir.builder import at, fresh_params, inside, make_map
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import DType, bfloat16, bool_, float16, float32, float64, int8, int32, int64, round_bfloat16, uint8
+from shorthaul.ir.dtypes import (
+    DType,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int8,
+    int32,
+    int64,
+    round_bfloat16,
+    uint8,
+)
 from shorthaul.ir.interpreter import interpret
 from shorthaul.ir.memlet import Condition, Indirect, Memlet
-from shorthaul.ir.nodes import Map, Tasklet
+from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read, where
-from shorthaul.symbolic import Symbol, evaluate, index, minimum
+from shorthaul.symbolic import Symbol, evaluate
 
 
 @dataclass
@@ -220,7 +232,9 @@ def all_float_operations(dtype: DType) -> Iterator[Case]:
         if row.kind in ("philox", "logic") or op == "where":
             continue
         out = bool_ if row.kind == "compare" else dtype
-        cs = table(*(array(f"x{k}", (n,), dtype) for k in range(row.arity)), array("u", (), dtype), array("y", (n,), out), array("w", (), out))
+        cs = table(
+            *(array(f"x{k}", (n,), dtype) for k in range(row.arity)), array("u", (), dtype), array("y", (n,), out), array("w", (), out)
+        )
         (i,) = fresh_params((n,))
 
         def prepared(x: Scalar, op: str = op) -> Scalar:
@@ -233,14 +247,34 @@ def all_float_operations(dtype: DType) -> Iterator[Case]:
             return {"w": apply(op, *([prepared(u)] * arity))}
 
         tolerance = 1e-5 if dtype is float32 else 1e-12
-        yield Case(f"{op} {dtype} lanes", flat((i,), {f"x{k}": at(f"x{k}", i) for k in range(row.arity)}, {"y": at("y", i)}, vector_code, cs),
+        operands = {f"x{k}": at(f"x{k}", i) for k in range(row.arity)}
+        yield Case(f"{op} {dtype} lanes", flat((i,), operands, {"y": at("y", i)}, vector_code, cs),
                    cs, tolerance=tolerance)  # fmt: skip
         yield Case(f"{op} {dtype} plain", flat((), {"u": at("u")}, {"w": at("w")}, scalar_code, cs), cs, tolerance=tolerance)
 
 
 def integer_operations(dtype: DType) -> Iterator[Case]:
     n = 45
-    names = ["add", "sub", "mul", "neg", "abs", "sign", "max", "min", "floordiv", "mod", "and", "or", "xor", "not", "shl", "shr", "eq", "lt"]
+    names = [
+        "add",
+        "sub",
+        "mul",
+        "neg",
+        "abs",
+        "sign",
+        "max",
+        "min",
+        "floordiv",
+        "mod",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "shl",
+        "shr",
+        "eq",
+        "lt",
+    ]
     cs = table(array("a", (n,), dtype), array("b", (n,), dtype))
     (i,) = fresh_params((n,))
     writes, code = {}, {}
@@ -372,7 +406,8 @@ def statistics(n: int, c: int, hw: int, channels_last: bool) -> Case:
         return {"y": d, "s": d, "t": d * (x - mean), "r": d * d}
 
     m = flat((i, j, k), {"x": at("x", i, j, k), "g": at("g", i, j, k), "mean": at("mean", j)},
-             {"y": at("y", i, j, k), "s": at("s", j, combine="sum"), "t": at("t", j, combine="sum"), "r": at("r", i, combine="sum")}, code, cs)  # fmt: skip
+             {"y": at("y", i, j, k), "s": at("s", j, combine="sum"), "t": at("t", j, combine="sum"),
+              "r": at("r", i, combine="sum")}, code, cs)  # fmt: skip
     return Case(f"statistics {shape} {'channels last' if channels_last else 'channels first'}", m, cs, tolerance=1e-5)
 
 
@@ -382,7 +417,11 @@ def tuple_combiner(combiner: str, rows: int, cols: int, axis: int) -> Case:
     kept = ((i,), (j,), ())[axis]
     shape = ((rows,), (cols,), ())[axis]
     parts: dict[str, tuple[DType, Callable[[Scalar], Scalar]]] = {
-        "welford": {"count": (float32, lambda x: const(1, float32)), "mean": (float32, lambda x: x), "m2": (float32, lambda x: const(0, float32))},
+        "welford": {
+            "count": (float32, lambda x: const(1, float32)),
+            "mean": (float32, lambda x: x),
+            "m2": (float32, lambda x: const(0, float32)),
+        },
         "argmax": {"value": (float32, lambda x: x), "index": (int64, lambda x: index_value(i * cols + j))},
         "argmin": {"value": (float32, lambda x: x), "index": (int64, lambda x: index_value(i * cols + j))},
         "online_softmax": {"max": (float32, lambda x: x), "sum": (float32, lambda x: const(1, float32))},
@@ -399,7 +438,9 @@ def contraction(m_: int, n_: int, k_: int, transpose_b: bool = False, dtype: DTy
     i, j, k = fresh_params((m_, n_, k_))
     m = flat((i, j, k), {"a": at("a", i, k), "b": at("b", j, k) if transpose_b else at("b", k, j)}, {"c": at("c", i, j, combine="sum")},
              lambda a, b: {"c": a * b}, cs)  # fmt: skip
-    return Case(f"contraction {m_}x{n_}x{k_}{' b transposed' if transpose_b else ''} {dtype}", m, cs, tolerance=1e-5 if dtype is float32 else 0)
+    return Case(
+        f"contraction {m_}x{n_}x{k_}{' b transposed' if transpose_b else ''} {dtype}", m, cs, tolerance=1e-5 if dtype is float32 else 0
+    )
 
 
 def half_reduction(rows: int, cols: int, axis: int) -> Case:
@@ -470,7 +511,8 @@ def reversed_roll(n: int) -> Case:
     """Negative strides, quotients and remainders in subscripts."""
     cs = table(array("x", (n, 12)), array("y", (n, 12)), array("z", (n, 12)))
     i, j = fresh_params((n, 12))
-    m = flat((i, j), {"a": at("x", n - 1 - i, 11 - j), "b": at("x", i, (j + 5) % 12)}, {"y": at("y", i, j), "z": at("z", i, (j // 4) + (j % 4) * 3)},
+    m = flat((i, j), {"a": at("x", n - 1 - i, 11 - j), "b": at("x", i, (j + 5) % 12)},
+             {"y": at("y", i, j), "z": at("z", i, (j // 4) + (j % 4) * 3)},
              lambda a, b: {"y": a - b, "z": a}, cs)  # fmt: skip
     return Case(f"reversed and rolled {n}", m, cs)
 
@@ -492,196 +534,6 @@ def every_second(n: int) -> Case:
     return Case(f"every second {n}", flat((i, j), {"x": at("x", i, j)}, {"s": at("s", 2 * i, combine="sum")}, lambda x: {"s": x}, cs), cs)
 
 
-# windows -------------------------------------------------------------------------------------------------------------------
-def depthwise(n: int, c: int, h: int, w: int, k: int, s: int, channels_last: bool, dtype: DType = float32) -> Case:
-    p = k // 2
-    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
-    order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
-    cs = table(array("x", (n, c, h, w), dtype, order=order), array("k", (c, k, k), dtype), array("y", (n, c, oh, ow), dtype, order=order))
-    i, j, a, b, u, v = fresh_params((n, c, oh, ow, k, k))
-    y, x = a * s + u - p, b * s + v - p
-    m = flat((i, j, a, b, u, v), {"x": at("x", i, j, y, x, guard=(*inside(y, h), *inside(x, w)), fill=0), "k": at("k", j, u, v)},
-             {"y": at("y", i, j, a, b, combine="sum")}, lambda x, k: {"y": x * k}, cs)  # fmt: skip
-    return Case(f"depthwise {(n, c, h, w)} k{k} s{s} {'last' if channels_last else 'first'} {dtype}", m, cs, tolerance=1e-5 if dtype is float32 else 0)
-
-
-def depthwise_fused(n: int, c: int, h: int, w: int, k: int, s: int) -> Case:
-    """Normalization and SiLU in front of a depthwise convolution, in one tasklet."""
-    p = k // 2
-    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
-    order = (0, 2, 3, 1)
-    cs = table(array("x", (n, c, h, w), order=order), array("k", (c, k, k)), array("sc", (c,)), array("sh", (c,)), array("y", (n, c, oh, ow), order=order))
-    i, j, a, b, u, v = fresh_params((n, c, oh, ow, k, k))
-    y, x = a * s + u - p, b * s + v - p
-    guard = (*inside(y, h), *inside(x, w))
-
-    def code(x: Scalar, k: Scalar, sc: Scalar, sh: Scalar, one: Scalar) -> dict[str, Scalar]:
-        return {"y": silu(x * sc + sh) * one * k}
-
-    cs["ones"] = array("ones", (n, c, h, w), order=order)
-    m = flat((i, j, a, b, u, v), {"x": at("x", i, j, y, x, guard=guard, fill=0), "one": at("ones", i, j, y, x, guard=guard, fill=0),
-             "k": at("k", j, u, v), "sc": at("sc", j), "sh": at("sh", j)}, {"y": at("y", i, j, a, b, combine="sum")}, code, cs)  # fmt: skip
-    return Case(f"depthwise fused {(n, c, h, w)} k{k} s{s}", m, cs, tolerance=1e-5)
-
-
-def depthwise_weights(n: int, c: int, h: int, w: int, k: int, s: int, channels_last: bool) -> Case:
-    p = k // 2
-    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
-    order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
-    cs = table(array("x", (n, c, h, w), order=order), array("g", (n, c, oh, ow), order=order), array("dk", (c, k, k)))
-    i, j, a, b, u, v = fresh_params((n, c, oh, ow, k, k))
-    y, x = a * s + u - p, b * s + v - p
-    m = flat((i, j, a, b, u, v), {"x": at("x", i, j, y, x, guard=(*inside(y, h), *inside(x, w)), fill=0), "g": at("g", i, j, a, b)},
-             {"dk": at("dk", j, u, v, combine="sum")}, lambda x, g: {"dk": x * g}, cs)  # fmt: skip
-    return Case(f"depthwise weight gradient {(n, c, h, w)} k{k} s{s} {'last' if channels_last else 'first'}", m, cs, tolerance=1e-5)
-
-
-def depthwise_data(n: int, c: int, h: int, w: int, k: int, s: int, channels_last: bool) -> Case:
-    """Data gradient in gather form: dx[h] sums g[(h + p - k) / s] where that is an integer inside."""
-    p = k // 2
-    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
-    order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
-    cs = table(array("dx", (n, c, h, w), order=order), array("g", (n, c, oh, ow), order=order), array("k", (c, k, k)))
-    i, j, a, b, u, v = fresh_params((n, c, h, w, k, k))
-    y, x = a + p - u, b + p - v
-    guard = (*inside(y // s, oh), *inside(x // s, ow))
-    if s > 1:
-        guard = (*guard, Condition(y % s, "eq"), Condition(x % s, "eq"))
-    m = flat((i, j, a, b, u, v), {"g": at("g", i, j, y // s, x // s, guard=guard, fill=0), "k": at("k", j, u, v)},
-             {"dx": at("dx", i, j, a, b, combine="sum")}, lambda g, k: {"dx": g * k}, cs)  # fmt: skip
-    return Case(f"depthwise data gradient {(n, c, h, w)} k{k} s{s} {'last' if channels_last else 'first'}", m, cs, tolerance=1e-5)
-
-
-def max_pool(n: int, c: int, h: int, w: int, channels_last: bool) -> Case:
-    order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
-    oh, ow = (h + 2 - 3) // 2 + 1, (w + 2 - 3) // 2 + 1
-    cs = table(array("x", (n, c, h, w), order=order), array("y", (n, c, oh, ow), order=order))
-    i, j, a, b, u, v = fresh_params((n, c, oh, ow, 3, 3))
-    y, x = a * 2 + u - 1, b * 2 + v - 1
-    m = flat((i, j, a, b, u, v), {"x": at("x", i, j, y, x, guard=(*inside(y, h), *inside(x, w)), fill=float("-inf"))},
-             {"y": at("y", i, j, a, b, combine="max")}, lambda x: {"y": x}, cs)  # fmt: skip
-    return Case(f"max pool {(n, c, h, w)} {'last' if channels_last else 'first'}", m, cs, special=True)
-
-
-def convolution(n: int, c: int, o: int, h: int, w: int, k: int, channels_last: bool) -> Case:
-    p = k // 2
-    order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
-    cs = table(array("x", (n, c, h, w), order=order), array("k", (o, c, k, k)), array("y", (n, o, h, w), order=order))
-    i, j, a, b, q, u, v = fresh_params((n, o, h, w, c, k, k))
-    y, x = a + u - p, b + v - p
-    m = flat((i, j, a, b, q, u, v), {"x": at("x", i, q, y, x, guard=(*inside(y, h), *inside(x, w)), fill=0), "k": at("k", j, q, u, v)},
-             {"y": at("y", i, j, a, b, combine="sum")}, lambda x, k: {"y": x * k}, cs)  # fmt: skip
-    return Case(f"convolution {(n, c, o, h, w)} k{k} {'last' if channels_last else 'first'}", m, cs, tolerance=1e-5)
-
-
-# trees ---------------------------------------------------------------------------------------------------------------------
-def nested(params: Sequence[Symbol], body: Sequence[Map | Tasklet], locals_: Sequence[Container] = ()) -> Map:
-    return Map(tuple(params), tuple(body), {c.name: c for c in locals_})
-
-
-def local(name: str, shape: Sequence[object] = (), dtype: DType = float32) -> Container:
-    return Container(name, dtype, tuple(shape), storage="register")  # type: ignore[arg-type]
-
-
-def softmax(rows: object, cols: object, transposed_layout: bool = False, dtype: DType = float32, sizes: dict[Symbol, int] | None = None) -> Case:
-    order = (1, 0) if transposed_layout else None
-    cs = table(array("x", (rows, cols), dtype, order=order), array("y", (rows, cols), dtype, order=order))
-    t = dtype.compute
-    lm, ls = local("m", dtype=t), local("s", dtype=t)
-    known = {**cs, "m": lm, "s": ls}
-    (i,) = fresh_params((rows,))
-    j1, j2, j3 = (fresh_params((cols,))[0] for _ in range(3))
-    body = [
-        flat((j1,), {"x": at("x", i, j1)}, {"m": at("m", combine="max")}, lambda x: {"m": cast(x, t)}, known),
-        flat((j2,), {"x": at("x", i, j2), "m": at("m")}, {"s": at("s", combine="sum")}, lambda x, m: {"s": exp(cast(x, t) - m)}, known),
-        flat((j3,), {"x": at("x", i, j3), "m": at("m"), "s": at("s")}, {"y": at("y", i, j3)},
-             lambda x, m, s: {"y": cast(exp(cast(x, t) - m) / s, dtype)}, known),
-    ]  # fmt: skip
-    return Case(f"softmax {rows}x{cols} {dtype}{' transposed' if transposed_layout else ''}", nested((i,), body, (lm, ls)), cs, sizes=sizes or {})
-
-
-def layer_norm(rows: object, cols: object, sizes: dict[Symbol, int] | None = None, transposed_layout: bool = False) -> Case:
-    """tanh in front, a row buffer, mean and variance as locals, affine behind; mean is also stored."""
-    order = (1, 0) if transposed_layout else None
-    cs = table(array("x", (rows, cols), order=order), array("w", (cols,)), array("b", (cols,)), array("y", (rows, cols), order=order), array("mean", (rows,)))
-    row, mu, var, rs = local("row", (cols,)), local("mu"), local("var"), local("rs")
-    known = {**cs, "row": row, "mu": mu, "var": var, "rs": rs}
-    (i,) = fresh_params((rows,))
-    j1, j2, j3, j4 = (fresh_params((cols,))[0] for _ in range(4))
-    count = cast(index_value(cols), float32)  # type: ignore[arg-type]
-    done = Tasklet({"rs": apply("rsqrt", read("var", float32) / count + 1e-5), "mean": read("mu", float32) / count},
-                   reads={"var": at("var"), "mu": at("mu")}, writes={"rs": at("rs"), "mean": at("mean", i)})  # fmt: skip
-    body = [
-        flat((j1,), {"x": at("x", i, j1)}, {"row": at("row", j1)}, lambda x: {"row": tanh(x)}, known),
-        flat((j2,), {"r": at("row", j2)}, {"mu": at("mu", combine="sum")}, lambda r: {"mu": r}, known),
-        flat((j3,), {"r": at("row", j3), "mu": at("mu")}, {"var": at("var", combine="sum")},
-             lambda r, mu: {"var": (r - mu / count) * (r - mu / count)}, known),
-        done,
-        flat((j4,), {"r": at("row", j4), "mu": at("mu"), "rs": at("rs"), "w": at("w", j4), "b": at("b", j4)}, {"y": at("y", i, j4)},
-             lambda r, mu, rs, w, b: {"y": (r - mu / count) * rs * w + b}, known),
-    ]  # fmt: skip
-    name = f"layer norm {rows}x{cols}{' transposed' if transposed_layout else ''}"
-    return Case(name, nested((i,), body, (row, mu, var, rs)), cs, sizes=sizes or {}, tolerance=1e-5)
-
-
-def layer_norm_backward(rows: int, cols: int) -> Case:
-    """Rows with sums of their own and column sums over all rows."""
-    cs = table(array("g", (rows, cols)), array("x", (rows, cols)), array("w", (cols,)), array("dx", (rows, cols)), array("dw", (cols,)), array("db", (cols,)))
-    a, b = local("a"), local("bb")
-    known = {**cs, "a": a, "bb": b}
-    (i,) = fresh_params((rows,))
-    j1, j2 = (fresh_params((cols,))[0] for _ in range(2))
-    body = [
-        flat((j1,), {"g": at("g", i, j1), "x": at("x", i, j1), "w": at("w", j1)},
-             {"a": at("a", combine="sum"), "b": at("bb", combine="sum"), "dw": at("dw", j1, combine="sum"), "db": at("db", j1, combine="sum")},
-             lambda g, x, w: {"a": g * w, "b": g * w * x, "dw": g * x, "db": g}, known),
-        flat((j2,), {"g": at("g", i, j2), "x": at("x", i, j2), "w": at("w", j2), "a": at("a"), "b": at("bb")}, {"dx": at("dx", i, j2)},
-             lambda g, x, w, a, b: {"dx": g * w - (a + x * b) / cols}, known),
-    ]  # fmt: skip
-    return Case(f"layer norm backward {rows}x{cols}", nested((i,), body, (a, b)), cs, tolerance=1e-5)
-
-
-def two_dimensional_rows(n: int, c: int, hw: int, channels_last: bool) -> Case:
-    """Instance normalization: the rows may be the ones that walk through memory with stride one."""
-    order = (0, 2, 1) if channels_last else (0, 1, 2)
-    cs = table(array("x", (n, c, hw), order=order), array("y", (n, c, hw), order=order))
-    s, q = local("s"), local("q")
-    known = {**cs, "s": s, "q": q}
-    i, j = fresh_params((n, c))
-    k1, k2, k3 = (fresh_params((hw,))[0] for _ in range(3))
-    body = [
-        flat((k1,), {"x": at("x", i, j, k1)}, {"s": at("s", combine="sum")}, lambda x: {"s": x}, known),
-        flat((k2,), {"x": at("x", i, j, k2), "s": at("s")}, {"q": at("q", combine="sum")}, lambda x, s: {"q": (x - s / hw) * (x - s / hw)}, known),
-        flat((k3,), {"x": at("x", i, j, k3), "s": at("s"), "q": at("q")}, {"y": at("y", i, j, k3)},
-             lambda x, s, q: {"y": (x - s / hw) * apply("rsqrt", q / hw + 1e-5)}, known),
-    ]  # fmt: skip
-    return Case(f"instance norm {(n, c, hw)} {'last' if channels_last else 'first'}", nested((i, j), body, (s, q)), cs, tolerance=2e-5)
-
-
-def chain_of_tasklets(n: int) -> Case:
-    """Two tasklets that hand over a scalar, and a map that sums over what an outer map computes."""
-    cs = table(array("x", (n, 9)), array("y", (n, 9)), array("s", ()))
-    t = local("t")
-    i, j = fresh_params((n, 9))
-    body = [
-        Tasklet({"t": exp(read("x", float32))}, reads={"x": at("x", i, j)}, writes={"t": at("t")}),
-        Tasklet({"y": read("t", float32) + 1, "s": read("t", float32)}, reads={"t": at("t")},
-                writes={"y": at("y", i, j), "s": at("s", combine="sum")}),
-    ]  # fmt: skip
-    return Case(f"two tasklets {n}", nested((i, j), body, (t,)), cs, tolerance=1e-5)
-
-
-def ragged(n: int, tile: int) -> Case:
-    """Tiles of rows whose last one is shorter: inner bounds depend on the outer parameter."""
-    cs = table(array("x", (n, 6)), array("y", (n, 6)), array("s", (6,)))
-    (t,) = fresh_params((-(-n // tile),))
-    r = index("r_in_tile", minimum(tile, n - t * tile))
-    (j,) = fresh_params((6,))
-    m = flat((r, j), {"x": at("x", t * tile + r, j)}, {"y": at("y", t * tile + r, j), "s": at("s", j, combine="sum")},
-             lambda x: {"y": x * 2, "s": x}, cs)  # fmt: skip
-    return Case(f"ragged {n} by {tile}", nested((t,), [m]), cs)
-
-
 def symbolic(kind: str, n: int) -> Case:
     """Sizes that are known at run time only."""
     N = Symbol("N", lower=1)
@@ -689,7 +541,8 @@ def symbolic(kind: str, n: int) -> Case:
     cs = table(array("x", (N, M)), array("a", (M,)), array("y", (N, M)), array("s", (M,)), array("r", (N,)), array("t", ()))
     i, j = fresh_params((N, M))
     writes = {"elementwise": {"y": at("y", i, j)}, "columns": {"s": at("s", j, combine="sum")}, "rows": {"r": at("r", i, combine="sum")},
-              "full": {"t": at("t", combine="sum")}, "mixed": {"y": at("y", i, j), "s": at("s", j, combine="sum"), "r": at("r", i, combine="sum")}}[kind]  # fmt: skip
+              "full": {"t": at("t", combine="sum")},
+              "mixed": {"y": at("y", i, j), "s": at("s", j, combine="sum"), "r": at("r", i, combine="sum")}}[kind]  # fmt: skip
     used = {"x", "a", *(w.container for w in writes.values())}
     cs = {k: c for k, c in cs.items() if k in used}
     m = flat((i, j), {"x": at("x", i, j), "a": at("a", j)}, writes, lambda x, a: {k: sigmoid(x) * a for k in writes}, cs)

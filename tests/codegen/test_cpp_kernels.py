@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 
+import cpp_cases as c
+import cpp_trees as t
 import numpy as np
 import pytest
-
-import cpp_cases as c
 from cpp_cases import Case
+
 from shorthaul.codegen.cpp.emit import Kernel
 from shorthaul.codegen.cpp.plan import Limits
 from shorthaul.ir.dtypes import bfloat16, float16, float32, float64, int8, int32, int64, uint8
@@ -40,7 +41,7 @@ def _cases() -> Iterator[Case]:
         yield c.guarded_write(n)
         yield c.every_second(n)
         yield c.scatter(n)
-        yield c.chain_of_tasklets(n)
+        yield t.chain_of_tasklets(n)
     for rows, cols in ((1, 1), (7, 17), (5, 1000), (300, 3), (2, 40_000), (2000, 33)):
         yield c.row_reduction(rows, cols)
         yield c.column_reduction(rows, cols)
@@ -62,19 +63,19 @@ def _cases() -> Iterator[Case]:
         yield c.statistics(3, 5, 7, channels_last)
         yield c.statistics(4, 24, 100, channels_last)
         yield c.statistics(2, 64, 33, channels_last)
-        yield c.two_dimensional_rows(2, 20, 9, channels_last)
-        yield c.two_dimensional_rows(3, 5, 100, channels_last)
+        yield t.two_dimensional_rows(2, 20, 9, channels_last)
+        yield t.two_dimensional_rows(3, 5, 100, channels_last)
         for shape in ((1, 3, 5, 6), (2, 24, 9, 8), (2, 16, 12, 13)):
             for k, s in ((3, 1), (3, 2), (5, 1), (5, 2)):
-                yield c.depthwise(*shape, k, s, channels_last)
+                yield t.depthwise(*shape, k, s, channels_last)
                 if shape[1] != 16:
-                    yield c.depthwise_weights(*shape, k, s, channels_last)
-                    yield c.depthwise_data(*shape, k, s, channels_last)
-        yield c.max_pool(2, 20, 9, 10, channels_last)
-        yield c.convolution(2, 5, 18, 6, 7, 3, channels_last)
-    yield c.depthwise(2, 20, 7, 9, 3, 1, True, float64)
+                    yield t.depthwise_weights(*shape, k, s, channels_last)
+                    yield t.depthwise_data(*shape, k, s, channels_last)
+        yield t.max_pool(2, 20, 9, 10, channels_last)
+        yield t.convolution(2, 5, 18, 6, 7, 3, channels_last)
+    yield t.depthwise(2, 20, 7, 9, 3, 1, True, float64)
     for k, s in ((3, 1), (5, 2)):
-        yield c.depthwise_fused(2, 24, 9, 11, k, s)
+        yield t.depthwise_fused(2, 24, 9, 11, k, s)
     for combiner in ("welford", "argmax", "argmin", "online_softmax"):
         for axis in (0, 1, 2):
             yield c.tuple_combiner(combiner, 13, 40, axis)
@@ -100,17 +101,17 @@ def _cases() -> Iterator[Case]:
     yield c.padded(6, 30, bfloat16)
     yield c.padded(6, 30, int32)
     for rows, cols in ((1, 1), (5, 7), (9, 100), (3, 1000), (40, 16)):
-        yield c.softmax(rows, cols)
-        yield c.softmax(rows, cols, transposed_layout=True)
-        yield c.layer_norm(rows, cols)
-        yield c.layer_norm_backward(rows, cols)
-    yield c.layer_norm(50, 9, transposed_layout=True)
-    yield c.layer_norm(2, 20_000)
-    yield c.softmax(6, 50, dtype=bfloat16)
-    yield c.softmax(6, 50, dtype=float64)
-    yield c.layer_norm_backward(500, 40)
+        yield t.softmax(rows, cols)
+        yield t.softmax(rows, cols, transposed_layout=True)
+        yield t.layer_norm(rows, cols)
+        yield t.layer_norm_backward(rows, cols)
+    yield t.layer_norm(50, 9, transposed_layout=True)
+    yield t.layer_norm(2, 20_000)
+    yield t.softmax(6, 50, dtype=bfloat16)
+    yield t.softmax(6, 50, dtype=float64)
+    yield t.layer_norm_backward(500, 40)
     for n, tile in ((10, 4), (33, 8)):
-        yield c.ragged(n, tile)
+        yield t.ragged(n, tile)
     for kind in ("elementwise", "columns", "rows", "full", "mixed"):
         for n in (1, 100):
             yield c.symbolic(kind, n)
@@ -122,7 +123,13 @@ SMALL = Limits(row_tile=3, inner_reduction=4, chunk=32, long_sum=32, parallel_wo
 CASES = {case.name: case for case in _cases()}
 
 
-PIECES = [case for case in CASES.values() if not case.name.startswith(("casts", "integer op", "elementwise")) and not case.name.endswith((" lanes", " plain")) and "40000" not in case.name]
+PIECES = [
+    case
+    for case in CASES.values()
+    if not case.name.startswith(("casts", "integer op", "elementwise"))
+    and not case.name.endswith((" lanes", " plain"))
+    and "40000" not in case.name
+]
 
 
 @pytest.fixture(scope="module")

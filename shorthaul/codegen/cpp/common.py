@@ -1,7 +1,7 @@
 """Common values of the passes over a row: what an earlier pass has computed, a later one reads from a row buffer.
 
-Passes of a row kernel (the sum of a softmax's exponentials, then their quotient) often evaluate the same costly value of the same element. Fusion
-gives them as separate nests over parameters of their own, so the comparison here is by position: the k-th parameter of one
+Passes of a row kernel (the sum of a softmax's exponentials, then their quotient) often evaluate the same costly value. Fusion gives
+them as separate nests over parameters of their own, so the comparison here is by position: the k-th parameter of one
 pass stands for the k-th of the other.
 """
 
@@ -81,7 +81,10 @@ def share_rows(nest: Nest) -> Nest:
         for node, key in keys.items():
             if key in known or node in replaced:
                 continue
-            at = next((r for w, r in code.writes.items() if code.code[w] is node and r.local and not r.combine and not r.guard and _covers(r, n)), None)
+            at = next(
+                (r for w, r in code.writes.items() if code.code[w] is node and r.local and not r.combine and not r.guard and _covers(r, n)),
+                None,
+            )
             known[key] = _Known(k, node, at)
     return nest
 

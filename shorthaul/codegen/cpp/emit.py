@@ -183,7 +183,9 @@ def _fills(nest: Nest, names: Names, shared: Collection[str]) -> list[tuple[Nest
                     if g.combiner is None or ref.local or g.scan is not None:
                         continue
                     c = names.containers[ref.container]
-                    covered = prove_eq(product(p.size for p in g.kept), c.size) is True and not any(depends(e.expr, g.kept) for e in ref.guard)
+                    covered = prove_eq(product(p.size for p in g.kept), c.size) is True and not any(
+                        depends(e.expr, g.kept) for e in ref.guard
+                    )
                     needed = g.scatters or (not covered and ref.container not in shared)
                     out.append((_fill(c, identity(g.combiner, k, c.dtype)), needed))
 

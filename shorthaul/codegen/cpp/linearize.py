@@ -111,12 +111,14 @@ class Nest:
         def fn(e: IntLike) -> IntLike:
             return e if isinstance(e, int) else substitute(e, values)
 
-        params, inner = [], dict(values)
+        params: list[Symbol] = []
+        inner: dict[Symbol, IntLike] = dict(values)
         for p in self.params:
             size = fn(p.size)
             if size is not p.size and not (isinstance(size, int) and size == p.size):
-                inner[p] = index(p.name, size)
-                params.append(inner[p])
+                fresh = index(p.name, size)
+                inner[p] = fresh
+                params.append(fresh)
             else:
                 params.append(p)
         if len(inner) > len(values):
@@ -161,6 +163,12 @@ def decompose(e: IntLike, params: frozenset[Symbol]) -> tuple[dict[Symbol, IntLi
                 nonlinear |= free_symbols(a) & params
             rest.append(value)
     return {p: summation(v) for p, v in coefficients.items()}, summation(rest), nonlinear
+
+
+def int_size(p: Symbol) -> int:
+    """The size of a parameter that is known to be a number."""
+    assert isinstance(p.size, int), f"the size of {p} is {p.size}"
+    return p.size
 
 
 def stride_of(e: IntLike, p: Symbol) -> IntLike | None:
@@ -350,4 +358,4 @@ def _contiguous(form: tuple[dict[Symbol, IntLike], IntLike, frozenset[Symbol]], 
         isinstance(a, Expr) and isinstance(b, Expr) and prove_eq(a, b) is True)  # fmt: skip
 
 
-__all__ = ["Atom", "Code", "Nest", "Ref", "decompose", "depends", "lower", "simplify", "stride_of"]
+__all__ = ["Atom", "Code", "Nest", "Ref", "decompose", "depends", "int_size", "lower", "simplify", "stride_of"]

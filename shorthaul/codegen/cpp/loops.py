@@ -173,7 +173,9 @@ class Writer:
         refs = [code.writes[n] for n in g.names]
         if g.scatters or g.scan is not None or not (reduced or any(is_half(r.dtype) for r in refs)):
             return
-        kept = sorted((s for s in scope if s in g.address and s not in own), key=lambda s: (-_size_of(stride_of(refs[0].address, s)), s.uid))
+        kept = sorted(
+            (s for s in scope if s in g.address and s not in own), key=lambda s: (-_size_of(stride_of(refs[0].address, s)), s.uid)
+        )
         coordinate: IntLike = 0
         for _, c in reduced:
             coordinate = coordinate * c.size + c
@@ -376,7 +378,8 @@ class _GroupWriter:
         x = text if value.vec or not self._lanes_at(deepest) else frame.splat(dtypes[1], value.text)
         d = names.fresh("t")
         body.append(f"if (!{started}) {{ {started} = true; {shift} = {x}; }}")
-        body.append(f"const auto {d} = {f'sh::keep(L, sh::sub({value.text}, {shift}), {zero})' if counts_lanes else f'sh::sub({value.text}, {shift})'};")
+        difference = f"sh::sub({value.text}, {shift})"
+        body.append(f"const auto {d} = {f'sh::keep(L, {difference}, {zero})' if counts_lanes else difference};")
         body.append(f"{count} = {f'sh::add({count}, sh::keep(L, sh::splat<{T}>(L, 1), {zero}))' if counts_lanes else f'{count} + {one}'};")
         body.append(f"{total} = sh::add({total}, {d});")
         body.append(f"{squares} = sh::add({squares}, sh::mul({d}, {d}));")
@@ -417,7 +420,11 @@ class _GroupWriter:
             old = []
             for r, d in zip(targets, dtypes, strict=True):
                 t, _, lane_target = frame.target(self.code, replace(r, guard=()), self.env)
-                old.append(f"sh::cast<{ctype(d)}>({self._load_text(r, t, lane_target)})" if is_half(r.dtype) else self._load_text(r, t, lane_target))
+                old.append(
+                    f"sh::cast<{ctype(d)}>({self._load_text(r, t, lane_target)})"
+                    if is_half(r.dtype)
+                    else self._load_text(r, t, lane_target)
+                )
             merged = frame.merge(combiner, old, current, dtypes, vec, lines)
             update = [*lines, *(f"{a} = {self._resized(d, m, vec)};" for a, m, d in zip(current, merged, dtypes, strict=True))]
             guard = frame.condition([c for c in targets[0].guard if not frame.uses_lanes(c.expr)])

@@ -75,7 +75,7 @@ def _copy(ref: Ref, v: Symbol, params: list[Symbol], trips: float, code: Code, c
         return None
     elements = between
     for p in used:
-        elements *= p.size  # type: ignore[operator]
+        elements *= estimate(p.size)
     if elements > PACK_ELEMENTS or trips < REUSE * elements:
         return None
     order = [*others, v]
@@ -91,7 +91,9 @@ def _copy(ref: Ref, v: Symbol, params: list[Symbol], trips: float, code: Code, c
         source = summation(p * coefficients[q] for p, q in zip(fresh, order, strict=True)) + (tap if between > 1 else 0)
         loops = [*fresh[:-1], *([tap] if between > 1 else []), fresh[-1]]
         target = summation(p * s for p, s in zip(loops, c.actual_strides, strict=True))
-        copy = Code({"x": Ref(ref.container, ref.dtype, source)}, {"y": Ref(name, ref.dtype, target, local=True)}, {"y": read("x", ref.dtype)})
+        copy = Code(
+            {"x": Ref(ref.container, ref.dtype, source)}, {"y": Ref(name, ref.dtype, target, local=True)}, {"y": read("x", ref.dtype)}
+        )
         copies[key] = (Nest(loops, [copy]), c)
     _, c = copies[key]
     strides = c.actual_strides

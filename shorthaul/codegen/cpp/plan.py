@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from shorthaul.ir.scalar import walk
 from shorthaul.ir.scalar_ops import COMBINERS, SCALAR_OPS
-from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, maximum, minimum, product
+from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, maximum, product
 
 from .linearize import Code, Nest, Ref, decompose, depends, stride_of
 
@@ -70,7 +70,7 @@ class Loop:
 
 @dataclass
 class Plan:
-    """`items`: (symbol, chunk): what threads share out, chunk None for single values. `flush`: loop from which long sums restart, if any."""
+    """`items`: (symbol, chunk), what threads share out, chunk None for single values; `flush`: the loop in which long sums restart."""
 
     loops: list[Loop]
     vector: Symbol | None
@@ -220,9 +220,8 @@ def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = Tru
     others = weight_order(code, [p for p in params if p is not v])
     if scan is not None:
         loops = _scan_order(others, v, scan, combining)
-        tile = None
     else:
-        loops, tile = _order(code, others, v, combining, all_groups, scope, limits)
+        loops = _order(code, others, v, combining, all_groups, scope, limits)
     out = Plan(loops, v)
     ops = vector_cost(code, v, params)
     out.work = product(p.size for p in params) * int(ops * 16) // (LANES * 16)
@@ -252,7 +251,11 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
     own = frozenset(nest.params)
     fixed = [p for p in order if not depends(p.size, own)]
     free = [p for p in fixed if all(p in g.kept for g in outside)]
-    reduced = [p for p in fixed if p not in free and not any(p in g.address for g in outside)] if not any(g.scatters or g.scan is not None for g in outside) else []
+    reduced = (
+        [p for p in fixed if p not in free and not any(p in g.address for g in outside)]
+        if not any(g.scatters or g.scan is not None for g in outside)
+        else []
+    )
     count = 1
     for p in (*free, *reduced):
         size = estimate(p.size)
@@ -264,7 +267,11 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
             chunk = -(-chunk // LANES) * LANES
         if isinstance(p.size, int) and chunk >= p.size:
             continue
-        out.items.append((p, chunk if isinstance(p.size, int) or p in free else ceildiv(p.size, limits.pieces)) if chunk > 1 or not isinstance(p.size, int) else (p, None))
+        out.items.append(
+            (p, chunk if isinstance(p.size, int) or p in free else ceildiv(p.size, limits.pieces))
+            if chunk > 1 or not isinstance(p.size, int)
+            else (p, None)
+        )
         count *= -(-size // chunk)
     if count < 4:
         out.items = []
@@ -304,7 +311,11 @@ def _tree_lanes(nest: Nest, leaves: Sequence[tuple[Code, frozenset[str], float, 
         for code, names, trips, _ in leaves:
             cheap = Code({k: r for k, r in code.reads.items() if r.container not in names},
                          {k: r for k, r in code.writes.items() if r.container not in names}, code.code)  # fmt: skip
-            if any(i in code.reads and code.reads[i].container in names for r in (*code.reads.values(), *code.writes.values()) for i, _ in r.indirect):
+            if any(
+                i in code.reads and code.reads[i].container in names
+                for r in (*code.reads.values(), *code.writes.values())
+                for i, _ in r.indirect
+            ):
                 here = math.inf
                 break
             here += trips * vector_cost(cheap, p, everything)
@@ -332,7 +343,7 @@ def _scan_order(others: list[Symbol], v: Symbol | None, scan: Symbol, combining:
 
 
 def _order(code: Code, others: list[Symbol], v: Symbol | None, combining: list[Group], all_groups: list[Group],
-           scope: frozenset[Symbol], limits: Limits) -> tuple[list[Loop], Symbol | None]:  # fmt: skip
+           scope: frozenset[Symbol], limits: Limits) -> list[Loop]:  # fmt: skip
     lanes = [Loop(v, "vec")] if v is not None else []
     kept = [p for p in others if all(p in g.address for g in combining)]
     reduced = [p for p in others if not any(p in g.address for g in combining)] if combining else []
@@ -340,16 +351,16 @@ def _order(code: Code, others: list[Symbol], v: Symbol | None, combining: list[G
     plain_writes = [g for g in all_groups if g.combiner is None]
     v_kept = v is not None and all(v in g.address for g in combining)
     if not v_kept or mixed:
-        return [*(Loop(p) for p in (*kept, *mixed, *reduced)), *lanes], None
+        return [*(Loop(p) for p in (*kept, *mixed, *reduced)), *lanes]
     outer = [*kept, *reduced]
     if not combining:
         invariant = [r for r in code.reads.values() if v in depends(r.address, scope)]
         tile = outer[-1] if outer else None
         if tile is None or not any(tile not in ref_params(code, r, scope) for r in invariant):
-            return [*(Loop(p) for p in outer), *lanes], None
+            return [*(Loop(p) for p in outer), *lanes]
         if depends_on_other(tile, others):
-            return [*(Loop(p) for p in outer), *lanes], None
-        return [*(Loop(p) for p in outer[:-1]), *_tiled(tile, lanes, limits.row_tile)], tile
+            return [*(Loop(p) for p in outer), *lanes]
+        return [*(Loop(p) for p in outer[:-1]), *_tiled(tile, lanes, limits.row_tile)]
     inner: list[Symbol] = []
     steps: IntLike = 1
     for p in reversed(reduced):
@@ -359,13 +370,16 @@ def _order(code: Code, others: list[Symbol], v: Symbol | None, combining: list[G
         inner.insert(0, p)
     above = [p for p in reduced if p not in inner]
     if not plain_writes and not above:
-        return [*(Loop(p) for p in kept), *lanes, *(Loop(p) for p in inner)], None
-    if inner and not plain_writes and math.prod(p.size for p in inner) >= limits.row_tile:  # type: ignore[misc]
-        return [*(Loop(p) for p in (*kept, *above)), *lanes, *(Loop(p) for p in inner)], None
+        return [*(Loop(p) for p in kept), *lanes, *(Loop(p) for p in inner)]
+    if inner and not plain_writes and math.prod(estimate(p.size) for p in inner) >= limits.row_tile:
+        return [*(Loop(p) for p in (*kept, *above)), *lanes, *(Loop(p) for p in inner)]
     tile = reduced[-1] if reduced else None
     if tile is None or depends_on_other(tile, others):
-        return [*(Loop(p) for p in outer), *lanes], None
-    return [*(Loop(p) for p in (*kept, *reduced[:-1])), *_tiled(tile, lanes, limits.row_tile * (4 if any(len(g.names) > 1 for g in combining) else 1))], tile
+        return [*(Loop(p) for p in outer), *lanes]
+    return [
+        *(Loop(p) for p in (*kept, *reduced[:-1])),
+        *_tiled(tile, lanes, limits.row_tile * (4 if any(len(g.names) > 1 for g in combining) else 1)),
+    ]
 
 
 def depends_on_other(p: Symbol, others: Sequence[Symbol]) -> bool:
@@ -404,7 +418,11 @@ def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], split: b
         wanted = -(-limits.pieces // n)
         if p is out.vector and combining and len(params) > 1 and size // limit < 8 and split:
             break
-        chunk = max(1, min(limit, size)) if size * points < limits.chunk * wanted else max(1, min(size // wanted, limit) if size >= wanted else 1)
+        chunk = (
+            max(1, min(limit, size))
+            if size * points < limits.chunk * wanted
+            else max(1, min(size // wanted, limit) if size >= wanted else 1)
+        )
         if p is out.vector:
             chunk = -(-chunk // LANES) * LANES
         if isinstance(p.size, int) and chunk >= p.size:
@@ -423,21 +441,19 @@ def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], split: b
     points = max(1, estimate(total))
     pieces = max(1, min(limits.pieces, points // (8 * kept_points), points // limits.chunk + 1) // max(1, estimate(count)))
     long = max(1, estimate(p.size))
+    block: IntLike
     if p is out.vector and len(params) == 1:
-        chunk: IntLike = max(LANES * 4, min(limits.long_sum, -(-long // limits.pieces)))
-        chunk = -(-chunk // LANES) * LANES
-        if not isinstance(p.size, int):
-            chunk = maximum(2048, minimum(limits.long_sum, ceildiv(p.size, limits.pieces)))
-            chunk = limits.long_sum
+        wanted = max(LANES * 4, -(-long // limits.pieces)) if isinstance(p.size, int) else limits.long_sum
+        block = -(-min(limits.long_sum, wanted) // LANES) * LANES
+    elif p is out.vector:
+        block = -(-max(limits.row_tile, -(-long // pieces)) // LANES) * LANES
+    elif isinstance(p.size, int):
+        block = max(limits.row_tile, -(-long // pieces))
     else:
-        chunk = max(limits.row_tile, -(-long // pieces))
-        if p is out.vector:
-            chunk = -(-chunk // LANES) * LANES
-        elif not isinstance(p.size, int):
-            chunk = maximum(limits.row_tile, ceildiv(p.size, limits.pieces))
-    if isinstance(p.size, int) and isinstance(chunk, int) and chunk >= p.size:
+        block = maximum(limits.row_tile, ceildiv(p.size, limits.pieces))
+    if isinstance(p.size, int) and isinstance(block, int) and block >= p.size:
         return items
-    return [*items, (p, chunk)]
+    return [*items, (p, block)]
 
 
 def _add_flush(out: Plan, combining: list[Group], limits: Limits) -> None:

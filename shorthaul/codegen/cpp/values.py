@@ -125,16 +125,17 @@ class Frame:
                 lane_terms.append(f"sh::mul(sh::cast<int64_t>({value.text}), int64_t({step}))")
             else:
                 scalar_terms.append(f"int64_t({value.text}) * {_parens(step)}")
-        uniform, lanewise = [], []
+        uniform: list[Condition] = []
+        lanewise: list[Condition] = []
         for c in ref.guard:
             (lanewise if self.uses_lanes(c.expr) else uniform).append(c)
         private = ref.local and self.lanes is not None and self.lanes not in self.level_of
         base = self.text(ref.address)
         if scalar_terms:
             base = " + ".join([base, *scalar_terms]) if base != "0" else " + ".join(scalar_terms)
-        stride = stride_of(ref.address, self.lanes) if self.lanes is not None else 0
+        lane_stride = stride_of(ref.address, self.lanes) if self.lanes is not None else 0
         lane_index: str | None = None
-        if stride is None or lane_terms:
+        if lane_stride is None or lane_terms:
             index = self.lane_index(ref.address) if self.uses_lanes(ref.address) else f"sh::splat<int64_t>(L, {base})"
             if self.uses_lanes(ref.address) and scalar_terms:
                 index = f"sh::add({index}, int64_t({' + '.join(scalar_terms)}))"
@@ -144,11 +145,10 @@ class Frame:
         vec = self.uses_lanes(ref.address) or bool(lane_terms) or bool(lanewise) or private
         if vec:
             level = max(level, self.level_of.get(self.lanes, -1))  # type: ignore[arg-type]
-        text_stride = "0" if stride is None or lane_index is not None else self.text(stride)
+        text_stride = "0" if lane_stride is None or lane_index is not None else self.text(lane_stride)
         return Target(self.names.pointer(ref.container), base, text_stride, lane_index, uniform, lanewise, private), level, vec
 
     def _load(self, ref: Ref, t: Target, level: int, vec: bool) -> Value:
-        T = ctype(ref.dtype)
         where = _plus(t.pointer, t.base)
         guard = self.condition(t.uniform)
         fill_dtype = float32 if is_half(ref.dtype) else ref.dtype
@@ -270,7 +270,9 @@ class Frame:
         for t, a, d in zip(totals, accumulators, dtypes, strict=True):
             out.append(f"{ctype(d)} {t} = {a}[0];")
         lines: list[str] = []
-        merged = self.merge(combiner, totals, [f"{ctype(d)}({a}[lane])" for a, d in zip(accumulators, dtypes, strict=True)], dtypes, False, lines)
+        merged = self.merge(
+            combiner, totals, [f"{ctype(d)}({a}[lane])" for a, d in zip(accumulators, dtypes, strict=True)], dtypes, False, lines
+        )
         out.append("for (int lane = 1; lane < sh::W; ++lane) {")
         out += ["  " + line for line in lines]
         out += [f"  {t} = {m};" for t, m in zip(totals, merged, strict=True)]

@@ -91,7 +91,7 @@ def _as_tree(nest: Nest) -> tuple[Nest, bool]:
 
 def _taps_inside(nest: Nest, code: Code, combining: Sequence[Group], small: list[Symbol]) -> Nest:
     """The flat nest with its taps in a nest of their own, whose sums are scalars that a second tasklet stores."""
-    if not all(isinstance(p.size, int) for p in small) or math.prod(p.size for p in small) > MAX_TAPS:  # type: ignore[misc]
+    if not all(isinstance(p.size, int) for p in small) or math.prod(estimate(p.size) for p in small) > MAX_TAPS:
         raise NoWindow
     outer = [p for p in nest.params if p not in small]
     local, inner_writes, values, writes = {}, {}, {}, {}
@@ -190,7 +190,13 @@ def _phases(tree: Nest, inner: Nest, dividend: IntLike, m: int, known: Known) ->
     coefficients, rest, nonlinear = decompose(dividend, frozenset((*tree.params, *inner.params)))
     taps = [p for p in coefficients if p in inner.params]
     positions = [p for p in coefficients if p in tree.params]
-    if nonlinear or len(taps) != 1 or len(positions) != 1 or not isinstance(rest, int) or len([n for n in tree.body if isinstance(n, Nest)]) > 1:
+    if (
+        nonlinear
+        or len(taps) != 1
+        or len(positions) != 1
+        or not isinstance(rest, int)
+        or len([n for n in tree.body if isinstance(n, Nest)]) > 1
+    ):
         raise NoWindow
     (u,), (a,) = taps, positions
     ca, cu = coefficients[a], coefficients[u]
@@ -341,7 +347,7 @@ class Window:
         assert code is not None
         used = frozenset((*self.positions, *self.taps))
         names = [x.attr for x in walk(node) if x.op == "read"]
-        refs: dict[str, Ref] = {name: code.reads[name] for name in names}  # type: ignore[misc]
+        refs: dict[str, Ref] = {name: code.reads[name] for name in names}  # type: ignore[index,misc]
         touched = frozenset().union(*(ref_params(code, r, used) for r in refs.values()))
         axes = [a for a in self.axes.values() if a.tap in touched]
         offsets = []
@@ -350,7 +356,12 @@ class Window:
             for r in refs.values():
                 for c in r.guard:
                     coefficients, rest, _ = decompose(c.expr, used)
-                    if c.relation == "ge" and set(coefficients) == {a.position, a.tap} and coefficients[a.position] == a.s and isinstance(rest, int):
+                    if (
+                        c.relation == "ge"
+                        and set(coefficients) == {a.position, a.tap}
+                        and coefficients[a.position] == a.s
+                        and isinstance(rest, int)
+                    ):
                         lows.append(rest)
             offsets.append(min(lows, default=0))
         return Stage(f"tile#{next(_serial)}", node, n, axes, offsets)

@@ -15,7 +15,7 @@ from shorthaul.ir.scalar import rewrite as rewrite_scalar
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import IntLike, Symbol, ceildiv, free_symbols, index, minimum, product, substitute, summation
 
-from .linearize import Code, Nest, Ref, decompose, depends, one_tasklet, simplify
+from .linearize import Code, Nest, Ref, decompose, depends, int_size, one_tasklet, simplify
 from .plan import DEFAULT, Limits, estimate, ref_params
 from .unroll import unroll_kept, unroll_positions, unroll_reduced
 from .window import Axis, NoWindow, Stage, Window, find_windows, widened
@@ -41,7 +41,7 @@ class _Tiles:
         if any(x.outer != w.outer or x.lanes is not w.lanes or len(x.positions) != len(w.positions) for x in windows):
             raise NoWindow
         self.lanes, self.outer = w.lanes, w.outer
-        self.rows = max(x.positions[0].size for x in windows)  # type: ignore[type-var]
+        self.rows = max(int_size(x.positions[0]) for x in windows)
         if not any(x.stages for x in windows):
             raise NoWindow
         self.sums: dict[tuple[str, IntLike, str, DType], list[tuple[str, int]]] = {}  # result -> (tile buffer, row in it)
@@ -84,7 +84,12 @@ class _Tiles:
         across = 1
         for p in w.positions[1:]:
             across = estimate(p.size) * max(a.s for a in w.axes.values() if a.position is p) + 8
-        per_row = lane_bytes * across * max(a.s for a in w.axes.values() if a.position is w.positions[0]) * max(1, len({s.signature for s in w.stages}))
+        per_row = (
+            lane_bytes
+            * across
+            * max(a.s for a in w.axes.values() if a.position is w.positions[0])
+            * max(1, len({s.signature for s in w.stages}))
+        )
         images = estimate(product(p.size for p in self.outer))
         height = max(1, min(self.rows, TILE_BYTES // max(1, per_row)))
         if images < self.limits.enough:
@@ -104,7 +109,12 @@ class _Tiles:
                 ref = self._at(code.reads[x.attr], s, ys)  # type: ignore[index]
                 refs.append(ref)
                 names[x.attr] = read(f"r{len(refs)}", x.dtype)  # type: ignore[index]
-        return (substitute_reads(s.node, names), *refs, *(w.positions.index(a.position) for a in s.axes), *((a.s, a.d) for a in s.axes if len(self.windows) == 1))
+        return (
+            substitute_reads(s.node, names),
+            *refs,
+            *(w.positions.index(a.position) for a in s.axes),
+            *((a.s, a.d) for a in s.axes if len(self.windows) == 1),
+        )
 
     def _at(self, ref: Ref, s: Stage, coordinates: Sequence[IntLike]) -> Ref:
         """An access of a staged value at given coordinates instead of positions and taps."""
@@ -124,8 +134,8 @@ class _Tiles:
         """Least and greatest coordinate of each axis, for the first tile of rows."""
         lows, highs = [], []
         for a, k in zip(s.axes, s.offsets, strict=True):
-            n = self.height if a.position is w.positions[0] else a.position.size
-            reach = a.d * (a.tap.size - 1)
+            n = self.height if a.position is w.positions[0] else int_size(a.position)
+            reach = a.d * (int_size(a.tap) - 1)
             lows.append(k + min(0, reach))
             highs.append(k + a.s * (n - 1) + max(0, reach))
         return lows, highs
@@ -138,7 +148,7 @@ class _Tiles:
         code = s.nest.leaf
         assert code is not None
         names = [x.attr for x in walk(s.node) if x.op == "read"]
-        refs: dict[str, Ref] = {n: code.reads[n] for n in names}  # type: ignore[misc]
+        refs: dict[str, Ref] = {n: code.reads[n] for n in names}  # type: ignore[index,misc]
         used = [self.lanes] if any(self.lanes in ref_params(code, r, frozenset((self.lanes,))) for r in refs.values()) else []
         params = [index(f"y{k}", n) for k, n in enumerate(sizes)]
         coordinates = [p + self._base(w, a, low) for p, a, low in zip(params, s.axes, lows, strict=True)]
@@ -157,7 +167,7 @@ class _Tiles:
         if a is None or (self.rows % self.height == 0 and len(self.windows) == 1):
             return r.guard
         k = s.axes.index(a)
-        last = s.offsets[k] + a.s * (a.position.size - 1) + max(0, a.d * (a.tap.size - 1))
+        last = s.offsets[k] + a.s * (int_size(a.position) - 1) + max(0, a.d * (int_size(a.tap) - 1))
         if any(depends(c.expr, frozenset((a.position,))) for c in original.guard):
             return r.guard
         if len(self.windows) > 1:
@@ -185,9 +195,14 @@ class _Tiles:
         for n in w.tree.body if not w.taps_kept else w.inner:
             body.append(self._with_tiles(w, n, placed) if isinstance(n, Nest) else n)
         row = w.positions[0]
-        inside = index(f"{row.name} in tile", self.height if row.size % self.height == 0 and row.size == self.rows else minimum(self.height, row.size - self.height * self.tile))
-        absolute = {row: self.height * self.tile + inside}
-        local_row = {row: inside}
+        inside = index(
+            f"{row.name} in tile",
+            self.height
+            if row.size % self.height == 0 and row.size == self.rows
+            else minimum(self.height, row.size - self.height * self.tile),
+        )
+        absolute: dict[Symbol, IntLike] = {row: self.height * self.tile + inside}
+        local_row: dict[Symbol, IntLike] = {row: inside}
         moved: list[Nest | Code] = []
         for n in body:
             fixed = _relocate(n, absolute, local_row, set(local) | {s.key for s in w.stages} | {r.container for r, _ in placed.values()})
@@ -223,18 +238,18 @@ class _Tiles:
     def _blocked(self, w: Window, code: Code, positions: list[Symbol], number: int, local: dict[str, Container]) -> list[Nest | Code]:
         """A few neighbouring positions at once; sums that go to the result through a buffer of the tile."""
         last = positions[-1]
-        n = last.size
-        taps = math.prod(a.tap.size for a in w.axes.values())
+        n = int_size(last)
+        taps = math.prod(int_size(a.tap) for a in w.axes.values())
         widest = 4 if taps <= 12 or not w.taps_kept else 2
-        single = all(len(COMBINERS[r.combine].components) == 1 for r in code.writes.values() if r.combine is not None)
+        single = all(len(COMBINERS[str(r.combine)].components) == 1 for r in code.writes.values() if r.combine is not None)
         factor = 1
-        if isinstance(n, int) and single and n > 1:
+        if single and n > 1:
             factor = next((f for f in (widest, 5, 3, 7, 6, 2) if n % f == 0 and f <= (7 if widest == 4 else 3)), 0)
         nests: list[tuple[Code, list[Symbol]]] = []
         if factor > 1:
-            blocks = index(f"{last.name} block", n // factor)  # type: ignore[operator]
+            blocks = index(f"{last.name} block", n // factor)
             nests.append((unroll_positions(code, last, blocks, factor), [*positions[:-1], blocks]))
-        elif factor == 0 and isinstance(n, int) and n >= widest:
+        elif factor == 0 and n >= widest:
             blocks, rest = index(f"{last.name} block", n // widest), index(f"{last.name} rest", n % widest)
             nests.append((unroll_positions(code, last, blocks, widest), [*positions[:-1], blocks]))
             tail = code.rewritten(lambda e: e if isinstance(e, int) else substitute(e, {last: n // widest * widest + rest}))
@@ -260,7 +275,11 @@ class _Tiles:
         lanes = self.lanes.size
         for k, n in enumerate(own):
             r = writes[n]
-            if len(COMBINERS[r.combine].components) > 1 or r.indirect or not depends(r.address, frozenset(free_symbols_of(r.address))) <= free:  # type: ignore[index]
+            if (
+                len(COMBINERS[str(r.combine)].components) > 1
+                or r.indirect
+                or not depends(r.address, frozenset(free_symbols_of(r.address))) <= free
+            ):  # type: ignore[index]
                 raise NoWindow
             if self.lanes not in free_symbols_of(r.address):
                 raise NoWindow
@@ -300,7 +319,8 @@ class _Tiles:
             params = [k, self.lanes] if len(run) > 1 else [self.lanes]
             code = Code(reads, {"sum": write}, {"sum": value})
             if len(run) == 1:
-                code = code.rewritten(lambda e, k=k: e if isinstance(e, int) else substitute(e, {k: 0}))
+                only: dict[Symbol, IntLike] = {k: 0}
+                code = code.rewritten(lambda e, only=only: e if isinstance(e, int) else substitute(e, only))  # type: ignore[misc]
             out.append(Nest(params, [code]))
         return out
 
