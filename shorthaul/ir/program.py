@@ -141,6 +141,19 @@ class Program:
         """Whether this very object is in the program now."""
         return self._current.get(node.id) is node
 
+    def aliases(self, name: str) -> frozenset[str]:
+        """Containers that lie in the memory of this one, directly or in one another."""
+        if not self._has_aliases:
+            return frozenset()
+        found: set[str] = set()
+        todo = [name]
+        while todo:
+            base = todo.pop()
+            direct = {n for n, c in self.containers.items() if c.alias is not None and c.alias.base == base} - found
+            found |= direct
+            todo += direct
+        return frozenset(found)
+
     def fresh(self, hint: str) -> str:
         """A container name that is not taken."""
         base = hint or "t"

@@ -42,6 +42,7 @@ class MapFusion(Transformation):
         """The fused map, and whether the producer stays. Raises Refusal."""
         p, a, b, mid = m.program, m.first, m.second, m.mid
         require(a.phase == b.phase, "the producer runs in another phase")
+        require(not any(p.aliases(c) for c in p.writes_of(a)), "other containers lie in its result")
         require(a.tasklet is not None, "the producer is a nested kernel; see ReductionFusion")
         require(b.tasklet is not None, "the consumer is a nested kernel; see ReductionFusion")
         require(not a.schedule.get("pack"), "the producer packs data into the layout that the consumer needs")

@@ -47,6 +47,7 @@ class ReductionFusion(Transformation):
     def check(self, m: Match) -> None:
         p, a, b = m.program, m.first, m.second
         require(a.phase == b.phase, "they run in different phases")
+        require(not any(p.aliases(c) for c in p.writes_of(a)), "other containers lie in its result")
         mids = with_components(a, p.writes_of(a) & p.reads_of(b))
         require(all(len(p.writers(c)) == 1 for c in mids), "the intermediate is written by several nodes")
         pairs = self._rows(p, a, b, m.mid)

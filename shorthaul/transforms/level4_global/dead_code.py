@@ -69,8 +69,12 @@ def eliminate_dead_code(program: Program) -> int:
 
 
 def needed_writes(program: Program, node: Node) -> set[str]:
-    """Containers that the node writes and something else reads or the caller gets."""
-    return {c for c in program.writes_of(node) if c in program.results or any(r is not node for r in program.readers(c))}
+    """Containers that the node writes and something else reads (also under another name) or the caller gets."""
+
+    def needed(c: str) -> bool:
+        return c in program.results or any(r is not node for r in program.readers(c)) or any(needed(a) for a in program.aliases(c))
+
+    return {c for c in program.writes_of(node) if needed(c)}
 
 
 def without_dead_writes(program: Program, node: Node) -> Node | None:

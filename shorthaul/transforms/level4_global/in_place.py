@@ -39,12 +39,12 @@ class InPlace(Transformation):
         p, node = m.program, m.node
         require(node.is_elementwise and len(p.writes_of(node)) == 1, "it is more than one elementwise result")
         x, y = p.containers[m.operand], p.containers[m.mid]
-        require(y.alias is None and not _lying_in(p, m.mid), "its result shares memory already")
+        require(y.alias is None and not p.aliases(m.mid), "its result shares memory already")
         require(m.mid not in p.results and len(p.writers(m.mid)) == 1, "the caller gets its result as a tensor of its own")
         require(x.dtype is y.dtype and x.shape == y.shape and x.actual_strides == y.actual_strides, "the operand has another type or layout")
         base = _base(p, x)
         require(not base.is_external, "the operand's memory is the caller's")
-        family = _lying_in(p, base.name) | {base.name}
+        family = p.aliases(base.name) | {base.name}
         require(family.isdisjoint(p.results), "the caller gets the operand")
         at = p.nodes.index(node)
         for c in sorted(family):
@@ -70,7 +70,3 @@ def _base(p: Program, c: Container) -> Container:
         c = p.containers[c.alias.base]
     return c
 
-
-def _lying_in(p: Program, base: str) -> set[str]:
-    """Containers whose memory is that of `base`, directly or through others."""
-    return {n for n, c in p.containers.items() if c.alias is not None and _base(p, c).name == base and n != base}
