@@ -132,13 +132,22 @@ def _never(params: frozenset[Symbol], guard: list[Condition]) -> bool:
 def _is_whole(subset: Sequence[object], c: Container, scope: frozenset[Symbol]) -> bool:
     seen: set[Symbol] = set()
     for s, n in zip(subset, c.shape, strict=True):
-        if isinstance(s, Symbol) and s in scope and s not in seen:
-            if not (s.lower == 0 and _fixed_range(s, scope) and (s.size is n or s.size == n or prove_eq(s.size, n) is True)):
+        if isinstance(s, Symbol):
+            if s in seen or s not in scope or not _spans(s, n, scope):
                 return False
             seen.add(s)
         elif not (isinstance(s, int) and s == 0 and isinstance(n, int) and n == 1):
             return False
     return True
+
+
+def _spans(p: Symbol, n: IntLike, scope: frozenset[Symbol]) -> bool:
+    """Whether the parameter runs from 0 to n - 1."""
+    if not isinstance(p.lower, int) or p.lower != 0:
+        return False
+    if isinstance(p.upper, int) and isinstance(n, int):
+        return p.upper == n - 1
+    return _fixed_range(p, scope) and (p.size is n or prove_eq(p.size, n) is True)
 
 
 def _params_of(s: object, scope: frozenset[Symbol]) -> frozenset[Symbol]:

@@ -32,8 +32,8 @@ def differentiate(program: Program, outputs: Sequence[str], wrt: Sequence[str], 
 
     outputs: differentiable outputs; each gets a cotangent input of its own shape. wrt: inputs whose gradients are wanted; those
     that the outputs do not depend on get no entry in `signature.gradients`.
-    traced: gives, for a LibraryCall without a registry entry, the operands' containers, the wanted operands and the results with a cotangent,
-    a program from (operands, cotangents) to the wanted gradients.
+    traced: gives, for a LibraryCall without a registry entry, the operands' containers, the wanted operands and the results with
+    a cotangent, a program from (operands, cotangents) to the wanted gradients.
     `program.attributes["stop_gradient"]` names containers through which no gradient flows (detach, no_grad).
     Raises DifferentiationError.
     """
@@ -97,7 +97,8 @@ class _Reverse:
                 continue
             c = self.program.containers[node.reads[operand].container]
             if tuple(g.shape) != tuple(c.shape):
-                raise DifferentiationError(f"gradient of operand {operand} of {node.label} ({node.origin}) has shape {g.shape}, not {c.shape}")
+                what = f"gradient of operand {operand} of {node.label} ({node.origin})"
+                raise DifferentiationError(f"{what} has shape {g.shape}, not {c.shape}")
             if g.dtype is not c.dtype:
                 b = OpBuilder(self.edit, "backward", node.origins, hint="grad")
                 g = b.cast(g, c.dtype)
@@ -116,7 +117,8 @@ class _Reverse:
         if isinstance(node, LibraryCall) and self.traced is not None:
             operands = {k: self.program.containers[m.container] for k, m in node.reads.items()}
             body = self.traced(node, operands, sorted(wanted), sorted(incoming))
-            bindings = dict(zip(body.signature.inputs, [c.name for c in operands.values()] + [incoming[k].name for k in sorted(incoming)], strict=True))
+            given = [c.name for c in operands.values()] + [incoming[k].name for k in sorted(incoming)]
+            bindings = dict(zip(body.signature.inputs, given, strict=True))
             nodes, outputs = inline(body, self.edit, bindings, phase="backward", origins=node.origins, hint="grad_")
             self.edit.add(*nodes)
             return {k: self.program.containers[o] for k, o in zip(sorted(wanted), outputs, strict=True)}
