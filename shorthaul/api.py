@@ -176,6 +176,7 @@ def _recompile_reason() -> str:
 def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Callable[..., Any]:
     with region.timed("functionalize"):
         graph = functionalize(gm, example_inputs)
+    _refuse_devices(graph)
     train = torch.is_grad_enabled()
     with region.timed("import"):
         imported = import_training(graph, train=train, strict=options.strict, name=f"region_{region.index}")
@@ -214,6 +215,15 @@ def _explain(program: Program, transformation: str | None = None) -> str:
 Program.movement = movement  # type: ignore[attr-defined]
 Program.optimize = _optimize_program  # type: ignore[attr-defined]
 Program.explain = _explain  # type: ignore[attr-defined]
+
+
+def _refuse_devices(graph: FunctionalGraph) -> None:
+    """Compiled programs run on the CPU: tensors elsewhere are refused before an address is taken."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        for t in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(t, torch.Tensor) and t.device.type != "cpu":
+                raise Unsupported(f"{node.name} is on device {t.device}", node.meta.get("origin"), "Only the CPU is supported; move module and inputs there.")
 
 
 def _dependences(program: Program, inputs: Sequence[str]) -> dict[str, frozenset[str]]:

@@ -160,6 +160,8 @@ class _Importer:
         fake = node.meta.get("val")
         if isinstance(fake, (int, torch.SymInt)) and not isinstance(fake, bool):
             return self.sizes.convert(fake)
+        if node.target is torch.ops.aten._local_scalar_dense.default and isinstance(fake, (float, torch.SymFloat)):
+            return self.env[node.args[0]]  # type: ignore[index]  # a Python float that changes between calls stays a tensor
         name = str(getattr(node.target, "__name__", node.target))
         if name == "getitem":
             source, i = self.env[node.args[0]], node.args[1]  # type: ignore[index]

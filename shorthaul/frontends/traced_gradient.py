@@ -70,7 +70,7 @@ class _Trace:
         symbols |= {s for e in _expressions(call.attributes) for s in free_symbols(e)}
         self.symbols: list[Symbol] = sorted(symbols, key=lambda s: s.name)
         self.env = ShapeEnv(duck_shape=False, specialize_zero_one=False)
-        self.fake_mode = FakeTensorMode(shape_env=self.env)
+        self.fake_mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)  # derivatives may hold constants
         self.values = self._symbolic_values()
 
     def _symbolic_values(self) -> dict[Symbol, Any]:
@@ -89,9 +89,7 @@ class _Trace:
         try:
             with torch.enable_grad(), torch._C._DisableAutocast(), enable_python_dispatcher():
                 graph, examples = self._record(wanted, results)
-        except NotImplementedError as e:
-            raise self._error(_first_line(e)) from e
-        except RuntimeError as e:
+        except Exception as e:  # whatever PyTorch raises, the operator has no gradient here
             raise self._error(_first_line(e)) from e
         self._refuse_random(graph)
         try:
