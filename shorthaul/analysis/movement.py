@@ -222,8 +222,8 @@ def movement(program: Program, sizes: Mapping[Any, int] | None = None, machine: 
         moved += node_movement(node, program, target, known, view_ops)
     nodes = [n for n in program.nodes if not (isinstance(n, Operator) and n.op in view_ops)]
     report = Movement(program.name, moved, nodes, _eager(program), _lower_bound(program, moved), target, known)
-    totals = (report.eager_bytes or 0, report.lower_bound, *(m.bytes for m in moved))
-    if all(isinstance(e, int) for e in totals):
+    totals = (report.eager_bytes, report.lower_bound, *(m.bytes for m in moved))
+    if all(e is None or isinstance(e, int) for e in totals):
         report.evaluated = True
         return report
     return report.at(sizes) if sizes is not None else report
