@@ -32,16 +32,21 @@ def require(condition: bool | None, reason: str) -> None:
 
 @dataclass
 class Match:
-    """A place: the program and the nodes and containers that the pattern's names stand for, as attributes."""
+    """A place: the program and the nodes and containers that the pattern's names stand for, as attributes.
+
+    derived: what `check` found out for `saves` and `apply`, such as the fused map; also attributes.
+    """
 
     program: Program
     items: dict[str, Any]
+    derived: dict[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["items"][name]
-        except KeyError:
-            raise AttributeError(name) from None
+        for table in ("items", "derived"):
+            found = self.__dict__.get(table, {})
+            if name in found:
+                return found[name]
+        raise AttributeError(name)
 
     def container(self, name: str) -> Container:
         return self.program.containers[name]

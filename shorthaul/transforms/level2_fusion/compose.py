@@ -13,7 +13,7 @@ from shorthaul.ir.memlet import Condition, Indirect, Memlet, Span
 from shorthaul.ir.nodes import Map, Node, Origin, Tasklet
 from shorthaul.ir.scalar import Scalar, apply, const, index_value, read, reads_of, rewrite, substitute_indices, walk, where
 from shorthaul.ir.scalar_ops import COMBINERS, SCALAR_OPS
-from shorthaul.symbolic import Expr, Symbol, affine, free_symbols, prove_eq, prove_lt
+from shorthaul.symbolic import Expr, Symbol, affine, free_symbols, prove_eq, prove_le, prove_lt
 
 from ..base import require
 
@@ -100,6 +100,25 @@ def is_bijection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> 
             del remaining[q]
         if not same_size(step, p.size):
             return False
+    return all(q in used or same_size(q.size, 1) for q in params)
+
+
+def is_injection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> bool:
+    """Whether (params) -> (values) takes no two points to one (affine forms whose coefficients exceed what the smaller ones span)."""
+    used: set[Symbol] = set()
+    for e in values.values():
+        own = [q for q in params if isinstance(e, Expr) and q in free_symbols(e)]
+        if not own:
+            continue
+        form = affine(e, own)
+        if form is None or not used.isdisjoint(own) or not all(isinstance(c, int) for c in form[0].values()):
+            return False
+        used.update(own)
+        span: IntLike = 1
+        for q, c in sorted(form[0].items(), key=lambda t: abs(t[1])):  # type: ignore[arg-type]
+            if prove_le(span, abs(c)) is not True:  # type: ignore[arg-type]
+                return False
+            span = span + (q.size - 1) * abs(c)  # type: ignore[arg-type]
     return all(q in used or same_size(q.size, 1) for q in params)
 
 

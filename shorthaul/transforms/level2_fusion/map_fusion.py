@@ -14,7 +14,7 @@ from shorthaul.symbolic import Expr, prove_le
 
 from .. import traffic
 from ..base import Data, MapNode, Match, Path, Transformation, hint_value, require
-from .compose import code_cost, never, reading, substitute_producer, used_reads, written_params
+from .compose import code_cost, is_injection, never, reading, substitute_producer, used_reads, written_params
 
 IntLike = Union[int, Expr]
 
@@ -51,7 +51,7 @@ class MapFusion(Transformation):
         keep = frozenset(c for c in writes if c in p.results or any(r is not b for r in p.readers(c)))
         if not keep and len(writes & p.reads_of(b)) == len(writes):
             fused = substitute_producer(a, b, mid, keep=frozenset())
-            if prove_le(b.domain, a.domain) is not True:
+            if prove_le(b.domain, a.domain) is not True and not self._reads_once(m):
                 self._require_cheap(m, "the consumer reads each element several times")
             return fused, False
         require(self.several != "refuse", "something else needs the intermediate")
@@ -59,6 +59,12 @@ class MapFusion(Transformation):
             return substitute_producer(a, b, mid, keep=keep | (writes - p.reads_of(b))), False
         self._require_recomputing_pays(m, writes & p.reads_of(b))
         return substitute_producer(a, b, mid, keep=frozenset()), True
+
+    def _reads_once(self, m: Match) -> bool:
+        """Whether the consumer reads no element of `mid` twice (it may be larger than `mid`: padding)."""
+        dims = written_params(m.first, m.mid)
+        reads = {(x.subset, x.guard): x for x in m.second.tasklet.reads.values() if x.container == m.mid}
+        return len(reads) == 1 and all(is_injection(reading(m.first, dims, x).substitution, m.second.params) for x in reads.values())
 
     def _require_recomputing_pays(self, m: Match, mids: frozenset[str]) -> None:
         """Recomputing must be affordable, and read no more than the intermediates that the consumer reads now."""
@@ -84,7 +90,7 @@ class MapFusion(Transformation):
         require(read <= hint_value(p, p.containers[m.mid].bytes) * 1.01, f"{reason}, and recomputing reads more than it saves")
 
     def check(self, m: Match) -> None:
-        m.items["plan"] = self.plan(m)
+        m.derived["plan"] = self.plan(m)
 
     def saves(self, m: Match) -> IntLike:
         """The consumer's read of `mid`, its write if that disappears, what the producer read for other elements than the consumer needs or

@@ -36,12 +36,12 @@ def outer_dims(m: Map, mid: str, outer: Sequence[Symbol]) -> dict[int, Symbol]:
     """Dimensions of `mid` that the outer parameters run over in every access of `m`; raises Refusal unless each parameter has one."""
     found: dict[int, Symbol] | None = None
     for a in m.accesses():
+        require(a.memlet.scan not in outer, "values are combined from row to row")
         if a.memlet.container != mid:
             continue
         dims = {d: s for d, s in enumerate(a.memlet.subset) if isinstance(s, Symbol) and s in outer}
         require(not any(s in outer for s in a.memlet.symbols if s not in dims.values()), "the rows are addressed by an expression")
         require(found is None or found == dims, "the intermediate is accessed at other rows")
-        require(a.memlet.scan not in outer, "the values are combined from row to row")
         found = dims
     found = found or {}
     require(all(p in found.values() or p.size == 1 for p in outer), "the intermediate does not belong to one row")

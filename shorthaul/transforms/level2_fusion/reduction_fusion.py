@@ -57,8 +57,8 @@ class ReductionFusion(Transformation):
         self._require_small_sums(p, b, [pb for _, pb in pairs], "consumer")
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
-        m.items["pairs"] = pairs
-        m.items["fused"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
+        m.derived["pairs"] = pairs
+        m.derived["fused"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
 
     def _rows(self, p: Program, a: Map, b: Map, mid: str) -> list[tuple[Symbol, Symbol]]:
         """Parameters of `a` and `b` that run over the same rows."""

@@ -67,8 +67,8 @@ class SiblingFusion(Transformation):
         require(all(q in renaming for q in a.params), "the first runs over points that the shared container does not have")
         require(all(q in renaming.values() or q.size == 1 for q in b.params), "the second runs over points that the shared container does not have")
         require(all(isinstance(q, int) or same_size(k.size, q.size) for k, q in renaming.items()), "they run over different ranges")
-        m.items["renaming"] = renaming
-        m.items["fused"] = merge_same_domain(a, b, renaming)
+        m.derived["renaming"] = renaming
+        m.derived["fused"] = merge_same_domain(a, b, renaming)
 
     def saves(self, m: Match) -> IntLike:
         """One read of the elements that both read."""

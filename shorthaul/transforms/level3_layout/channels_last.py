@@ -54,7 +54,7 @@ class ChannelsLast(Transformation):
         seeds = _seeds(m.program)
         require(bool(seeds), "there is no convolution or pooling of images whose layout is ours")
         chosen = _spread(m.program, seeds)
-        m.items["chosen"] = frozenset(c for c in chosen if m.program.containers[c].actual_strides != channels_last_strides(m.program.containers[c].shape))
+        m.derived["chosen"] = frozenset(c for c in chosen if m.program.containers[c].actual_strides != channels_last_strides(m.program.containers[c].shape))
         require(bool(m.chosen), "the images are laid out channels-last already")
 
     def saves(self, m: Match) -> IntLike:

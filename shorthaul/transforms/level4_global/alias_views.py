@@ -66,7 +66,7 @@ class AliasViews(Transformation):
                 strides.append(0 if not strides else strides[-1])
         negative = any(prove_le(0, k) is not True for k in strides)
         require(not negative or not any(isinstance(r, LibraryCall) for r in p.readers(m.mid)), "a library call takes no negative strides")
-        m.items["strides"], m.items["offset"], m.items["base"] = tuple(strides), form[1], source.container
+        m.derived["strides"], m.derived["offset"], m.derived["base"] = tuple(strides), form[1], source.container
 
     def saves(self, m: Match) -> IntLike:
         """All that the copy moves; its readers move as much from the source."""

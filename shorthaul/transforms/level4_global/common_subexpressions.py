@@ -49,7 +49,7 @@ class CommonSubexpressions(Transformation):
             require(len(p.writers(kept)) == 1 and len(p.writers(gone)) == 1, "other nodes write parts of the result")
             a, b = p.containers[kept], p.containers[gone]
             require(a.actual_strides == b.actual_strides, "the results have different layouts")
-        m.items["pairs"] = pairs
+        m.derived["pairs"] = pairs
 
     def saves(self, m: Match) -> IntLike:
         """All that the second node moves, and one read where a node reads both results."""

@@ -34,7 +34,7 @@ class DeadCode(Transformation):
                 yield Match(program, {"node": node})
 
     def check(self, m: Match) -> None:
-        m.items["rest"] = without_dead_writes(m.program, m.node)
+        m.derived["rest"] = without_dead_writes(m.program, m.node)
         require(m.rest is not m.node, "everything that it writes is needed")
 
     def saves(self, m: Match) -> IntLike:

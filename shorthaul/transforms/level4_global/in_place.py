@@ -46,6 +46,7 @@ class InPlace(Transformation):
         require(not base.is_external, "the operand's memory is the caller's")
         family = p.aliases(base.name) | {base.name}
         require(family.isdisjoint(p.results), "the caller gets the operand")
+        require(all(w.phase == node.phase for c in family for w in p.writers(c)), "another run of the backward phase needs the operand (retain_graph)")
         at = p.nodes.index(node)
         for c in sorted(family):
             last = max((p.nodes.index(r) for r in (*p.readers(c), *p.writers(c))), default=-1)
