@@ -25,7 +25,7 @@ from .loops import Writer
 from .pack import packed
 from .plan import DEFAULT, Limits, groups
 from .text import Block, Names, Place
-from .window_tiles import rewrite as rewrite_windows
+from .window_tiles import rewrite_windows
 
 HEADER = "shorthaul_vec.h"
 
@@ -85,7 +85,7 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = 
     Raises ValueError, KeyError or TypeError, naming the memlet, for a map that is not well formed.
     """
     nest = simplify(lower(m, containers))
-    nest = packed(rewrite_windows(nest, limits) or share_rows(nest))
+    nest = packed(share_rows(rewrite_windows(nest, limits)))
     names = Names(containers)
     for code in nest.codes():
         for ref in (*code.reads.values(), *code.writes.values()):

@@ -137,7 +137,8 @@ class Nest:
             return new
 
         body = [n.rewritten(values) if isinstance(n, Nest) else renamed(n) for n in self.body]
-        local = {k: c.with_(shape=tuple(fn(s) for s in c.shape), strides=None) for k, c in self.locals.items()}
+        local = {k: c.with_(shape=tuple(fn(s) for s in c.shape), strides=c.strides and tuple(fn(s) for s in c.strides))
+                 for k, c in self.locals.items()}  # fmt: skip
         return Nest(self.params, body, local, self.name)
 
 
@@ -193,7 +194,8 @@ class _Lowering:
         for name, c in m.locals.items():
             key = f"{name}#{next(_fresh)}"
             single = all(isinstance(n, int) and n == 1 for n in c.shape)  # one element is a scalar, whatever its shape
-            local[key] = c.with_(name=key, strides=None, shape=() if single else c.shape)
+            dense = c.strides is not None and not single and prove_eq(_extent(c), c.size) is True
+            local[key] = c.with_(name=key, strides=c.strides if dense else None, shape=() if single else c.shape)
             scope[name] = (key, local[key])
         values: dict[Symbol, IntLike] = {}
         params: list[Symbol] = []
@@ -242,6 +244,11 @@ class _Lowering:
             else:
                 address.append(s * stride)
         return Ref(key, c.dtype, summation(address), tuple(indirect), m.guard, m.fill, m.combine, m.scan, is_local)
+
+
+def _extent(c: Container) -> IntLike:
+    """Elements from the first to the last in memory."""
+    return 1 + summation((n - 1) * s for n, s in zip(c.shape, c.actual_strides, strict=True))
 
 
 def lower(m: Map, containers: Mapping[str, Container]) -> Nest:

@@ -289,8 +289,8 @@ class Window:
         reads: dict[str, Ref] = {}
         writes: dict[str, Ref] = {}
         for k, c in enumerate(self.tree.codes()):
-            reads.update({f"{k}.{n}": r for n, r in c.reads.items() if not r.local and depends(r.address, frozenset(self.positions))})
-            writes.update({f"{k}.{n}": r for n, r in c.writes.items() if not r.local and depends(r.address, frozenset(self.positions))})
+            reads.update({f"{k}.{n}": r for n, r in c.reads.items() if depends(r.address, frozenset(self.positions))})
+            writes.update({f"{k}.{n}": r for n, r in c.writes.items() if depends(r.address, frozenset(self.positions))})
         params = [p for p in self.tree.params if p not in self.taps]
         v = choose_vector(Code(reads, writes, {}), params)
         if v is None or v in self.positions or v in self.taps:
@@ -312,7 +312,7 @@ class Window:
                 used = ref_params(code, ref, scope) & window if ref is not None else depends(node.attr, scope) & window  # type: ignore[arg-type]
                 if not used:
                     kind[node] = "free"
-                elif ref is not None and not ref.local and not ref.indirect and self._by_coordinates(ref, used):
+                elif (ref is None or not ref.indirect) and self._by_coordinates(ref.expressions if ref is not None else [node.attr], used):  # type: ignore[list-item]
                     kind[node] = "coordinates"
                 else:
                     kind[node] = "other"
@@ -323,16 +323,16 @@ class Window:
         out = []
         for node in kind:
             if kind[node] == "coordinates" and node in below:
-                reads_only = node.op == "read" and not code.reads[node.attr].guard  # type: ignore[index]
-                if not reads_only:
+                plain = node.op == "read" and not code.reads[node.attr].guard  # type: ignore[index]
+                if not plain and any(x.op == "read" for x in walk(node)):
                     out.append(self._stage(n, node))
         return out
 
-    def _by_coordinates(self, ref: Ref, used: frozenset[Symbol]) -> bool:
+    def _by_coordinates(self, expressions: Sequence[IntLike], used: frozenset[Symbol]) -> bool:
         axes = [a for a in self.axes.values() if a.tap in used]
         if frozenset(p for a in axes for p in (a.position, a.tap)) != used or len({a.position for a in axes}) != len(axes):
             return False
-        for e in ref.expressions:
+        for e in expressions:
             coefficients, _, nonlinear = decompose(e, used)
             if nonlinear:
                 return False
@@ -348,7 +348,8 @@ class Window:
         used = frozenset((*self.positions, *self.taps))
         names = [x.attr for x in walk(node) if x.op == "read"]
         refs: dict[str, Ref] = {name: code.reads[name] for name in names}  # type: ignore[index,misc]
-        touched = frozenset().union(*(ref_params(code, r, used) for r in refs.values()))
+        indices = [x.attr for x in walk(node) if x.op == "index"]
+        touched = frozenset().union(*(ref_params(code, r, used) for r in refs.values()), *(depends(e, used) for e in indices))  # type: ignore[arg-type]
         axes = [a for a in self.axes.values() if a.tap in touched]
         offsets = []
         for a in axes:  # absolute coordinates, if a condition tells them: Y = s*a + d*u + k >= 0

@@ -15,8 +15,9 @@ from shorthaul.ir.scalar import rewrite as rewrite_scalar
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import IntLike, Symbol, ceildiv, free_symbols, index, minimum, product, substitute, summation
 
-from .linearize import Code, Nest, Ref, decompose, depends, int_size, one_tasklet, simplify
+from .linearize import Code, Nest, Ref, decompose, depends, int_size, one_tasklet
 from .plan import DEFAULT, Limits, estimate, ref_params
+from .specialize import split_rim
 from .unroll import unroll_kept, unroll_positions, unroll_reduced
 from .window import Axis, NoWindow, Stage, Window, find_windows, widened
 
@@ -24,19 +25,22 @@ TILE_BYTES = 512 * 1024  # of the staged tiles of one piece of work: they should
 _serial = itertools.count()
 
 
-def rewrite(nest: Nest, limits: Limits = DEFAULT) -> Nest | None:
-    """The nest as a tree over staged tiles; None if it is no window that can be run so."""
+def rewrite_windows(nest: Nest, limits: Limits = DEFAULT, above: Sequence[Symbol] = ()) -> Nest:
+    """The nest with every window in it as a tree over staged tiles. above: the parameters around it."""
     try:
-        return _Tiles(find_windows(nest), limits).build()
+        return _Tiles(find_windows(nest), limits, above).build()
     except NoWindow:
-        return None
+        pass
+    around = [*above, *nest.params]
+    body = [rewrite_windows(n, limits, around) if isinstance(n, Nest) else n for n in nest.body]
+    return replace(nest, body=body)
 
 
 class _Tiles:
     """The tree over tiles of one or several windows (phases of one) that share staged values."""
 
-    def __init__(self, windows: list[Window], limits: Limits) -> None:
-        self.windows, self.limits = windows, limits
+    def __init__(self, windows: list[Window], limits: Limits, above: Sequence[Symbol]) -> None:
+        self.windows, self.limits, self.above = windows, limits, above
         w = windows[0]
         if any(x.outer != w.outer or x.lanes is not w.lanes or len(x.positions) != len(w.positions) for x in windows):
             raise NoWindow
@@ -49,7 +53,7 @@ class _Tiles:
     def build(self) -> Nest:
         self._geometry()
         tiles = ceildiv(self.rows, self.height)
-        self.tile = index("row tile", tiles)
+        self.tile: IntLike = 0 if isinstance(tiles, int) and tiles == 1 else index("row tile", tiles)
         body: list[Nest | Code] = []
         local: dict[str, Container] = {}
         shared: dict[tuple[object, ...], tuple[Stage, list[int], list[int]]] = {}
@@ -68,14 +72,15 @@ class _Tiles:
             first, lows, highs = shared[s.signature]
             sizes = [h - low + 1 for low, h in zip(lows, highs, strict=True)]
             if first is s:
-                stage_nest, container = self._stage_nest(w, s, lows, sizes)
-                body.append(stage_nest)
+                stage_nests, container = self._stage_nests(w, s, lows, sizes)
+                body += stage_nests
                 local[container.name] = container
             placed[s.key] = self._tile_ref(w, s, first, lows, sizes)
         for k, w in enumerate(self.windows):
             body += self._compute(w, k, placed, local)
         body += self._flush()
-        return Nest([*self.outer, self.tile], body, local, self.windows[0].tree.name)
+        params = [*self.outer, self.tile] if isinstance(self.tile, Symbol) else self.outer
+        return Nest(params, body, local, self.windows[0].tree.name)
 
     def _geometry(self) -> None:
         """Rows of positions a tile covers: all, if the tile fits the cache and pieces are enough."""
@@ -90,7 +95,7 @@ class _Tiles:
             * max(a.s for a in w.axes.values() if a.position is w.positions[0])
             * max(1, len({s.signature for s in w.stages}))
         )
-        images = estimate(product(p.size for p in self.outer))
+        images = estimate(product(p.size for p in (*self.outer, *self.above)))
         height = max(1, min(self.rows, TILE_BYTES // max(1, per_row)))
         if images < self.limits.enough:
             height = max(1, min(height, -(-self.rows * images // self.limits.enough)))
@@ -99,36 +104,27 @@ class _Tiles:
 
     def _signature(self, w: Window, s: Stage) -> tuple[object, ...]:
         """What the staged value is as a function of its coordinates: equal signatures share a tile."""
+        code = self._moved(s, [Symbol(f"coordinate {k}") for k in range(len(s.axes))])
+        names = {n: read(f"r{k}", r.dtype) for k, (n, r) in enumerate(code.reads.items())}
+        return (substitute_reads(code.code["tile"], names), *code.reads.values(), *(w.positions.index(a.position) for a in s.axes),
+                *((a.s, a.d) for a in s.axes if len(self.windows) == 1))  # fmt: skip
+
+    def _moved(self, s: Stage, coordinates: Sequence[IntLike]) -> Code:
+        """The staged value at given coordinates instead of positions and taps; its result is called "tile"."""
         code = s.nest.leaf
         assert code is not None
-        ys = [Symbol(f"coordinate {k}") for k in range(len(s.axes))]
-        names: dict[str, Scalar] = {}
-        refs = []
-        for x in walk(s.node):
-            if x.op == "read":
-                ref = self._at(code.reads[x.attr], s, ys)  # type: ignore[index]
-                refs.append(ref)
-                names[x.attr] = read(f"r{len(refs)}", x.dtype)  # type: ignore[index]
-        return (
-            substitute_reads(s.node, names),
-            *refs,
-            *(w.positions.index(a.position) for a in s.axes),
-            *((a.s, a.d) for a in s.axes if len(self.windows) == 1),
-        )
-
-    def _at(self, ref: Ref, s: Stage, coordinates: Sequence[IntLike]) -> Ref:
-        """An access of a staged value at given coordinates instead of positions and taps."""
+        names = [str(x.attr) for x in walk(s.node) if x.op == "read"]
+        symbols = frozenset(p for a in s.axes for p in (a.position, a.tap))
 
         def fn(e: IntLike) -> IntLike:
-            symbols = frozenset(p for a in s.axes for p in (a.position, a.tap))
             coefficients, rest, _ = decompose(e, symbols)
             for a, k, y in zip(s.axes, s.offsets, coordinates, strict=True):
                 step = coefficients.get(a.position, 0)
                 rest = rest + step // a.s * (y - k)
             return rest
 
-        moved = ref.rewritten(fn)
-        return replace(moved, guard=simplify_guard(moved.guard))
+        moved = Code({n: code.reads[n] for n in names}, {}, {"tile": s.node}, code.origin).rewritten(fn)
+        return Code({n: replace(r, guard=simplify_guard(r.guard)) for n, r in moved.reads.items()}, {}, moved.code, code.origin)
 
     def _extent(self, w: Window, s: Stage) -> tuple[list[int], list[int]]:
         """Least and greatest coordinate of each axis, for the first tile of rows."""
@@ -144,22 +140,26 @@ class _Tiles:
         """The coordinate that the first element of the tile has."""
         return low + a.s * self.height * self.tile if a.position is w.positions[0] else low
 
-    def _stage_nest(self, w: Window, s: Stage, lows: list[int], sizes: list[int]) -> tuple[Nest, Container]:
+    def _stage_nests(self, w: Window, s: Stage, lows: list[int], sizes: list[int]) -> tuple[list[Nest], Container]:
+        """The nests that fill a tile: its inside and its rim."""
         code = s.nest.leaf
         assert code is not None
-        names = [x.attr for x in walk(s.node) if x.op == "read"]
-        refs: dict[str, Ref] = {n: code.reads[n] for n in names}  # type: ignore[index,misc]
-        used = [self.lanes] if any(self.lanes in ref_params(code, r, frozenset((self.lanes,))) for r in refs.values()) else []
+        used = [self.lanes] if self._has_lanes(s) else []
         params = [index(f"y{k}", n) for k, n in enumerate(sizes)]
-        coordinates = [p + self._base(w, a, low) for p, a, low in zip(params, s.axes, lows, strict=True)]
+        moved = self._moved(s, [p + self._base(w, a, low) for p, a, low in zip(params, s.axes, lows, strict=True)])
         dtype = s.node.dtype.compute
-        shape = (*sizes, *(p.size for p in used))
-        container = Container(s.key, dtype, shape, storage="register")
+        container = Container(s.key, dtype, (*sizes, *(p.size for p in used)), storage="register")
         address = summation(p * n for p, n in zip((*params, *used), container.actual_strides, strict=True))
-        reads = {n: self._at(r, s, coordinates) for n, r in refs.items()}
-        reads = {n: replace(r, guard=self._inside(refs[n], r, w, s, params, lows)) for n, r in reads.items()}
-        stage = Code(reads, {"tile": Ref(s.key, dtype, address, local=True)}, {"tile": cast(s.node, dtype)}, code.origin)
-        return simplify(Nest([*params, *used], [stage])), container
+        reads = {n: replace(r, guard=self._inside(code.reads[n], r, w, s, params, lows)) for n, r in moved.reads.items()}
+        stage = Code(reads, {"tile": Ref(s.key, dtype, address, local=True)}, {"tile": cast(moved.code["tile"], dtype)}, code.origin)
+        return split_rim(Nest([*params, *used], [stage]), stage), container
+
+    def _has_lanes(self, s: Stage) -> bool:
+        code = s.nest.leaf
+        assert code is not None
+        lanes = frozenset((self.lanes,))
+        return any((ref_params(code, code.reads[str(x.attr)], lanes) if x.op == "read" else depends(x.attr, lanes))  # type: ignore[arg-type]
+                   for x in walk(s.node) if x.op in ("read", "index"))  # fmt: skip
 
     def _inside(self, original: Ref, r: Ref, w: Window, s: Stage, params: Sequence[Symbol], lows: list[int]) -> tuple[Condition, ...]:
         """The guard, and for an access without one on the rows: that the row is needed at all (the last tile may be short)."""
@@ -176,10 +176,7 @@ class _Tiles:
 
     def _tile_ref(self, w: Window, s: Stage, first: Stage, lows: list[int], sizes: list[int]) -> tuple[Ref, list[int]]:
         """The staged value as an access of the tile, in terms of the positions within the tile and the taps."""
-        code = s.nest.leaf
-        assert code is not None
-        names = [x.attr for x in walk(s.node) if x.op == "read"]
-        has_lanes = any(self.lanes in ref_params(code, code.reads[n], frozenset((self.lanes,))) for n in names)  # type: ignore[index]
+        has_lanes = self._has_lanes(s)
         dtype = s.node.dtype.compute
         shape = (*sizes, *((self.lanes.size,) if has_lanes else ()))
         strides = Container("", dtype, shape).actual_strides
@@ -260,26 +257,21 @@ class _Tiles:
         indirect_sums = w.taps_kept or len(nests) > 1 or len(self.windows) > 1
         for part, params in nests:
             if indirect_sums:
-                part = self._sums_to_tile(part, local)
+                part = self._sums_to_tile(part, frozenset(params), local)
             out.append(Nest([*params, self.lanes], [part], {}, w.tree.name, order=(self.lanes, *params), lanes=self.lanes))
         return out
 
-    def _sums_to_tile(self, code: Code, local: dict[str, Container]) -> Code:
+    def _sums_to_tile(self, code: Code, moving: frozenset[Symbol], local: dict[str, Container]) -> Code:
         """Redirect sums into the result to rows of lanes that live for one tile."""
         writes = dict(code.writes)
         own = [n for n, r in code.writes.items() if r.combine is not None and not r.local]
         if not own:
             return code
-        free = frozenset((*self.outer, self.tile, self.lanes))
         key = f"sums#{next(_serial)}"
         lanes = self.lanes.size
         for k, n in enumerate(own):
             r = writes[n]
-            if (
-                len(COMBINERS[str(r.combine)].components) > 1
-                or r.indirect
-                or not depends(r.address, frozenset(free_symbols_of(r.address))) <= free
-            ):  # type: ignore[index]
+            if len(COMBINERS[str(r.combine)].components) > 1 or r.indirect or depends(r.address, moving):
                 raise NoWindow
             if self.lanes not in free_symbols_of(r.address):
                 raise NoWindow
