@@ -27,7 +27,7 @@ from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.executable import CallError
-from shorthaul.runtime.build import NoCompiler
+from shorthaul.runtime.build import BuildError, NoCompiler
 from shorthaul.runtime.compile import compile_program
 from shorthaul.runtime.report import Record, Region, attach_report
 from shorthaul.symbolic import Symbol
@@ -159,6 +159,10 @@ def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options:
         reason = str(e)
     except NoCompiler as e:
         reason = str(e)
+    except BuildError as e:
+        if options.strict:
+            raise
+        reason = f"the generated code does not compile; please report this: {e}"
     region.fallback = reason
     warnings.warn(f"part of the model runs in eager mode: {reason}", FallbackWarning, stacklevel=2)
     return gm.forward

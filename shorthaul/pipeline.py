@@ -17,6 +17,7 @@ from shorthaul.transforms.fuse import fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level4_global.alias_views import AliasViews
+from shorthaul.transforms.level4_global.checkpoint import Checkpoint
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.recompute import Recompute
 
@@ -31,6 +32,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if check:
         verify(program, Form.OPERATORS)
     program.attributes.setdefault("eager_bytes", eager_bytes(program))
+    apply_everywhere(program, [Checkpoint()])
     inline_custom_functions(program)
     eliminate_dead_code(program)
     expand(program, choose_expansion)

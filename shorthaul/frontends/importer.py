@@ -277,7 +277,10 @@ class _Importer:
             if not isinstance(f, torch.Tensor):
                 raise Unsupported(f"{node.target} gives a {type(f).__name__}", node.meta.get("origin"))
             outputs.append(self._declare(node.name if i == 0 else f"{node.name}_{i}", f, "transient", node.meta.get("origin")))
-        call = LibraryCall("aten::call", {"target": str(node.target), "arguments": arguments, "keywords": keywords},
+        attributes = {"target": str(node.target), "arguments": arguments, "keywords": keywords}
+        if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
+            attributes["random"] = True
+        call = LibraryCall("aten::call", attributes,
                            reads={k: full(v) for k, v in operands.items()},
                            writes={f"y{i}": full(c) for i, c in enumerate(outputs)}, origins=(origin,))  # fmt: skip
         self._append(call, node, outputs)

@@ -327,17 +327,71 @@ def test_tied_weights() -> None:
     assert p.ours.encode.weight is p.ours.decode.weight
 
 
+def checkpointed(m: Net, x: Any) -> Any:
+    def inner(x: Any, w: Any) -> Any:
+        h = (x * w).softmax(-1)
+        h = torch.nn.functional.dropout(h.logsumexp(-1, keepdim=True) * h, 0.5) if m.training else h
+        return (h @ m.v).softmax(-1).cumsum(0)
+
+    h = torch.utils.checkpoint.checkpoint(inner, x.sin(), m.w, use_reentrant=False)
+    return h.softmax(0) * 2
+
+
+def saved_by(program: Any) -> dict[str, Any]:
+    """What the forward phase computes and the backward phase reads: container -> the node that writes it."""
+    written = {c: n for n in program.nodes if n.phase == "forward" for c in program.writes_of(n)}
+    return {c: written[c] for n in program.nodes if n.phase == "backward" for c in program.reads_of(n) if c in written}
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoint_regions(reentrant: bool) -> None:
     def inner(x: Any, w: Any) -> Any:
-        return (x * w).tanh().sin()
+        return (x * w).tanh().softmax(-1).sin()
 
     def f(m: Net, x: Any) -> Any:
         h = torch.utils.checkpoint.checkpoint(inner, x, m.w, use_reentrant=reentrant)
         return h @ m.v
 
-    p = Pair(Net(f), strict=False)
-    p.step(randn(5, 8, grad=True))
+    Pair(Net(f), strict=False).step(randn(5, 8, grad=True))
+
+
+def test_checkpointed_values_are_not_saved() -> None:
+    from shorthaul.transforms.level4_global.checkpoint import Checkpoint
+
+    m = Net(checkpointed)
+    program = sh.capture(m, (randn(5, 8, grad=True),))
+    region = set(program.attributes["checkpoint"])
+    assert region & set(saved_by(program)), "without the transformation the region's values are saved"
+    (match,) = Checkpoint().matches(program)
+    assert Checkpoint().try_apply(match)
+    assert not region & set(saved_by(program))
+    (match,) = Checkpoint().matches(program)
+    assert not Checkpoint().try_apply(match), "there is nothing left to compute again"
+
+
+def test_checkpointed_gradients() -> None:
+    p = Pair(Net(checkpointed))
+    for m in (p.eager, p.ours):
+        m.eval()
+    for n in (5, 3, 6):
+        p.step(randn(n, 8, grad=True))
+
+
+def test_checkpointed_dropout_draws_the_same_mask_again() -> None:
+    """The gradient of a sum of dropped values is 0 where they were dropped and 2 where they were kept."""
+
+    def inner(x: Any) -> Any:
+        return torch.nn.functional.dropout(x.exp().log(), 0.5)
+
+    def f(m: Net, x: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=False)
+
+    m = sh.optimize(Net(f), strict=True)
+    x = (randn(50, 8).abs() + 1).requires_grad_()
+    y = m(x)
+    y.sum().backward()
+    assert torch.allclose(x.grad, y / x)
+    assert 0 < (x.grad == 0).sum() < x.numel()
 
 
 def test_higher_order_gradients_are_refused() -> None:
