@@ -17,6 +17,7 @@ from .plan import DEFAULT, LANES, Group, Limits, Loop, Plan, estimate, groups, p
 from .text import Block, Names, Outer, Place, Range
 from .values import Frame, Value, identity_text
 
+SHORT_SUM = 16  # float32 differences that are added up before they go into a float64 sum: its cost is hidden, the errors stay those of one step
 STACK_BYTES = 32768  # of rows that live on the stack; larger ones get a buffer of the thread
 
 
@@ -385,11 +386,33 @@ class _GroupWriter:
         body.append(f"{squares} = sh::add({squares}, sh::mul({d}, {d}));")
         out = frame.post[kept_level]
         share, n, mean, m2 = (names.fresh("t") for _ in range(4))
-        out.append(f"const auto {share} = sh::div({total}, sh::max({count}, {one}));")
+        if T == "float":
+            total, squares = self._empty_blocks(total, squares, tag if vec else None, kept_level, body, out)
+            D = "double"
+        else:
+            D = T
+        out.append(f"const auto {share} = sh::div({total}, sh::cast<{D}>(sh::max({count}, {one})));")
         out.append(f"auto {n} = {f'sh::splat<{T}>(L, {count})' if vec and not counts_lanes else count};")
-        out.append(f"auto {mean} = sh::add({shift}, {share});")
-        out.append(f"auto {m2} = sh::max(sh::sub({squares}, sh::mul({total}, {share})), {zero});")
+        out.append(f"auto {mean} = sh::add({shift}, sh::cast<{T}>({share}));")
+        out.append(f"auto {m2} = sh::max(sh::cast<{T}>(sh::sub({squares}, sh::mul({total}, {share}))), {zero});")
         return [n, mean, m2]
+
+    def _empty_blocks(self, total: str, squares: str, tag: str | None, kept_level: int, body: list[str], out: list[str]) -> tuple[str, str]:
+        """Let float32 sums run over few elements before they are added to float64 ones: a mean that is zero but for rounding, as after
+        another batch norm, is otherwise wrong by the square root of the number of elements. Gives the float64 sums."""
+        frame, names = self.frame, self.frame.names
+        step = names.fresh("t")
+        frame.pre[kept_level].append(f"int {step} = 0;")
+        wide, empty = [], []
+        for a in (total, squares):
+            w = names.fresh("a")
+            frame.pre[kept_level].append(f"auto {w} = {f'sh::splat<double>({tag}, 0)' if tag else 'double(0)'};")
+            empty.append(f"{w} = sh::add({w}, sh::cast<double>({a}));")
+            wide.append(w)
+        again = " ".join(f"{a} = {f'sh::splat<float>({tag}, 0)' if tag else 'float(0)'};" for a in (total, squares))
+        body.append(f"if (++{step} == {SHORT_SUM}) {{ {step} = 0; {' '.join(empty)} {again} }}")
+        out += empty
+        return wide[0], wide[1]
 
     def _finish(self, g: Group, combiner: str, dtypes: list[DType], refs: list[Ref], current: list[str], level: int,
                 lanes_reduced: bool, inner: bool) -> None:  # fmt: skip

@@ -80,11 +80,12 @@ def _as_tree(nest: Nest) -> tuple[Nest, bool]:
     if any(p in g.kept for p in nest.params if p not in kept for g in combining):
         raise NoWindow
     reduced = frozenset(nest.params) - kept
-    small = [p for p in nest.params if p in reduced and _is_tap(code, p, nest.params, kept)]
-    if small and len(small) == len(reduced):  # every reduced parameter is a tap of a kept position
-        return _taps_inside(nest, code, combining, small), False
-    small = [p for p in nest.params if p in kept and _is_tap(code, p, nest.params, reduced)]
-    if small and len(small) < len(kept) and math.prod(estimate(p.size) for p in small) <= MAX_TAPS:
+    inside = [p for p in nest.params if p in reduced and _is_tap(code, p, nest.params, kept)]
+    outside = [p for p in nest.params if p in kept and _is_tap(code, p, nest.params, reduced)]
+    few_inside, few_outside = (math.prod(estimate(p.size) for p in ps) for ps in (inside, outside))
+    if inside and len(inside) == len(reduced) and few_inside <= min(few_outside, MAX_TAPS):  # every reduced parameter is a tap
+        return _taps_inside(nest, code, combining, inside), False
+    if outside and len(outside) < len(kept) and few_outside <= MAX_TAPS:
         return nest, True
     raise NoWindow
 
