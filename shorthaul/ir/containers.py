@@ -31,7 +31,8 @@ class Container:
     shape: symbolic sizes; `()` is a scalar. strides: in elements, None for contiguous row-major.
     storage: "global", or "shared"/"register" for a local of a map's body.
     role: what it is in the program's signature: "input", "parameter", "buffer" and "cotangent" (the incoming gradient of an output)
-    come from outside; "output" and "gradient" go out; "saved" is written forward and read backward; "constant" has its value in the program.
+    come from outside; "output" and "gradient" go out; "saved" is written forward and read backward; "constant" has its value in the
+    program.
     """
 
     name: str

@@ -241,7 +241,9 @@ class Map(Node):
 
 @dataclass(frozen=True)
 class Access:
-    """One memlet of a tasklet inside a map: `params` in scope from the outside in; `is_local` when the container is a local of some enclosing map."""
+    """One memlet of a tasklet inside a map: `params` in scope from the outside in;
+    `is_local` when the container is a local of some enclosing map.
+    """
 
     tasklet: Tasklet
     connector: str

@@ -26,7 +26,6 @@ from .containers import Container
 from .edit import Edit, EditError, Rewrite
 from .nodes import Node
 
-
 IntLike = Union[int, Expr]
 
 
@@ -94,12 +93,12 @@ class Program:
 
     # queries ----------------------------------------------------------------------------------------------------------
     def readers(self, container: str) -> list[Node]:
-        """Top-level nodes that read the container, in the order they were added."""
-        return list(self._readers.get(container, {}).values())
+        """Top-level nodes that read the container, by id (an order that undo restores)."""
+        return _by_id(self._readers.get(container))
 
     def writers(self, container: str) -> list[Node]:
-        """Top-level nodes that write the container."""
-        return list(self._writers.get(container, {}).values())
+        """Top-level nodes that write the container, by id."""
+        return _by_id(self._writers.get(container))
 
     def reads_of(self, node: Node) -> frozenset[str]:
         """Containers that a node of this program reads (cached)."""
@@ -110,13 +109,13 @@ class Program:
 
     def producers(self, node: Node) -> Iterator[Node]:
         """Nodes that write what the node reads."""
-        for c in self.reads_of(node):
-            yield from self._writers.get(c, {}).values()
+        for c in sorted(self.reads_of(node)):
+            yield from self.writers(c)
 
     def consumers(self, node: Node) -> Iterator[Node]:
         """Nodes that read what the node writes."""
-        for c in self.writes_of(node):
-            yield from self._readers.get(c, {}).values()
+        for c in sorted(self.writes_of(node)):
+            yield from self.readers(c)
 
     def node(self, id: int) -> Node:
         """The node with that id; raises KeyError when a rewrite removed it (see `resolve`)."""
@@ -213,6 +212,12 @@ class Program:
         from .printer import print_program
 
         return print_program(self)
+
+
+def _by_id(nodes: Mapping[int, Node] | None) -> list[Node]:
+    if not nodes:
+        return []
+    return [nodes[i] for i in sorted(nodes)] if len(nodes) > 1 else list(nodes.values())
 
 
 def program_nodes(nodes: Iterable[Node]) -> Iterator[Node]:

@@ -28,7 +28,14 @@ def _memlets(memlets: Mapping[str, Memlet], names: Mapping[str, str], values: Ma
     return result
 
 
-def rename(node: Node, names: Mapping[str, str], values: Mapping[Symbol, IntLike] | None = None, *, fresh: bool = True, **changes: Any) -> Any:
+def rename(
+    node: Node,
+    names: Mapping[str, str],
+    values: Mapping[Symbol, IntLike] | None = None,
+    *,
+    fresh: bool = True,
+    **changes: Any,
+) -> Any:
     """A copy of the node with containers renamed and symbols replaced.
 
     fresh: give every node below an id of its own and every map new parameters (a real copy); otherwise ids and parameters stay.
@@ -40,7 +47,10 @@ def rename(node: Node, names: Mapping[str, str], values: Mapping[Symbol, IntLike
         if fresh:
             new_params = fresh_params([substitute(p.size, values) if isinstance(p.size, Expr) else p.size for p in node.params])
             if any(p.lower != 0 for p in node.params):
-                new_params = tuple(Symbol(n.name, _sub(p.lower, values), _sub(p.upper, values)) for n, p in zip(new_params, node.params, strict=True))
+                new_params = tuple(
+                    Symbol(n.name, _sub(p.lower, values), _sub(p.upper, values))
+                    for n, p in zip(new_params, node.params, strict=True)
+                )
             values.update(zip(node.params, new_params, strict=True))
         else:
             new_params = tuple(values.get(p, p) for p in node.params)  # type: ignore[misc]

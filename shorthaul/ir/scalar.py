@@ -216,7 +216,7 @@ def rewrite(root: Scalar, leaf: Callable[[Scalar], Scalar | None], memo: dict[Sc
 
 def substitute_reads(root: Scalar, values: Mapping[str, Scalar], memo: dict[Scalar, Scalar] | None = None) -> Scalar:
     """Replace reads by name."""
-    return rewrite(root, lambda n: values.get(n.attr) if n.op == "read" else None, memo)  # type: ignore[arg-type]
+    return rewrite(root, lambda n: values.get(str(n.attr)) if n.op == "read" else None, memo)
 
 
 def substitute_indices(root: Scalar, values: Mapping[Symbol, IntLike], memo: dict[Scalar, Scalar] | None = None) -> Scalar:

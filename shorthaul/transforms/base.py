@@ -1,7 +1,7 @@
 """The base of all transformations: pattern, check with reasons, claimed saving, apply, log.
 
-A transformation finds places (`matches`), says for each whether it applies (`check` raises `Refusal` with the reason), what it saves in bytes
-(`saves`, derived without applying it) and rewrites the program inside an edit (`apply`). Refusals are results: they answer "why was
+A transformation finds places (`matches`), says for each whether it applies (`check` raises `Refusal` with the reason), what it saves in
+bytes (`saves`, derived without applying it) and rewrites the program inside an edit (`apply`). Refusals are results: they answer "why was
 this not fused".
 """
 
@@ -113,17 +113,17 @@ class Element:
         return self.test is None or self.test(node)
 
 
-def MapNode(name: str) -> Element:  # noqa: N802
+def MapNode(name: str) -> Element:
     """Any map."""
     return Element(name, lambda n: isinstance(n, Map))
 
 
-def OperatorNode(name: str, *ops: str) -> Element:  # noqa: N802
+def OperatorNode(name: str, *ops: str) -> Element:
     """An operator, of the given names if there are any."""
     return Element(name, lambda n: isinstance(n, Operator) and (not ops or n.op in ops))
 
 
-def Data(name: str) -> Element:  # noqa: N802
+def Data(name: str) -> Element:
     """The container between two nodes."""
     return Element(name)
 

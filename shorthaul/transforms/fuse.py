@@ -28,7 +28,8 @@ def default_fusions() -> list[Transformation]:
 def fuse(program: Program, transformations: Sequence[Transformation] | None = None) -> Result:
     """Apply the transformations one after the other, each until it applies nowhere.
 
-    A transformation visits the nodes in program order and is tried on the pairs around each; what a rewrite creates is visited again. Refusals that still stand at the end are returned, largest first, one per pair of nodes.
+    A transformation visits the nodes in program order and is tried on the pairs around each; what a rewrite creates is visited again.
+    Refusals that still stand at the end are returned, largest first, one per pair of nodes.
     """
     chosen = list(transformations) if transformations is not None else default_fusions()
     applied = 0

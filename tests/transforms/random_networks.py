@@ -110,7 +110,16 @@ class Grower:
             return None
         n = x.shape[d]
         start = int(self.rng.integers(0, n - 1))
-        return self.b.op("slice", {"dim": d, "start": start, "stop": int(self.rng.integers(start + 1, n + 1)), "step": int(self.rng.integers(1, 3))}, x=x)
+        return self.b.op(
+            "slice",
+            {
+                "dim": d,
+                "start": start,
+                "stop": int(self.rng.integers(start + 1, n + 1)),
+                "step": int(self.rng.integers(1, 3)),
+            },
+            x=x,
+        )
 
     def do_select(self) -> Any:
         x = self.pick()
@@ -126,7 +135,12 @@ class Grower:
     def do_cat(self) -> Any:
         x = self.pick()
         d = self.dim(x)
-        fits = [c for c in self.live if len(c.shape) == len(x.shape) and all(i == d or n == m for i, (n, m) in enumerate(zip(c.shape, x.shape, strict=True)))]
+        fits = [
+            c
+            for c in self.live
+            if len(c.shape) == len(x.shape)
+            and all(i == d or n == m for i, (n, m) in enumerate(zip(c.shape, x.shape, strict=True)))
+        ]
         y = fits[int(self.rng.integers(0, len(fits)))]
         self.used.add(y.name)
         return self.b.op("cat", {"dim": d}, x0=x, x1=y)

@@ -30,14 +30,18 @@ Shapes = Mapping[str, Sequence[Any]]
 
 def network(build: Callable[..., Any], *, parameters: Shapes | None = None, train: bool = True, maps: bool = True,
             dtypes: Mapping[str, DType] | None = None, sizes: Sequence[Symbol] = (), **inputs: Sequence[Any]) -> Program:  # fmt: skip
-    """A program of float64 operators: `build(b, *containers)` gets an OpBuilder and the inputs, then the parameters, and returns the outputs.
+    """A program of float64 operators: `build(b, *containers)` gets an OpBuilder and the inputs, then the parameters, and returns the
+    outputs.
 
     train: differentiate with respect to everything. maps: expand everything into maps.
     """
     p = Program("network", symbols=tuple(sizes))
     shapes = {**{k: (v, "input") for k, v in inputs.items()}, **{k: (v, "parameter") for k, v in (parameters or {}).items()}}
     with p.edit("build") as edit:
-        declared = [edit.add_container(Container(k, (dtypes or {}).get(k, float64), tuple(shape), role=role)) for k, (shape, role) in shapes.items()]
+        declared = [
+            edit.add_container(Container(k, (dtypes or {}).get(k, float64), tuple(shape), role=role))
+            for k, (shape, role) in shapes.items()
+        ]
         b = OpBuilder(edit, "forward", hint="")
         results = build(b, *declared)
         results = results if isinstance(results, (list, tuple)) else [results]
@@ -92,7 +96,9 @@ def matches(t: Transformation, p: Program, **wanted: str) -> list[Match]:
 
 
 def apply_checked(t: Transformation, m: Match, *, sizes: Mapping[Symbol, int] | None = None, claims: bool = True) -> None:
-    """Apply at a place; the program verifies, computes the same, moves as many bytes less as claimed, and undo gives the old program back."""
+    """Apply at a place;
+    the program verifies, computes the same, moves as many bytes less as claimed, and undo gives the old program back.
+    """
     p = m.program
     inputs = values(p, 1, sizes)
     expected = results(p, inputs)

@@ -45,7 +45,12 @@ def choose_expansion(node: Operator, definition: OperatorDefinition, containers:
     """
     rules = definition.expansions()
     weight = node.writes["y"] if node.op == "conv_grad_weight" else node.reads.get("weight")
-    if node.expansion is None and node.attributes.get("groups", 1) != 1 and weight is not None and containers[weight.container].shape[1] == 1:
+    if (
+        node.expansion is None
+        and node.attributes.get("groups", 1) != 1
+        and weight is not None
+        and containers[weight.container].shape[1] == 1
+    ):
         return "maps"  # depthwise: a window a channel, bound by memory; as a map it fuses with its neighbours
     if node.expansion is not None:
         if node.expansion not in rules:

@@ -13,7 +13,7 @@ from shorthaul.ir.memlet import Condition, Indirect, Memlet, Span
 from shorthaul.ir.nodes import Map, Node, Origin, Tasklet
 from shorthaul.ir.scalar import Scalar, apply, const, index_value, read, reads_of, rewrite, substitute_indices, walk, where
 from shorthaul.ir.scalar_ops import COMBINERS, SCALAR_OPS
-from shorthaul.symbolic import Expr, Symbol, affine, free_symbols, prove_eq, prove_le, prove_lt
+from shorthaul.symbolic import Expr, FloorDiv, Mod, Symbol, affine, free_symbols, prove_eq, prove_le, prove_lt
 
 from ..base import require
 
@@ -76,9 +76,17 @@ def reading(a: Map, dims: Mapping[int, Symbol], memlet: Memlet) -> Reading:
 
 
 def is_bijection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> bool:
-    """Whether (params) -> (values) visits every point of the box of `values`' symbols exactly once (mixed-radix affine forms)."""
+    """Whether (params) -> (values) visits every point of the box of `values`' symbols exactly once.
+
+    Decided for affine forms that are numbers of mixed radix (merged dimensions) and for digits of a parameter (split ones).
+    """
     used: set[Symbol] = set()
+    digits: dict[Symbol, list[tuple[IntLike, IntLike]]] = {}
     for p, e in values.items():
+        digit = _digit(p, e)
+        if digit is not None:
+            digits.setdefault(digit[0], []).append(digit[1:])
+            continue
         if isinstance(e, int):
             if not same_size(p.size, 1):
                 return False
@@ -100,7 +108,31 @@ def is_bijection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> 
             del remaining[q]
         if not same_size(step, p.size):
             return False
-    return all(q in used or same_size(q.size, 1) for q in params)
+    for q, places in digits.items():
+        weight: IntLike = 1
+        while places:
+            place = next((i for i, (w, _) in enumerate(places) if same_size(w, weight)), None)
+            if place is None:
+                return False
+            weight = weight * places.pop(place)[1]
+        if q in used or q not in params or not same_size(weight, q.size):
+            return False
+    return all(q in used or q in digits or same_size(q.size, 1) for q in params)
+
+
+def _digit(p: Symbol, e: IntLike) -> tuple[Symbol, IntLike, IntLike] | None:
+    """(q, weight, p.size) where e is the digit q // weight % p.size of the parameter q, counted from 0."""
+    inner: IntLike = e
+    if isinstance(e, Mod):
+        if p.lower != 0 or not same_size(e.divisor, p.size):
+            return None
+        inner = e.dividend
+    elif not isinstance(e, FloorDiv):
+        return None
+    q, weight = (inner.dividend, inner.divisor) if isinstance(inner, FloorDiv) else (inner, 1)
+    if not isinstance(q, Symbol) or q.lower != 0 or (isinstance(e, FloorDiv) and (p.lower != 0 or not same_size(weight * p.size, q.size))):
+        return None
+    return q, weight, p.size
 
 
 def is_injection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> bool:
@@ -226,7 +258,10 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
         first = next(iter(readings.values()))
         require(all(r == first for r in readings.values()), "the intermediate is kept and the consumer reads it at several places")
         require(not first.guard, "the intermediate is kept and the consumer reads it under a condition")
-        require(is_bijection(first.substitution, b.params), "the intermediate is kept and the consumer does not visit its elements once each")
+        require(
+            is_bijection(first.substitution, b.params),
+            "the intermediate is kept and the consumer does not visit its elements once each",
+        )
     pool = Connectors()
     values: dict[str, Scalar] = {}
     for k, r in readings.items():

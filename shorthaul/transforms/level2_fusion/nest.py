@@ -1,7 +1,7 @@
 """Nested kernels: several maps under one outer loop, with what passes between them kept local.
 
-A nest is `Map(outer, [Map(inner, tasklet), tasklet, ...], locals)`: a softmax, a normalization or a whole fused chain over rows. The functions
-here work on maps alone.
+A nest is `Map(outer, [Map(inner, tasklet), tasklet, ...], locals)`: a softmax, a normalization or a whole fused chain over rows. The
+functions here work on maps alone.
 """
 
 from __future__ import annotations

@@ -73,9 +73,15 @@ class ReductionFusion(Transformation):
                 candidates.append((sa, sb))
         if a.tasklet is None:
             candidates = [c for c in candidates if c[0] in a.params]
-            require({pa for pa, _ in candidates} >= {q for q in a.params if q.size != 1}, "the consumer does not follow the producer's rows")
+            require(
+                {pa for pa, _ in candidates} >= {q for q in a.params if q.size != 1},
+                "the consumer does not follow the producer's rows",
+            )
         elif b.tasklet is None:
-            require({pb for _, pb in candidates} >= {q for q in b.params if q.size != 1}, "the producer does not follow the consumer's rows")
+            require(
+                {pb for _, pb in candidates} >= {q for q in b.params if q.size != 1},
+                "the producer does not follow the consumer's rows",
+            )
         else:
             reduced = [q for q in a.params if q not in write.symbols]
             candidates = [c for c in candidates if c[0] not in reduced]
@@ -96,7 +102,10 @@ class ReductionFusion(Transformation):
             if x.is_write and x.memlet.combine and not x.is_local and not rows <= x.memlet.symbols:
                 require(not (x.memlet.symbols & rows), f"the {which} combines values over part of the rows")
                 size = hint_value(p, p.containers[x.memlet.container].bytes)
-                require(size <= self.row_bytes // 4, f"the {which} combines {size} bytes over the rows, too many for a copy in every thread")
+                require(
+                    size <= self.row_bytes // 4,
+                    f"the {which} combines {size} bytes over the rows, too many for a copy in every thread",
+                )
 
     def _require_rows_in_cache(self, p: Program, m: Map, outer: list[Symbol]) -> None:
         rows = hint_value(p, product(q.size for q in outer))
@@ -144,7 +153,13 @@ def with_components(a: Map, mids: frozenset[str]) -> list[str]:
     """The containers with the other components of their tuple combiners, which go to the same place."""
     found = set(mids)
     for x in a.accesses():
-        if x.is_write and not x.is_local and x.memlet.container in mids and x.memlet.combine and len(COMBINERS[x.memlet.combine].components) > 1:
+        if (
+            x.is_write
+            and not x.is_local
+            and x.memlet.container in mids
+            and x.memlet.combine
+            and len(COMBINERS[x.memlet.combine].components) > 1
+        ):
             found |= {m.container for m in x.tasklet.writes.values() if m.combine == x.memlet.combine}
     return sorted(found)
 

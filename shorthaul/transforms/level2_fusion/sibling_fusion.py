@@ -21,7 +21,8 @@ IntLike = Union[int, Expr]
 class SiblingFusion(Transformation):
     """Merge two independent maps over the same points that read the same container.
 
-    before:  map n, c: y[n, c] = f(x[n, c]);  map n, c: s[c] (sum) = x[n, c]      after:  map n, c: y[n, c] = f(x[n, c]); s[c] (sum) = x[n, c]
+    before:  map n, c: y[n, c] = f(x[n, c]);  map n, c: s[c] (sum) = x[n, c]
+    after:  map n, c: y[n, c] = f(x[n, c]); s[c] (sum) = x[n, c]
 
     reductions_only: leave elementwise maps apart, so that they can still be recomputed in their readers.
     """
@@ -43,7 +44,13 @@ class SiblingFusion(Transformation):
         seen = set()
         for c in sorted(program.reads_of(node)):
             for other in program.readers(c):
-                if other is not node and isinstance(other, Map) and other.tasklet is not None and other.phase == node.phase and other.id not in seen:
+                if (
+                    other is not node
+                    and isinstance(other, Map)
+                    and other.tasklet is not None
+                    and other.phase == node.phase
+                    and other.id not in seen
+                ):
                     seen.add(other.id)
                     yield Match(program, {"first": node, "second": other, "mid": c})
 
@@ -65,7 +72,10 @@ class SiblingFusion(Transformation):
             if p_a not in renaming and p_a.size == 1:
                 renaming[p_a] = p_a.lower
         require(all(q in renaming for q in a.params), "the first runs over points that the shared container does not have")
-        require(all(q in renaming.values() or q.size == 1 for q in b.params), "the second runs over points that the shared container does not have")
+        require(
+            all(q in renaming.values() or q.size == 1 for q in b.params),
+            "the second runs over points that the shared container does not have",
+        )
         require(all(isinstance(q, int) or same_size(k.size, q.size) for k, q in renaming.items()), "they run over different ranges")
         m.derived["renaming"] = renaming
         m.derived["fused"] = merge_same_domain(a, b, renaming)

@@ -31,7 +31,14 @@ def channels_last_strides(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
 
 def is_image(c: Container) -> bool:
     """A transient of rank 4 (or 5) of floating dtype whose layout is ours to choose."""
-    return c.dtype.is_float and len(c.shape) in (4, 5) and not c.is_external and c.role != "output" and c.role != "gradient" and c.alias is None
+    return (
+        c.dtype.is_float
+        and len(c.shape) in (4, 5)
+        and not c.is_external
+        and c.role != "output"
+        and c.role != "gradient"
+        and c.alias is None
+    )
 
 
 class ChannelsLast(Transformation):
@@ -54,7 +61,11 @@ class ChannelsLast(Transformation):
         seeds = _seeds(m.program)
         require(bool(seeds), "there is no convolution or pooling of images whose layout is ours")
         chosen = _spread(m.program, seeds)
-        m.derived["chosen"] = frozenset(c for c in chosen if m.program.containers[c].actual_strides != channels_last_strides(m.program.containers[c].shape))
+        m.derived["chosen"] = frozenset(
+            c
+            for c in chosen
+            if m.program.containers[c].actual_strides != channels_last_strides(m.program.containers[c].shape)
+        )
         require(bool(m.chosen), "the images are laid out channels-last already")
 
     def saves(self, m: Match) -> IntLike:
@@ -119,7 +130,13 @@ def _windows(program: Program, chosen: Collection[str]) -> Iterator[tuple[Map, s
             continue
         images = [m for m in node.tasklet.reads.values() if m.container in chosen]
         channels = {m.subset[1] for m in images if isinstance(m.subset[1], Symbol)}
-        for name in sorted({m.container for m in node.tasklet.reads.values() if m.container not in chosen and m.subset and m.subset[0] in channels}):
+        for name in sorted(
+            {
+                m.container
+                for m in node.tasklet.reads.values()
+                if m.container not in chosen and m.subset and m.subset[0] in channels
+            }
+        ):
             c = program.containers[name]
             if c.role in ("parameter", "input") and len(c.shape) >= 3 and c.shape[1] == 1:
                 yield node, name

@@ -20,7 +20,8 @@ IntLike = Union[int, Expr]
 class ConstantFolding(Transformation):
     """Replace a map all of whose operands are constants by its value.
 
-    before:  map i: t[i] = exp(table[i])   (table a constant);  map i: y[i] = x[i]*t[i]      after:  map i: y[i] = x[i]*t[i]   (t a constant)
+    before:  map i: t[i] = exp(table[i])   (table a constant);  map i: y[i] = x[i]*t[i]
+    after:  map i: y[i] = x[i]*t[i]   (t a constant)
 
     A map without operands (a fill, a range) is left to MapFusion: its readers evaluate it for nothing, where a constant would be read.
     max_elements: the largest result that is kept in the compiled program.
@@ -51,7 +52,10 @@ class ConstantFolding(Transformation):
             require(container.size <= self.max_elements, f"its result has {container.size} elements, more than {self.max_elements}")  # type: ignore[operator]
             require(container.is_contiguous, "its result has a layout of its own")
             require(container.dtype.name != "bfloat16", "NumPy has no bfloat16")
-        require(not any(s in p.symbols for a in node.accesses() for q in a.params for s in _sizes(q)), "its range is known at run time only")
+        require(
+            not any(s in p.symbols for a in node.accesses() for q in a.params for s in _sizes(q)),
+            "its range is known at run time only",
+        )
 
     def saves(self, m: Match) -> IntLike:
         """All that the map moves."""

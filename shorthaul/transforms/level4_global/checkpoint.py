@@ -70,7 +70,14 @@ class Checkpoint(Transformation):
                 twins[c] = edit.add_container(p.containers[c].with_(name=p.fresh(f"{c}_again"), role="transient", strides=None)).name
         read = {c: t for c, t in twins.items() if c not in kept}
         readers = [n for n in p.nodes if n.phase == "backward" and not p.reads_of(n).isdisjoint(read)]
-        copies = [rename(n, {**{c: read[c] for c in p.reads_of(n) if c in read}, **{c: twins[c] for c in p.writes_of(n)}}, phase="backward") for n in again]
+        copies = [
+            rename(
+                n,
+                {**{c: read[c] for c in p.reads_of(n) if c in read}, **{c: twins[c] for c in p.writes_of(n)}},
+                phase="backward",
+            )
+            for n in again
+        ]
         edit.add(*copies, before=readers[0])
         for r in readers:
             edit.replace(r, rename(r, read, fresh=False))

@@ -24,8 +24,8 @@ class CommonSubexpressions(Transformation):
 
     before:  map i: t[i] = f(a[i]);  map j: u[j] = f(a[j]);  g(t, u)         after:  map i: t[i] = f(a[i]);  g(t, t)
 
-    Maps and operators are equal if their structure is: names of parameters and connectors do not matter. Random operators are equal only with the
-    same seed and stream. Phases stay apart: what the backward phase recomputes is meant to be.
+    Maps and operators are equal if their structure is: names of parameters and connectors do not matter. Random operators are equal only
+    with the same seed and stream. Phases stay apart: what the backward phase recomputes is meant to be.
     """
 
     level = 4

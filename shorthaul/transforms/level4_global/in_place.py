@@ -22,8 +22,8 @@ class InPlace(Transformation):
     before:  map i: y[i] = f(x[i], a[i])   (x dies here)         after:  map i: y[i] = f(x[i], a[i])   with y in the memory of x
 
     Safe because the map reads the element that it overwrites at the same point and at no other, once, and nothing reads the operand later.
-    Bytes moved stay the same; the peak of memory falls, and the written lines are in the cache. Buffers that only follow one another in time
-    share memory in the arena plan without being aliases.
+    Bytes moved stay the same; the peak of memory falls, and the written lines are in the cache. Buffers that only follow one another in
+    time share memory in the arena plan without being aliases.
     """
 
     level = 4
@@ -41,12 +41,18 @@ class InPlace(Transformation):
         x, y = p.containers[m.operand], p.containers[m.mid]
         require(y.alias is None and not p.aliases(m.mid), "its result shares memory already")
         require(m.mid not in p.results and len(p.writers(m.mid)) == 1, "the caller gets its result as a tensor of its own")
-        require(x.dtype is y.dtype and x.shape == y.shape and x.actual_strides == y.actual_strides, "the operand has another type or layout")
+        require(
+            x.dtype is y.dtype and x.shape == y.shape and x.actual_strides == y.actual_strides,
+            "the operand has another type or layout",
+        )
         base = _base(p, x)
         require(not base.is_external, "the operand's memory is the caller's")
         family = p.aliases(base.name) | {base.name}
         require(family.isdisjoint(p.results), "the caller gets the operand")
-        require(all(w.phase == node.phase for c in family for w in p.writers(c)), "another run of the backward phase needs the operand (retain_graph)")
+        require(
+            all(w.phase == node.phase for c in family for w in p.writers(c)),
+            "another run of the backward phase needs the operand (retain_graph)",
+        )
         at = p.nodes.index(node)
         for c in sorted(family):
             last = max((p.nodes.index(r) for r in (*p.readers(c), *p.writers(c))), default=-1)
@@ -56,7 +62,10 @@ class InPlace(Transformation):
         require(all(isinstance(s, (Symbol, int)) for s in write.subset), "it does not visit every element once")
         for read in node.tasklet.reads.values():
             if read.container in family:
-                require(read.container == m.operand and read.subset == write.subset and not read.guard, "it reads other elements of the operand than it overwrites")
+                require(
+                    read.container == m.operand and read.subset == write.subset and not read.guard,
+                    "it reads other elements of the operand than it overwrites",
+                )
 
     def saves(self, m: Match) -> IntLike:
         """No traffic: memory."""

@@ -67,8 +67,8 @@ class Recompute(Transformation):
         return p.containers[name].is_external or any(r.phase == "backward" for r in p.readers(name))
 
     def saves(self, m: Match) -> IntLike:
-        """Less than nothing: the computation reads its operands and writes its result once more. What is gained, the write and the reads of both
-        values, is claimed by the fusions that follow, forward and backward."""
+        """Less than nothing: the computation reads its operands and writes its result once more. What is gained, the write and the reads
+        of both values, is claimed by the fusions that follow, forward and backward."""
         p = m.program
         total = -traffic.moved(p, m.producer, m.mid, "write")
         for c, found in traffic.reads_of_map(self._alone(m)).items():
@@ -80,7 +80,15 @@ class Recompute(Transformation):
         t = m.producer.tasklet
         code = {k: v for k, v in t.code.items() if t.writes[k].container == m.mid}
         used = used_reads(t, code.values())
-        return m.producer.with_(body=(t.with_(code=code, writes={k: t.writes[k] for k in code}, reads={k: x for k, x in t.reads.items() if k in used}),))
+        return m.producer.with_(
+            body=(
+                t.with_(
+                    code=code,
+                    writes={k: t.writes[k] for k in code},
+                    reads={k: x for k, x in t.reads.items() if k in used},
+                ),
+            )
+        )
 
     def apply(self, m: Match, edit: Edit) -> None:
         p = m.program

@@ -1,0 +1,118 @@
+"""Random networks, forward and backward: every transformation keeps what they compute, and claims exactly the bytes it saves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from random_networks import random_network
+from transform_nets import assert_same, results, values
+
+from shorthaul.analysis.movement import movement
+from shorthaul.ir.fingerprint import fingerprint
+from shorthaul.ir.program import Program
+from shorthaul.ir.verify import verify
+from shorthaul.pipeline import _schedule
+from shorthaul.testing import sample
+from shorthaul.transforms.base import Match, Transformation, apply_everywhere
+from shorthaul.transforms.fuse import default_fusions, fuse
+from shorthaul.transforms.level2_fusion.image_fusion import ImageFusion
+from shorthaul.transforms.level2_fusion.map_fusion import MapFusion
+from shorthaul.transforms.level2_fusion.reduction_fusion import ReductionFusion
+from shorthaul.transforms.level2_fusion.sibling_fusion import SiblingFusion
+from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
+from shorthaul.transforms.level4_global.alias_views import AliasViews
+from shorthaul.transforms.level4_global.common_subexpressions import CommonSubexpressions, eliminate_common_subexpressions
+from shorthaul.transforms.level4_global.dead_code import DeadCode, eliminate_dead_code
+from shorthaul.transforms.level4_global.in_place import InPlace
+from shorthaul.transforms.level4_global.recompute import Recompute
+
+ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(), Recompute(), DeadCode(),
+       CommonSubexpressions(), ConstantFolding()]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", sample(range(1000), 60))
+def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int) -> None:
+    p, sizes = random_network(seed, steps=6)
+    rng = np.random.default_rng(seed)
+    inputs = values(p, seed, sizes)
+    expected = results(p, inputs)
+    marks = [fingerprint(p)]
+    start = len(p.log)
+    for _ in range(25):
+        found: list[tuple[Transformation, Match]] = []
+        while not found:
+            t = ALL[int(rng.integers(0, len(ALL)))]
+            found = [(t, m) for m in t.matches(p)]
+        t, m = found[int(rng.integers(0, len(found)))]
+        moved = movement(p).bytes
+        if not t.try_apply(m):
+            assert fingerprint(p) == marks[-1], f"{t.name} refused, but changed the program"
+            continue
+        verify(p)
+        assert_same(p, inputs, expected)
+        claim = p.log[-1].notes["saves"]
+        assert moved - movement(p).bytes - claim == 0, f"{t.name} at {m.describe()} claims {claim}"
+        marks.append(fingerprint(p))
+    while len(p.log) > start:
+        assert fingerprint(p) == marks.pop()
+        p.undo()
+    assert fingerprint(p) == marks.pop()
+
+
+@pytest.mark.parametrize("seed", sample(range(2000, 4000), 60))
+def test_the_whole_of_fusion_keeps_what_a_network_computes(seed: int) -> None:
+    p, sizes = random_network(seed, steps=10)
+    inputs = values(p, seed, sizes)
+    expected = results(p, inputs)
+
+    def still_right() -> None:
+        verify(p)
+        assert_same(p, inputs, expected)
+
+    eliminate_dead_code(p)
+    eliminate_common_subexpressions(p)
+    still_right()
+    apply_everywhere(p, [Recompute()])
+    eliminate_dead_code(p)
+    still_right()
+    before, claimed = movement(p).bytes, 0
+    start = len(p.log)
+    fuse(p)
+    still_right()
+    for rewrite in p.log[start:]:
+        claimed = claimed + rewrite.notes["saves"]
+    assert before - movement(p).bytes - claimed == 0
+    assert fuse(p, default_fusions()[-1:]).applied == 0, "the last transformation still applies somewhere"
+    eliminate_dead_code(p)
+    apply_everywhere(p, [AliasViews()])
+    _schedule(p)
+    still_right()
+    apply_everywhere(p, [InPlace()])
+    still_right()
+
+
+@pytest.mark.parametrize("seed", sample(range(200), 8))
+def test_fusion_can_be_undone_and_repeats_exactly(seed: int) -> None:
+    p, _ = random_network(seed)
+    before = fingerprint(p)
+    start = len(p.log)
+    fuse(p)
+    after = fingerprint(p)
+    p.undo(len(p.log) - start)
+    assert fingerprint(p) == before
+    verify(p)
+    fuse(p)
+    assert fingerprint(p) == after
+
+
+def test_transformations_say_what_they_are() -> None:
+    """Level, before and after in the docstring, parameters that are logged."""
+    everything: list[Any] = [*ALL, AliasViews(), InPlace(), *default_fusions()]
+    for t in everything:
+        assert t.level in (1, 2, 3, 4)
+        assert "before:" in (type(t).__doc__ or "") and "after:" in (type(t).__doc__ or ""), t.name
+        assert all(not k.startswith("_") for k in t.parameters)
+
+
