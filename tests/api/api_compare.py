@@ -23,11 +23,15 @@ def assert_same(actual: Any, expected: Any, what: str = "values", equal_nan: boo
         if not isinstance(x, torch.Tensor):
             assert x == y, f"{what} {i}: {x} instead of {y}"
             continue
-        assert (x.dtype, x.shape, x.requires_grad) == (y.dtype, y.shape, y.requires_grad), f"{what} {i}: {describe(x)} instead of {describe(y)}"
+        assert (x.dtype, x.shape, x.requires_grad) == (y.dtype, y.shape, y.requires_grad), (
+            f"{what} {i}: {describe(x)} instead of {describe(y)}"
+        )
         x, y = x.detach(), y.detach()
         if x.dtype.is_floating_point:
             scale = y[y.isfinite()].abs().max().item() if y.isfinite().any() else 1.0
-            assert torch.allclose(x, y, rtol=TOLERANCE, atol=TOLERANCE * max(scale, 1e-3), equal_nan=equal_nan), f"{what} {i}: {x} instead of {y}"
+            assert torch.allclose(x, y, rtol=TOLERANCE, atol=TOLERANCE * max(scale, 1e-3), equal_nan=equal_nan), (
+                f"{what} {i}: {x} instead of {y}"
+            )
         else:
             assert torch.equal(x, y), f"{what} {i}: {x} instead of {y}"
 
