@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,29 +28,32 @@ from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
 from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
 from shorthaul.runtime.bridge import CompiledGraph, Interface
-from shorthaul.runtime.executable import CallError
-from shorthaul.runtime.build import BuildError, NoCompiler
+from shorthaul.runtime.build import NoCompiler
 from shorthaul.runtime.compile import compile_program
+from shorthaul.runtime.executable import CallError
 from shorthaul.runtime.report import Record, Region, attach_report
 from shorthaul.symbolic import Symbol
 
-__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported", "backend", "capture", "disable", "import_training",
-           "optimize"]  # fmt: skip
+__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",
+           "backend", "capture", "disable", "import_training", "optimize"]  # fmt: skip
 
-RECOMPILATIONS = 64  # graphs a module may have (sizes, modes, flags of parameters); after that PyTorch leaves it to eager mode with a warning
+# graphs a module may have (sizes, modes, flags of parameters); after that PyTorch leaves it to eager mode with a warning
+RECOMPILATIONS = 64
 _entries = itertools.count()
 
 
 def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -> torch.nn.Module:
     """Optimize a module for training, in place; returns the same object.
 
-    Its parameters, buffers, state_dict, hooks and class stay as they are; it is compiled at its first call, and again when a size changes for
-    the first time. level: how far transformations see (0 only expands, 4 the whole step). strict: an operator that would run
+    Its parameters, buffers, state_dict, hooks and class stay as they are; it is compiled at its first call, and again when a size
+    changes for the first time. level: how far transformations see (0 only expands, 4 the whole step). strict: an operator that would run
     through PyTorch instead of being compiled raises an error with its source line.
     `module.report()` says what was compiled, fused, not fused and why.
     """
     if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"optimize takes a torch.nn.Module, not {type(module).__name__}; for a function use torch.compile(f, backend='shorthaul')")
+        raise TypeError(
+            f"optimize takes a torch.nn.Module, not {type(module).__name__}; for a function use torch.compile(f, backend='shorthaul')"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
     record = attach_report(module)
@@ -60,8 +65,8 @@ def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -
 
 
 def _entry_of(module: torch.nn.Module) -> Callable[..., Any]:
-    """A function that calls the module. Dynamo keeps compiled code, and its memory of sizes, for each code object: this one is the module's own;
-    and it is no function of PyTorch, whose frames (a plain nn.Sequential's) Dynamo would leave alone."""
+    """A function that calls the module. Dynamo keeps compiled code, and its memory of sizes, for each code object: this one is the
+    module's own; and it is no function of PyTorch, whose frames (a plain nn.Sequential's) Dynamo would leave alone."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return module._call_impl(*args, **kwargs)
@@ -96,7 +101,14 @@ class _Eager:
         return _Eager(memo.get(id(self.module), self.module))
 
 
-def capture(model: Callable[..., Any], inputs: tuple, *, train: bool = True, kwargs: dict[str, Any] | None = None, strict: bool = False) -> Program:
+def capture(
+    model: Callable[..., Any],
+    inputs: tuple,
+    *,
+    train: bool = True,
+    kwargs: dict[str, Any] | None = None,
+    strict: bool = False,
+) -> Program:
     """The program of operators of one call of a model.
 
     inputs: a tuple of positional arguments. train: add the backward phase (gradients of all floating outputs with respect to
@@ -141,7 +153,13 @@ def _differentiable(graph: FunctionalGraph, imported: Imported) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options: Options | None = None, record: Record | None = None) -> Callable[..., Any]:
+def backend(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Options | None = None,
+    record: Record | None = None,
+) -> Callable[..., Any]:
     """The Dynamo backend: `torch.compile(model, backend="shorthaul")`.
 
     What cannot be compiled runs in eager mode, with a FallbackWarning that names operator and source line, and stands in the report.
@@ -153,19 +171,24 @@ def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, options:
     try:
         with region.timed("compile"):
             return _compile(gm, example_inputs, options, region)
-    except (Unsupported, DifferentiationError) as e:
-        if options.strict:
-            raise
-        reason = str(e)
     except NoCompiler as e:
         reason = str(e)
-    except BuildError as e:
+    except Exception as e:
         if options.strict:
             raise
-        reason = f"the generated code does not compile; please report this: {e}"
+        reason = _reason(e)
     region.fallback = reason
     warnings.warn(f"part of the model runs in eager mode: {reason}", FallbackWarning, stacklevel=2)
     return gm.forward
+
+
+def _reason(e: Exception) -> str:
+    if isinstance(e, (Unsupported, DifferentiationError)):
+        return str(e)
+    if isinstance(e, OSError):
+        return f"the compiled library cannot be written ({e}); make room, or name another directory in SHORTHAUL_CACHE_DIR"
+    where = traceback.extract_tb(e.__traceback__)[-1]
+    return f"an error inside Shorthaul, please report it: {type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"
 
 
 def _recompile_reason() -> str:
@@ -174,7 +197,7 @@ def _recompile_reason() -> str:
         reason = get_metrics_context()._metrics.get("recompile_reason")
     except AttributeError:  # an internal name of PyTorch: without it the report only lacks the reason
         return ""
-    return str(reason).strip().split("\n")[0] if reason else ""
+    return str(reason).strip().split("\n")[0].split(": ", 1)[-1] if reason else ""
 
 
 def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Callable[..., Any]:
@@ -185,7 +208,10 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     with region.timed("import"):
         imported = import_training(graph, train=train, strict=options.strict, name=f"region_{region.index}")
     program = imported.program
-    depends = _dependences(program, [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad])
+    depends = _dependences(
+        program,
+        [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad],
+    )
     region.captured(program, imported.fallbacks)
     with region.timed("optimize"):
         pipeline.optimize(program, options)
@@ -227,7 +253,11 @@ def _refuse_devices(graph: FunctionalGraph) -> None:
         value = node.meta.get("val")
         for t in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(t, torch.Tensor) and t.device.type != "cpu":
-                raise Unsupported(f"{node.name} is on device {t.device}", node.meta.get("origin"), "Only the CPU is supported; move module and inputs there.")
+                raise Unsupported(
+                    f"{node.name} is on device {t.device}",
+                    node.meta.get("origin"),
+                    "Only the CPU is supported; move module and inputs there.",
+                )
 
 
 def _dependences(program: Program, inputs: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -294,7 +324,12 @@ def _rebuild(graph: FunctionalGraph, results: Sequence[Any], inputs: Sequence[An
             value = make(spec.output)
         else:
             assert spec.view is not None
-            base = inputs[spec.input] if spec.input is not None else make(spec.output) if spec.output is not None else results[spec.graph_output]  # type: ignore[index]
+            if spec.input is not None:
+                base = inputs[spec.input]
+            elif spec.output is not None:
+                base = make(spec.output)
+            else:
+                base = results[spec.graph_output]  # type: ignore[index]
             value = spec.view.apply(base, results)
         outputs[i] = value
         return value

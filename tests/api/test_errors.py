@@ -161,6 +161,24 @@ def test_no_compiler_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert m.weight.grad is not None
 
 
+@pytest.mark.parametrize(("error", "words"), [(OSError(28, "No space left on device"), "No space left.*SHORTHAUL_CACHE_DIR"),
+                                              (ValueError("odd"), "an error inside Shorthaul, please report it: ValueError: odd")])  # fmt: skip
+def test_failed_compilation_still_trains(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
+    from shorthaul import api
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(api, "compile_program", fails)
+    m = sh.optimize(nn.Linear(8, 4))
+    with pytest.warns(sh.FallbackWarning, match=words):
+        m(torch.randn(3, 8)).sum().backward()
+    assert m.weight.grad is not None
+    assert "runs in eager mode" in str(m.report())
+    with pytest.raises(Exception, match=str(error)[-5:]):
+        sh.optimize(nn.Linear(8, 4), strict=True)(torch.randn(3, 8))
+
+
 def test_error_of_the_module_is_the_user_s_own() -> None:
     def f(m: Net, x: Any) -> Any:
         raise KeyError("mine")

@@ -163,7 +163,9 @@ def test_program_methods() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import shorthaul, sys; assert 'torch' not in sys.modules, 'torch was imported'; print(sorted(set(dir(shorthaul)) & {'optimize', 'capture'}))"
+    code = """import shorthaul, sys
+assert 'torch' not in sys.modules, 'torch was imported'
+print(sorted(set(dir(shorthaul)) & {'optimize', 'capture'}))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['capture', 'optimize']"
