@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Union
 
 from shorthaul.ir.containers import Container
-from shorthaul.ir.memlet import Memlet
+from shorthaul.ir.memlet import Indirect, Memlet
 from shorthaul.ir.nodes import Map, Node, Tasklet
 from shorthaul.ir.rewrite import rename
 from shorthaul.ir.scalar import read
 from shorthaul.symbolic import Expr, Symbol, evaluate, free_symbols
 
 from ..base import Refusal, require
-from .compose import code_cost, fused_name, match_params, merge_origins, merge_same_domain, same_size, substitute_producer, unique_write
+from .compose import code_cost, fused_name, match_params, merge_origins, merge_same_domain, same_size, substitute_producer, unique_write, used_reads
 
 IntLike = Union[int, Expr]
 CHEAP = 3
@@ -132,7 +132,9 @@ def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapp
         known = local in a.locals  # an earlier fusion keeps the value in a local already: only the reads change
         if known:
             body_b, declared = localize(statements[len(statements_a) :], c, dims, True, local)
-            statements = [*statements[: len(statements_a)], *body_b]
+            if name not in keep:
+                statements_a = [kept for s in statements_a if (kept := without_write(s, name)) is not None]
+            statements = [*statements_a, *body_b]
         else:
             statements, declared = localize(statements, c, dims, name in keep, local)
             statements_a = statements[: len(statements) - len(statements_b)]
@@ -140,6 +142,19 @@ def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapp
     body, locals_ = tidy(statements, locals_, frozenset(locals_))
     origins = merge_origins(a, b)
     return Map(outer_a, unwrap(body), locals_, name=fused_name(a, b), origins=origins, phase=b.phase)
+
+
+def without_write(s: Map, name: str) -> Map | None:
+    """A statement that does not write the container, None when nothing is left of it."""
+    t = _tasklet(s)
+    kept = {k: m for k, m in t.writes.items() if m.container != name}
+    if len(kept) == len(t.writes):
+        return s
+    if not kept:
+        return None
+    code = {k: t.code[k] for k in kept}
+    used = used_reads(t, code.values()) | {i.name for m in kept.values() for i in m.subset if isinstance(i, Indirect)}
+    return s.with_(body=(t.with_(code=code, writes=kept, reads={k: m for k, m in t.reads.items() if k in used}),))
 
 
 def _low(p: Symbol) -> IntLike:

@@ -76,7 +76,7 @@ class SiblingFusion(Transformation):
             all(q in renaming.values() or q.size == 1 for q in b.params),
             "the second runs over points that the shared container does not have",
         )
-        require(all(isinstance(q, int) or same_size(k.size, q.size) for k, q in renaming.items()), "they run over different ranges")
+        require(all(not isinstance(q, Symbol) or same_size(k.size, q.size) for k, q in renaming.items()), "they run over different ranges")
         m.derived["renaming"] = renaming
         m.derived["fused"] = merge_same_domain(a, b, renaming)
 

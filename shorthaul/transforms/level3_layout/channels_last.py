@@ -29,8 +29,11 @@ def channels_last_strides(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
     return tuple(strides[d] for d in range(len(shape)))
 
 
-def is_image(c: Container) -> bool:
+def is_image(program: Program, name: str) -> bool:
     """A transient of rank 4 (or 5) of floating dtype whose layout is ours to choose."""
+    c = program.containers[name]
+    if any(isinstance(w, Map) and w.schedule.get("pack") for w in program.writers(name)):
+        return False
     return (
         c.dtype.is_float
         and len(c.shape) in (4, 5)
@@ -94,7 +97,7 @@ def _seeds(program: Program) -> set[str]:
         spatial = isinstance(node, LibraryCall) and any(s in node.function for s in _SPATIAL)
         windows = isinstance(node, Map) and any(s in node.name for s in ("conv", "pool"))
         if spatial or windows:
-            found |= {c for c in program.reads_of(node) | program.writes_of(node) if is_image(program.containers[c])}
+            found |= {c for c in program.reads_of(node) | program.writes_of(node) if is_image(program, c)}
     return found
 
 
@@ -109,7 +112,7 @@ def _spread(program: Program, seeds: set[str]) -> set[str]:
                 continue
             for other in program.reads_of(node) | program.writes_of(node):
                 c = program.containers[other]
-                if other not in chosen and is_image(c) and len(c.shape) == rank and _same_points(node, name, other):
+                if other not in chosen and is_image(program, other) and len(c.shape) == rank and _same_points(node, name, other):
                     chosen.add(other)
                     todo.append(other)
     return chosen
@@ -151,8 +154,9 @@ def _pack_weights(program: Program, edit: Edit, chosen: Collection[str]) -> None
             p = fresh_params(c.shape)
             first = min(program.readers(weight), key=program.nodes.index)
             copy = edit.add_container(Container(program.fresh(f"{weight}_packed"), c.dtype, c.shape, _innermost_first(c.shape)))
-            edit.add(make_map(p, {"x": at(c, *p)}, {"y": at(copy, *p)}, lambda x: {"y": x}, {weight: c.dtype},
-                              name="pack", origins=node.origins, phase=first.phase, schedule=AUTO.with_options(pack=True)), before=first)  # fmt: skip
+            pack = make_map(p, {"x": at(c, *p)}, {"y": at(copy, *p)}, lambda x: {"y": x}, {weight: c.dtype}, name="pack",
+                            origins=node.origins, phase=first.phase, schedule=AUTO.with_options(pack=True))  # fmt: skip
+            edit.add(pack, before=first)
             packed[weight] = copy
         current = program.node(node.id)
         edit.replace(current, rename(current, {weight: packed[weight].name}, fresh=False))

@@ -25,8 +25,8 @@ class Recompute(Transformation):
     before:  forward: h[i] = f(x[i]) (saved);  backward: g[i] = k(h[i], ...)
     after:   backward: h'[i] = f(x[i]);  g[i] = k(h'[i], ...)          with x saved already or the caller's
 
-    Decided by bytes: it applies where what the computation reads is saved anyway or smaller than the value, and where every
-    reader is a map that can take it in. max_cost: operations an element that recomputing may take, in adds.
+    Decided by bytes: it applies where what the computation reads is saved anyway, can itself be recomputed, or is smaller than the
+    value, and where every reader is a map that can take it in. max_cost: operations an element that recomputing may take, in adds.
     """
 
     level = 4
@@ -52,15 +52,36 @@ class Recompute(Transformation):
         require(len(p.writers(m.mid)) == 1, "several nodes write it")
         for r in self._readers(m):
             require(isinstance(r, Map), f"{r.label} reads the value from memory")
+            assert isinstance(r, Map)
             if r.tasklet is None or prove_le(r.domain, a.domain) is not True:
                 # a window reads each element several times: it can take the value in only as an image that stays in the cache
                 ImageFusion().require_images(p, a, r, m.mid)
-        cost = code_cost(v for k, v in a.tasklet.code.items() if a.tasklet.writes[k].container == m.mid)
+        cost = self._cost(a, m.mid)
         require(cost <= self.max_cost, f"recomputing costs {cost} operations an element")
         changing = p.reads_of(a) & {c for c, _ in p.signature.updates}
         require(not changing, f"{', '.join(sorted(changing))} has another value in the backward phase")
-        extra = sum(hint_value(p, p.containers[r].bytes) for r in p.reads_of(a) if not self._available(p, r))
+        extra = self._operands(p, a, {m.mid})
         require(extra < hint_value(p, c.bytes), f"it would save {extra} bytes of operands instead of {hint_value(p, c.bytes)} bytes")
+
+    def _operands(self, p: Program, a: Map, seen: set[str]) -> int:
+        """Bytes that would have to be saved for recomputing what the map computes, when its operands are recomputed, too, where they can be."""
+        total = 0
+        for c in sorted(p.reads_of(a) - seen):
+            seen.add(c)
+            if self._available(p, c):
+                continue
+            writers = p.writers(c)
+            producer = writers[0] if len(writers) == 1 else None
+            if isinstance(producer, Map) and producer.phase == "forward" and producer.is_elementwise and prove_le(producer.domain, a.domain) is True:
+                alone = hint_value(p, p.containers[c].bytes)
+                total += min(alone, self._operands(p, producer, seen)) if self._cost(producer, c) <= self.max_cost else alone
+            else:
+                total += hint_value(p, p.containers[c].bytes)
+        return total
+
+    def _cost(self, a: Map, mid: str) -> int:
+        assert a.tasklet is not None
+        return code_cost(v for k, v in a.tasklet.code.items() if a.tasklet.writes[k].container == mid)
 
     def _available(self, p: Program, name: str) -> bool:
         """Whether the backward phase reads the container anyway, or it is there without being saved."""
