@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cpp_cases import Case, array, exp, flat, silu, table, tanh
+from cpp_cases import Case, array, exp, flat, sigmoid, silu, table, tanh
 
 from shorthaul.ir.builder import at, fresh_params, inside
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, float32
 from shorthaul.ir.memlet import Condition
 from shorthaul.ir.nodes import Map, Tasklet
-from shorthaul.ir.scalar import Scalar, apply, cast, index_value, read
+from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read
 from shorthaul.symbolic import Symbol, index, minimum
 
 
@@ -233,3 +233,68 @@ def ragged(n: int, tile: int) -> Case:
     m = flat((r, j), {"x": at("x", t * tile + r, j)}, {"y": at("y", t * tile + r, j), "s": at("s", j, combine="sum")},
              lambda x: {"y": x * 2, "s": x}, cs)  # fmt: skip
     return Case(f"ragged {n} by {tile}", nested((t,), [m]), cs)
+
+
+def image_forward(n: int, c: int, h: int, w: int, k: int, s: int) -> Case:
+    """One kernel an image: normalization, SiLU and padding in front of a depthwise convolution, its statistics behind it."""
+    p = k // 2
+    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
+    order = (0, 2, 3, 1)
+    cs = table(array("x", (n, c, h, w), order=order), array("k", (k, k, c)), array("a", (c,)), array("b", (c,)),
+               array("y", (n, c, oh, ow), order=order), array("count", (c,)), array("mean", (c,)), array("m2", (c,)))  # fmt: skip
+    row = Container("row", float32, (c, oh, ow), (1, ow * c, c), storage="register")
+    known = {**cs, "row": row}
+    (i,) = fresh_params((n,))
+    j, a, b, u, v = fresh_params((c, oh, ow, k, k))
+    yy, xx = a * s + u - p, b * s + v - p
+    guard = (*inside(yy, h), *inside(xx, w))
+    kept = [index_value(cond.expr) >= 0 for cond in guard]
+
+    def code(x: Scalar, k: Scalar, a: Scalar, b: Scalar) -> dict[str, Scalar]:
+        return {"row": apply("where", kept[0] & kept[1] & kept[2] & kept[3], silu(x * a + b), 0.0) * k}
+
+    reads = {"x": at("x", i, j, yy, xx, guard=guard, fill=0), "k": at("k", u, v, j),
+             "a": at("a", j, guard=guard, fill=0), "b": at("b", j, guard=guard, fill=0)}  # fmt: skip
+    j2, a2, b2 = fresh_params((c, oh, ow))
+    body = [
+        flat((j, a, b, u, v), reads, {"row": at("row", j, a, b, combine="sum")}, code, known),
+        flat((j2, a2, b2), {"r": at("row", j2, a2, b2)},
+             {"y": at("y", i, j2, a2, b2), **{part: at(part, j2, combine="welford") for part in ("count", "mean", "m2")}},
+             lambda r: {"y": r, "count": const(1, float32), "mean": r, "m2": const(0, float32)}, known),
+    ]  # fmt: skip
+    return Case(f"image forward {(n, c, h, w)} k{k} s{s}", nested((i,), body, (row,)), cs, tolerance=1e-5)
+
+
+def image_backward(n: int, c: int, h: int, w: int, k: int, s: int) -> Case:
+    """One kernel an image: gradients of a depthwise convolution and of what is in front of it, its weights and two sums a channel."""
+    p = k // 2
+    oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
+    order = (0, 2, 3, 1)
+    cs = table(array("x", (n, c, h, w), order=order), array("g", (n, c, oh, ow), order=order), array("k", (k, k, c)), array("a", (c,)),
+               array("dx", (n, c, h, w), order=order), array("dk", (c, 1, k, k)), array("s", (1, c, 1, 1)), array("t", (1, c, 1, 1)))  # fmt: skip
+    dy = Container("dy", float32, (c, oh, ow), (1, ow * c, c), storage="register")
+    dz = Container("dz", float32, (c, h, w), (1, w * c, c), storage="register")
+    known = {**cs, "dy": dy, "dz": dz}
+    (i,) = fresh_params((n,))
+    j1, a1, b1 = fresh_params((c, oh, ow))
+    j2, a2, b2, u2, v2 = fresh_params((c, h, w, k, k))
+    j3, a3, b3 = fresh_params((c, h, w))
+    j4, u4, v4, a4, b4 = fresh_params((c, k, k, oh, ow))
+    y2, x2 = a2 + p - u2, b2 + p - v2
+    gather = (*inside(y2 // s, oh), *inside(x2 // s, ow))
+    gather = (*gather, Condition(y2 % s, "eq"), Condition(x2 % s, "eq")) if s > 1 else gather
+    y4, x4 = a4 * s + u4 - p, b4 * s + v4 - p
+    window = (*inside(y4, h), *inside(x4, w))
+    held = [index_value(cond.expr) >= 0 for cond in window]
+    body = [
+        flat((j1, a1, b1), {"g": at("g", i, j1, a1, b1)}, {"dy": at("dy", j1, a1, b1)}, lambda g: {"dy": tanh(g)}, known),
+        flat((j2, a2, b2, u2, v2), {"g": at("dy", j2, y2 // s, x2 // s, guard=gather, fill=0), "k": at("k", u2, v2, j2)},
+             {"dz": at("dz", j2, a2, b2, combine="sum")}, lambda g, k: {"dz": g * k}, known),
+        flat((j3, a3, b3), {"d": at("dz", j3, a3, b3), "x": at("x", i, j3, a3, b3), "a": at("a", j3)},
+             {"dx": at("dx", i, j3, a3, b3), "s": at("s", 0, j3, 0, 0, combine="sum"), "t": at("t", 0, j3, 0, 0, combine="sum")},
+             lambda d, x, a: {"dx": d * sigmoid(x * a), "s": d * sigmoid(x * a), "t": d * sigmoid(x * a) * x}, known),
+        flat((j4, u4, v4, a4, b4), {"x": at("x", i, j4, y4, x4, guard=window, fill=0), "a": at("a", j4, guard=window, fill=0),
+                                    "g": at("dy", j4, a4, b4)}, {"dk": at("dk", j4, 0, u4, v4, combine="sum")},
+             lambda x, a, g: {"dk": g * apply("where", held[0] & held[1] & held[2] & held[3], silu(x * a), 0.0)}, known),
+    ]  # fmt: skip
+    return Case(f"image backward {(n, c, h, w)} k{k} s{s}", nested((i,), body, (dy, dz)), cs, tolerance=1e-5)

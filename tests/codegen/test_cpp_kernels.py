@@ -74,6 +74,10 @@ def _cases() -> Iterator[Case]:
         yield t.max_pool(2, 20, 9, 10, channels_last)
         yield t.convolution(2, 5, 18, 6, 7, 3, channels_last)
     yield t.depthwise(2, 20, 7, 9, 3, 1, True, float64)
+    for shape in ((2, 20, 9, 8), (3, 16, 12, 7)):
+        for k, s in ((3, 1), (3, 2), (5, 1), (5, 2)):
+            yield t.image_forward(*shape, k, s)
+            yield t.image_backward(*shape, k, s)
     for k, s in ((3, 1), (5, 2)):
         yield t.depthwise_fused(2, 24, 9, 11, k, s)
     for combiner in ("welford", "argmax", "argmin", "online_softmax"):

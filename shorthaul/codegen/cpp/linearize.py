@@ -8,6 +8,7 @@ become one, and tasklets of one body that hand each other scalars become one.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from shorthaul.ir.dtypes import DType
 from shorthaul.ir.memlet import Condition, Indirect, Memlet, Span
 from shorthaul.ir.nodes import Map, Tasklet
 from shorthaul.ir.scalar import Scalar, index_value, rewrite, substitute_reads, walk
+from shorthaul.ir.scalar_ops import SCALAR_OPS
 from shorthaul.symbolic import Atom, Expr, IntLike, Symbol, free_symbols, index, prove_eq, substitute, summation
 
 _fresh = itertools.count()
@@ -54,6 +56,11 @@ class Code:
     writes: dict[str, Ref]
     code: dict[str, Scalar]
     origin: str = ""
+
+    @functools.cached_property
+    def cost(self) -> float:
+        """Cost of the scalar code in units of one vector add."""
+        return sum(SCALAR_OPS[n.op].cost if n.op in SCALAR_OPS else 1 for n in walk(*self.code.values()) if n.args)
 
     def expressions(self) -> Iterator[IntLike]:
         for r in (*self.reads.values(), *self.writes.values()):
@@ -142,8 +149,12 @@ class Nest:
         return Nest(self.params, body, local, self.name)
 
 
-def decompose(e: IntLike, params: frozenset[Symbol]) -> tuple[dict[Symbol, IntLike], IntLike, frozenset[Symbol]]:
-    """(coefficients, rest, params that the rest still uses because it is not linear in them)."""
+Form = tuple[dict[Symbol, IntLike], IntLike, frozenset[Symbol]]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def decompose(e: IntLike, params: frozenset[Symbol]) -> Form:
+    """(coefficients, rest, params that the rest still uses because it is not linear in them). Do not modify the dictionary."""
     if isinstance(e, int) or free_symbols(e).isdisjoint(params):
         return {}, e, frozenset()
     coefficients: dict[Symbol, list[IntLike]] = {}
@@ -172,8 +183,11 @@ def int_size(p: Symbol) -> int:
     return p.size
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def stride_of(e: IntLike, p: Symbol) -> IntLike | None:
     """The coefficient of p in e, 0 if p does not occur, None if e is not linear in p."""
+    if isinstance(e, int) or p not in free_symbols(e):
+        return 0
     coefficients, _, nonlinear = decompose(e, frozenset((p,)))
     return None if nonlinear else coefficients.get(p, 0)
 
@@ -356,7 +370,7 @@ def _merge_params(nest: Nest) -> Nest:
     return nest
 
 
-def _contiguous(form: tuple[dict[Symbol, IntLike], IntLike, frozenset[Symbol]], p: Symbol, q: Symbol) -> bool:
+def _contiguous(form: Form, p: Symbol, q: Symbol) -> bool:
     coefficients, _, nonlinear = form
     if p in nonlinear or q in nonlinear:
         return False

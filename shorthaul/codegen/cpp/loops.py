@@ -17,7 +17,8 @@ from .plan import DEFAULT, LANES, Group, Limits, Loop, Plan, estimate, groups, p
 from .text import Block, Names, Outer, Place, Range
 from .values import Frame, Value, identity_text
 
-SHORT_SUM = 16  # float32 differences that are added up before they go into a float64 sum: its cost is hidden, the errors stay those of one step
+# float32 differences that are added up before they go into a float64 sum: its cost is hidden, the errors stay those of one step
+SHORT_SUM = 16
 STACK_BYTES = 32768  # of rows that live on the stack; larger ones get a buffer of the thread
 
 

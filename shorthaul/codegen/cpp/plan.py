@@ -13,8 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from shorthaul.ir.scalar import walk
-from shorthaul.ir.scalar_ops import COMBINERS, SCALAR_OPS
+from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, maximum, product
 
 from .linearize import Code, Nest, Ref, decompose, depends, stride_of
@@ -117,15 +116,10 @@ def ref_params(code: Code, ref: Ref, scope: frozenset[Symbol]) -> frozenset[Symb
     return frozenset().union(*(depends(e, scope) for e in ref.expressions)) | index_params(code, ref, scope)
 
 
-def operations(code: Code) -> float:
-    """Cost of the scalar code in units of one vector add."""
-    return sum(SCALAR_OPS[n.op].cost if n.op in SCALAR_OPS else 1 for n in walk(*code.code.values()) if n.args)
-
-
 def vector_cost(code: Code, v: Symbol | None, params: Iterable[Symbol]) -> float:
     """What a vector of iterations costs if v becomes the lanes (None: no lanes), in vector operations."""
     scope = frozenset(params)
-    ops = 0.5 * operations(code)
+    ops = 0.5 * code.cost
     if v is None:
         return LANES * (len(code.reads) + len(code.writes) + ops)
     total = ops
@@ -182,6 +176,8 @@ def weight_order(code: Code, params: Sequence[Symbol]) -> list[Symbol]:
             total += ref.dtype.itemsize * (abs(s) if isinstance(s, int) else 0 if s is None else estimate(s)) ** 0.5
         return total
 
+    if len(params) < 2:
+        return list(params)
     order = sorted(range(len(params)), key=lambda k: (-weight(params[k]), k))
     out = [params[k] for k in order]
     for p in list(out):  # a loop whose bounds use another parameter runs inside it
@@ -233,6 +229,9 @@ def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = Tru
 
 def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False, limits: Limits = DEFAULT) -> Plan:
     """The plan of the outer loops of a tree: whether one of them becomes the lanes of everything below, and what threads share out."""
+    vector = vector and bool(nest.params) and not any(n.order for n in _nests(nest))
+    if not parallel and not vector:
+        return Plan([Loop(p) for p in _tree_order(nest, list(nest.codes()))], None)
     leaves = list(_leaves(nest, list(scope - frozenset(nest.params)), 1.0))
     order = _tree_order(nest, [code for code, _, _, _ in leaves])
     lanes = _tree_lanes(nest, leaves, order) if vector else None
@@ -298,8 +297,6 @@ def _tree_order(nest: Nest, codes: Sequence[Code]) -> list[Symbol]:
 
 
 def _tree_lanes(nest: Nest, leaves: Sequence[tuple[Code, frozenset[str], float, float]], order: Sequence[Symbol]) -> Symbol | None:
-    if any(n.order for n in _nests(nest)):
-        return None
     best, cost = None, sum(trips * own for _, _, trips, own in leaves)
     everything = [p for n in _nests(nest) for p in n.params]
     for p in order:

@@ -52,14 +52,17 @@ class NoWindow(Exception):
     """The nest is not a window of the kind handled here."""
 
 
-def find_windows(nest: Nest) -> list[Window]:
-    """The phases of a window, one for most; raises NoWindow if the nest is none, or has no lanes beside the window's own axes."""
-    tree, taps_kept = _as_tree(nest)
+def find_windows(nest: Nest, nested: bool = False) -> list[Window]:
+    """The phases of a window, one for most; raises NoWindow if the nest is none, or has no lanes beside the window's own axes.
+
+    nested: loops run around it, which a result may be summed over.
+    """
+    tree, taps_kept = _as_tree(nest, nested)
     parts: list[tuple[Nest, Known]] = [(tree, {})] if taps_kept else _split_phases(tree, {})
     return [Window(p, taps_kept, known) for p, known in parts]
 
 
-def _as_tree(nest: Nest) -> tuple[Nest, bool]:
+def _as_tree(nest: Nest, nested: bool) -> tuple[Nest, bool]:
     """Positions outside, taps inside: (tree, whether the taps are kept, as in a weight gradient)."""
     code = nest.leaf
     if code is None:
@@ -83,14 +86,15 @@ def _as_tree(nest: Nest) -> tuple[Nest, bool]:
     inside = [p for p in nest.params if p in reduced and _is_tap(code, p, nest.params, kept)]
     outside = [p for p in nest.params if p in kept and _is_tap(code, p, nest.params, reduced)]
     few_inside, few_outside = (math.prod(estimate(p.size) for p in ps) for ps in (inside, outside))
-    if inside and len(inside) == len(reduced) and few_inside <= min(few_outside, MAX_TAPS):  # every reduced parameter is a tap
-        return _taps_inside(nest, code, combining, inside), False
+    fewer = few_inside <= few_outside or few_outside > MAX_TAPS or not outside
+    if inside and len(inside) == len(reduced) and few_inside <= MAX_TAPS and fewer:  # every reduced parameter is a tap
+        return _taps_inside(nest, code, combining, inside, nested), False
     if outside and len(outside) < len(kept) and few_outside <= MAX_TAPS:
         return nest, True
     raise NoWindow
 
 
-def _taps_inside(nest: Nest, code: Code, combining: Sequence[Group], small: list[Symbol]) -> Nest:
+def _taps_inside(nest: Nest, code: Code, combining: Sequence[Group], small: list[Symbol], nested: bool) -> Nest:
     """The flat nest with its taps in a nest of their own, whose sums are scalars that a second tasklet stores."""
     if not all(isinstance(p.size, int) for p in small) or math.prod(estimate(p.size) for p in small) > MAX_TAPS:
         raise NoWindow
@@ -103,7 +107,7 @@ def _taps_inside(nest: Nest, code: Code, combining: Sequence[Group], small: list
         local[key] = Container(key, ref.dtype.compute, (), storage="register")
         inner_writes[name] = Ref(key, ref.dtype.compute, 0, combine=ref.combine, local=True)
         values[name] = cast(read(name, ref.dtype.compute), ref.dtype)
-        writes[name] = replace(ref, combine=None)
+        writes[name] = ref if nested else replace(ref, combine=None)
     body: list[Nest | Code] = [Nest(small, [Code(code.reads, inner_writes, {n: widened(code.code[n]) for n in inner_writes}, code.origin)]),
                                Code({n: replace(inner_writes[n], combine=None) for n in writes}, writes, values)]  # fmt: skip
     return Nest(outer, body, local, nest.name)

@@ -28,7 +28,7 @@ _serial = itertools.count()
 def rewrite_windows(nest: Nest, limits: Limits = DEFAULT, above: Sequence[Symbol] = ()) -> Nest:
     """The nest with every window in it as a tree over staged tiles. above: the parameters around it."""
     try:
-        return _Tiles(find_windows(nest), limits, above).build()
+        return _Tiles(find_windows(nest, bool(above)), limits, above).build()
     except NoWindow:
         pass
     around = [*above, *nest.params]
@@ -48,7 +48,7 @@ class _Tiles:
         self.rows = max(int_size(x.positions[0]) for x in windows)
         if not any(x.stages for x in windows):
             raise NoWindow
-        self.sums: dict[tuple[str, IntLike, str, DType], list[tuple[str, int]]] = {}  # result -> (tile buffer, row in it)
+        self.sums: dict[tuple[str, IntLike, str, DType, bool], list[tuple[str, int]]] = {}  # result -> (tile buffer, row in it)
 
     def build(self) -> Nest:
         self._geometry()
@@ -264,20 +264,20 @@ class _Tiles:
     def _sums_to_tile(self, code: Code, moving: frozenset[Symbol], local: dict[str, Container]) -> Code:
         """Redirect sums into the result to rows of lanes that live for one tile."""
         writes = dict(code.writes)
-        own = [n for n, r in code.writes.items() if r.combine is not None and not r.local]
+        own = [n for n, r in code.writes.items() if r.combine is not None and not depends(r.address, moving)]
         if not own:
             return code
         key = f"sums#{next(_serial)}"
         lanes = self.lanes.size
         for k, n in enumerate(own):
             r = writes[n]
-            if len(COMBINERS[str(r.combine)].components) > 1 or r.indirect or depends(r.address, moving):
+            if len(COMBINERS[str(r.combine)].components) > 1 or r.indirect:
                 raise NoWindow
             if self.lanes not in free_symbols_of(r.address):
                 raise NoWindow
             part = Ref(key, r.dtype.compute, k * lanes + self.lanes, combine=r.combine, local=True)
             writes[n] = part
-            self.sums.setdefault((r.container, r.address, r.combine or "", r.dtype), []).append((key, k))
+            self.sums.setdefault((r.container, r.address, r.combine or "", r.dtype, r.local), []).append((key, k))
         dtypes = {code.writes[n].dtype.compute for n in own}
         if len(dtypes) != 1:
             raise NoWindow
@@ -289,7 +289,7 @@ class _Tiles:
         out: list[Nest | Code] = []
         rest = list(self.sums.items())
         while rest:
-            (container, address, combiner, dtype), parts = rest.pop(0)
+            (container, address, combiner, dtype, is_local), parts = rest.pop(0)
             run = [parts]
             step: IntLike = 0
             while rest and rest[0][0][0] == container and rest[0][0][2] == combiner and len(rest[0][1]) == len(parts):
@@ -307,7 +307,7 @@ class _Tiles:
             value = read("part0", compute)
             for name in list(reads)[1:]:
                 (value,) = COMBINERS[combiner].merge((value,), (read(name, compute),))
-            write = Ref(container, dtype, address + k * step, combine=combiner)
+            write = Ref(container, dtype, address + k * step, combine=combiner, local=is_local)
             params = [k, self.lanes] if len(run) > 1 else [self.lanes]
             code = Code(reads, {"sum": write}, {"sum": value})
             if len(run) == 1:
