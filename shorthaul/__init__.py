@@ -27,7 +27,7 @@ _HOMES = {
     "Options": "config", "DifferentiationError": "errors", "FallbackWarning": "errors",
 }  # fmt: skip
 
-__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",  # noqa: RUF022
+__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",
            "backend", "capture", "disable", "optimize"]  # fmt: skip
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """level: how far transformations see (0 only expands, 4 the whole step). strict: refuse fallbacks instead of showing them in the report."""
+    """level: how far transformations see (0 only expands, 4 the whole step).
+
+    strict: refuse fallbacks instead of showing them in the report.
+    """
 
     level: int = 4
     strict: bool = False

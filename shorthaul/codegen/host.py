@@ -81,8 +81,9 @@ class Phase:
 class HostProgram:
     """Everything the runtime needs, apart from the compiled library.
 
-    kinds: where a container lives: "external" (the caller's tensor), "constant", "result" (a fresh tensor for the caller), "saved" (from the forward
-    to the backward phase), "transient" (within one phase), "alias" (in another container). pointers: index of each container in the pointer table.
+    kinds: where a container lives: "external" (the caller's tensor), "constant", "result" (a fresh tensor for the caller), "saved" (from
+    the forward to the backward phase), "transient" (within one phase), "alias" (in another container). pointers: index of each container
+    in the pointer table.
     """
 
     containers: dict[str, Container]
@@ -161,7 +162,9 @@ def _cuts(program: Program, nodes: Sequence[Node], parts: int, part_bytes: int) 
     hints = program.attributes.get("size_hints", {})
     for name, at in _complete(program, nodes).items():
         size = program.containers[name].bytes
-        done[at] = done.get(at, 0) + (size if isinstance(size, int) else evaluate(size, {s: hints.get(s.name, 64) for s in free_symbols(size)}))
+        done[at] = done.get(at, 0) + (
+            size if isinstance(size, int) else evaluate(size, {s: hints.get(s.name, 64) for s in free_symbols(size)})
+        )
     total = sum(done.values())
     count = min(parts, total // max(part_bytes, 1))
     cuts: list[int] = []
@@ -222,7 +225,11 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
     gradients = [g for _, g in program.signature.gradients] if phase == "backward" else []
     for first, last in zip(ends_at, [*ends_at[1:], len(result.steps)], strict=True):
         final = last == len(result.steps)
-        done = [g for g in gradients if (result.lifetimes[g][1] < last and result.lifetimes[g][1] >= first if g in result.lifetimes else final)]
+        done = [
+            g
+            for g in gradients
+            if (result.lifetimes[g][1] < last and result.lifetimes[g][1] >= first if g in result.lifetimes else final)
+        ]
         result.parts.append(Part(first, last, tuple(done)))
     return result
 

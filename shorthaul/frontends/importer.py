@@ -29,8 +29,8 @@ RANDOM_INPUTS = ("rng_seed", "rng_offset")
 class Imported:
     """A program with what links it to the graph it came from.
 
-    results: for every result of the graph the container, None for a constant or a size. sizes: for results that are sizes, their expression.
-    inputs: for every input of the graph the container (that of the first of identical ones), None for a size.
+    results: for every result of the graph the container, None for a constant or a size. sizes: for results that are sizes, their
+    expression. inputs: for every input of the graph the container (that of the first of identical ones), None for a size.
     fallbacks: ATen operators without a registry entry, with their origins.
     """
 
@@ -97,7 +97,7 @@ class _Importer:
                 results.append(value.name if isinstance(value, Container) else None)
                 if not isinstance(value, Container) and value is not None:
                     sizes[i] = value
-            inputs_used = [n for n in dict.fromkeys(n for n in inputs if n is not None)]
+            inputs_used = list(dict.fromkeys(n for n in inputs if n is not None))
             extra = [n for n in RANDOM_INPUTS if n in p.containers]
             self._mark_outputs(edit, results)
             edit.set_signature(Signature(tuple(inputs_used + extra), tuple(dict.fromkeys(n for n in results if n is not None))))
@@ -240,7 +240,11 @@ class _Importer:
                 if i == 0 or definition.aten_results_match(i):
                     raise OperatorError(f"infers {t} for result {k} where PyTorch computes {expected}")
             hint = f"{node.name}_{k}" if len(types) > 1 and i else node.name
-            outputs.append(self.edit.add_container(Container(self.program.fresh(hint), t.dtype, expected.shape if i == 0 and expected else t.shape)))
+            outputs.append(
+                self.edit.add_container(
+                    Container(self.program.fresh(hint), t.dtype, expected.shape if i == 0 and expected else t.shape)
+                )
+            )
         self._append(Operator(definition.name, attrs, reads={k: full(v) for k, v in operands.items()},
                               writes=dict(zip(types, map(full, outputs), strict=True)), origins=(origin,)), node, outputs)  # fmt: skip
         return outputs if several else outputs[0]
@@ -277,7 +281,7 @@ class _Importer:
             if not isinstance(f, torch.Tensor):
                 raise Unsupported(f"{node.target} gives a {type(f).__name__}", node.meta.get("origin"))
             outputs.append(self._declare(node.name if i == 0 else f"{node.name}_{i}", f, "transient", node.meta.get("origin")))
-        attributes = {"target": str(node.target), "arguments": arguments, "keywords": keywords}
+        attributes: dict[str, Any] = {"target": str(node.target), "arguments": arguments, "keywords": keywords}
         if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             attributes["random"] = True
         call = LibraryCall("aten::call", attributes,
@@ -290,7 +294,13 @@ class _Importer:
         self.nodes.append(new)
         flags = node.meta.get("requires_grad", True)
         for i, c in enumerate(outputs):
-            flag = flags[i] if isinstance(flags, (tuple, list)) and i < len(flags) else flags if not isinstance(flags, (tuple, list)) else False
+            flag = (
+                flags[i]
+                if isinstance(flags, (tuple, list)) and i < len(flags)
+                else flags
+                if not isinstance(flags, (tuple, list))
+                else False
+            )
             if not flag:
                 self.stop.append(c.name)
             if node.meta.get("checkpoint") is not None:

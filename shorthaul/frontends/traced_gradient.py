@@ -42,10 +42,10 @@ def traced_gradient(call: LibraryCall, operands: Mapping[str, Container], wanted
     call: a LibraryCall "aten::call" (see `codegen.library.generic`). operands: its operands' containers by connector, in order.
     wanted: operands whose gradients are asked for. results: results that have a cotangent.
     library: what the function names of library calls mean (`codegen.library.LIBRARY`).
-    The program's inputs are all operands in order, then the cotangents of `results` in order; its outputs the gradients of `wanted` in order.
-    Forward values that the gradient needs are computed again from the operands. Raises DifferentiationError naming operator and source
-    line where PyTorch has no derivative, where the gradient needs random numbers that the forward phase drew, and where it holds for
-    one size only.
+    The program's inputs are all operands in order, then the cotangents of `results` in order; its outputs the gradients of `wanted` in
+    order. Forward values that the gradient needs are computed again from the operands. Raises DifferentiationError naming operator and
+    source line where PyTorch has no derivative, where the gradient needs random numbers that the forward phase drew, and where it holds
+    for one size only.
     """
     if call.function != "aten::call":
         raise DifferentiationError(f"no gradient for the library call {call.function} of {call.origin}")
@@ -79,7 +79,7 @@ class _Trace:
             return {}
         # distinct large values: a branch taken because two sizes are equal, or small, would not hold for others
         carrier = torch.empty(tuple(101 + 2 * i for i in range(len(self.symbols))), device="meta")
-        context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * len(self.symbols))
+        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * len(self.symbols))
         fake = self.fake_mode.from_tensor(carrier, symbolic_context=context)
         for n in fake.shape:
             torch._check(n >= 2)

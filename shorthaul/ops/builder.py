@@ -69,7 +69,7 @@ class OpBuilder:
         """Add an operator; returns its result container, or a tuple of them for several results. Operands that are None are left out."""
         d = definition(name)
         given = {k: v for k, v in operands.items() if v is not None}
-        attrs = {**{k: v for k, v in d.attributes.items()}, **(attributes or {})}
+        attrs = {**d.attributes, **(attributes or {})}
         types = d.infer({k: TensorType(v.dtype, v.shape) for k, v in given.items()}, attrs)
         results = {}
         for k, t in types.items():

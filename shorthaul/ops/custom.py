@@ -94,7 +94,7 @@ def inline_custom_functions(program: Any) -> None:
             bindings = dict(zip(body.signature.inputs, [m.container for m in node.reads.values()], strict=True))
             nodes, outputs = inline(body, edit, bindings, phase=node.phase, origins=node.origins)
             copies = []
-            for (k, m), o in zip(node.writes.items(), outputs, strict=True):
+            for m, o in zip(node.writes.values(), outputs, strict=True):
                 copies.append(Operator("cast", {"dtype": program.containers[o].dtype}, reads={"x": full(program.containers[o])},
                                        writes={"y": m}, origins=node.origins, phase=node.phase))  # fmt: skip
             edit.replace(node, *nodes, *copies)

@@ -52,7 +52,7 @@ class Pointwise(OperatorDefinition):
     """Any elementwise code: attribute `code` is a Scalar over the reads x0, x1, ... What gradients and fusions on operators build."""
 
     name = "pointwise"
-    operands = ("x*",)
+    operands: tuple[str, ...] = ("x*",)
     attributes: Mapping[str, Any] = {"code": None}
 
     def code(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> Scalar:
@@ -194,7 +194,7 @@ def _gelu(x: Scalar, *, approximate: str = "none") -> Scalar:
     return 0.5 * x * (1 + apply("erf", x * math.sqrt(0.5)))
 
 
-def _clamp(x: Scalar, *, min: Any = None, max: Any = None) -> Scalar:  # noqa: A002
+def _clamp(x: Scalar, *, min: Any = None, max: Any = None) -> Scalar:
     # where() and not max/min: the gradient at a bound is one, and NaN passes through, as in PyTorch
     if min is not None:
         x = where(x < min, min, x)
@@ -276,7 +276,14 @@ elementwise("bitwise_and", lambda a, b: a & b, "bitwise_and.Tensor", "bitwise_an
 elementwise("bitwise_or", lambda a, b: a | b, "bitwise_or.Tensor", "bitwise_or.Scalar")
 elementwise("bitwise_xor", lambda a, b: apply("xor", a, b), "bitwise_xor.Tensor", "bitwise_xor.Scalar")
 elementwise("bitwise_not", lambda x: ~x, "bitwise_not.default")
-elementwise("where", lambda condition, a, b: where(condition, a, b), "where.self", "where.ScalarSelf", "where.ScalarOther", raw=("condition",))
+elementwise(
+    "where",
+    lambda condition, a, b: where(condition, a, b),
+    "where.self",
+    "where.ScalarSelf",
+    "where.ScalarOther",
+    raw=("condition",),
+)
 elementwise("masked_fill", lambda x, mask, value: where(mask, value, x), "masked_fill.Scalar", "masked_fill.Tensor", raw=("mask",))
 elementwise("clamp", _clamp, "clamp.default")
 elementwise("clamp_min", lambda x, b: where(x < b, b, x), "clamp_min.default")
@@ -284,12 +291,22 @@ elementwise("clamp_max", lambda x, b: where(x > b, b, x), "clamp_max.default")
 # activations
 elementwise("relu", lambda x: where(x <= 0, 0, x), "relu.default")
 elementwise("relu6", _relu6_like(0.0, 6.0), "relu6.default")
-elementwise("hardtanh", lambda x, *, min_val=-1.0, max_val=1.0: where(x <= min_val, min_val, where(x >= max_val, max_val, x)), "hardtanh.default")
+elementwise(
+    "hardtanh",
+    lambda x, *, min_val=-1.0, max_val=1.0: where(x <= min_val, min_val, where(x >= max_val, max_val, x)),
+    "hardtanh.default",
+)
 elementwise("silu", lambda x: x * apply("sigmoid", x), "silu.default")
 elementwise("gelu", _gelu, "gelu.default")
 elementwise("mish", lambda x: x * apply("tanh", _softplus(x)), "mish.default")
 elementwise("softplus", _softplus, "softplus.default")
-elementwise("elu", lambda x, *, alpha=1.0, scale=1.0, input_scale=1.0: where(x <= 0, apply("expm1", x * input_scale) * (alpha * scale), x * scale), "elu.default")
+elementwise(
+    "elu",
+    lambda x, *, alpha=1.0, scale=1.0, input_scale=1.0: where(
+        x <= 0, apply("expm1", x * input_scale) * (alpha * scale), x * scale
+    ),
+    "elu.default",
+)
 elementwise("leaky_relu", lambda x, *, negative_slope=0.01: where(x > 0, x, x * negative_slope), "leaky_relu.default")
 elementwise("hardsigmoid", lambda x: where(x <= -3, 0, where(x >= 3, 1, x / 6 + 0.5)), "hardsigmoid.default")
 elementwise("hardswish", lambda x: where(x <= -3, 0, where(x >= 3, x, x * (x / 6 + 0.5))), "hardswish.default")

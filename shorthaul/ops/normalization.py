@@ -131,7 +131,9 @@ class LayerNorm(OperatorDefinition):
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, shape = types["x"], tuple(attributes["normalized_shape"])
-        fits = len(shape) <= len(x.shape) and all(a == b or a is b for a, b in zip(shape, x.shape[len(x.shape) - len(shape) :], strict=True))
+        fits = len(shape) <= len(x.shape) and all(
+            a == b or a is b for a, b in zip(shape, x.shape[len(x.shape) - len(shape) :], strict=True)
+        )
         self.require(fits, f"normalized_shape {list(shape)} does not end shape {list(x.shape)}")
         rows = x.shape[: len(x.shape) - len(shape)]
         statistic = TensorType(statistic_type(x), (*rows, *(1 for _ in shape)))
@@ -196,7 +198,10 @@ class LayerNorm(OperatorDefinition):
 
             result["x"] = g.pointwise(gx, gw, xhat, rstd, s1, s2, dtype=x.dtype)
         if g.has("weight") and g.needs("weight"):
-            result["weight"] = g.cast(g.sum_to(g.pointwise(lambda a, h: a * h, gy, xhat, dtype=compute), x.shape[rows:]), g.input("weight").dtype)
+            result["weight"] = g.cast(
+                g.sum_to(g.pointwise(lambda a, h: a * h, gy, xhat, dtype=compute), x.shape[rows:]),
+                g.input("weight").dtype,
+            )
         if g.has("bias") and g.needs("bias"):
             result["bias"] = g.cast(g.sum_to(g.cast(gy, compute), x.shape[rows:]), g.input("bias").dtype)
         return result
@@ -212,8 +217,8 @@ class LayerNorm(OperatorDefinition):
 class BatchNormTraining(OperatorDefinition):
     """Batch normalization in training mode over all dimensions but the second.
 
-    results: y, the batch statistics mean and rstd, and the running statistics after the step: running + momentum * (batch - running), with the
-    unbiased variance, as PyTorch computes them.
+    results: y, the batch statistics mean and rstd, and the running statistics after the step: running + momentum * (batch - running),
+    with the unbiased variance, as PyTorch computes them.
     """
 
     name = "batch_norm"
@@ -326,7 +331,10 @@ class BatchNormInference(OperatorDefinition):
     aten = ("aten._native_batch_norm_legit_no_training.default",)
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"x": call["input"], **{k: call.arguments.get(k) for k in ("weight", "bias", "running_mean", "running_var")}}, {"eps": call["eps"]}
+        return {
+            "x": call["input"],
+            **{k: call.arguments.get(k) for k in ("weight", "bias", "running_mean", "running_var")},
+        }, {"eps": call["eps"]}
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x = types["x"]
@@ -359,8 +367,8 @@ class BatchNormInference(OperatorDefinition):
         rstd = g.pointwise(lambda v: apply("rsqrt", v + eps), g.reshape(g.input("running_var"), shape), dtype=compute)
         result: dict[str, Container | None] = {}
         if g.needs("x"):
-            scale = g.pointwise(lambda r, *w: r * w[0] if w else r, rstd, *([g.reshape(g.input("weight"), shape)] if g.has("weight") else []),
-                                dtype=compute)  # fmt: skip
+            weights = [g.reshape(g.input("weight"), shape)] if g.has("weight") else []
+            scale = g.pointwise(lambda r, *w: r * w[0] if w else r, rstd, *weights, dtype=compute)
             result["x"] = g.pointwise(lambda a, s: a * s, gy, scale, dtype=x.dtype)
         if g.has("weight") and g.needs("weight"):
             mean = g.reshape(g.input("running_mean"), shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Union
 
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType
@@ -91,12 +91,12 @@ class OperatorDefinition:
         """Expansions besides `maps`, such as `library`."""
         return {}
 
-    gradient: Callable[[Any, Gradient], dict[str, Container | None]] | None = None
+    gradient: ClassVar[Callable[[Any, Gradient], dict[str, Container | None]] | None] = None
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         """Operands and attributes of an ATen call. The default takes operands and attributes by position and by name."""
         names = [n.rstrip("?") for n in self.operands]
-        tensors = {n: v for n, v in zip(names, call.tensors(), strict=False)}
+        tensors = dict(zip(names, call.tensors(), strict=False))
         attrs = {k: call.arguments[k] for k in self.attributes if k in call.arguments}
         return tensors, attrs
 
@@ -105,7 +105,9 @@ class OperatorDefinition:
         return True
 
     def uses_random(self, attributes: Mapping[str, Any]) -> bool:
-        """Whether a node with these attributes draws random numbers: it then gets the operands `seed` and `offset` and a `stream` of its own."""
+        """Whether a node with these attributes draws random numbers:
+        it then gets the operands `seed` and `offset` and a `stream` of its own.
+        """
         return self.is_random
 
     def samples(self) -> Iterable[Sample]:

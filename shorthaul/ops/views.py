@@ -1,7 +1,7 @@
 """Operators that only address elements: reshape, permute, expand, slice, concatenation, padding, gathering along a dimension.
 
-Each gives the element of its operand that a result's element is; their maps are copies, which fusion substitutes away. What is left at the end
-becomes an alias where strides can express it.
+Each gives the element of its operand that a result's element is; their maps are copies, which fusion substitutes away. What is left at
+the end becomes an alias where strides can express it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,11 @@ class Permute(View):
             if rank:
                 dims[a], dims[b] = b, a
         else:
-            dims = [*range(rank - 2), *reversed(range(max(0, rank - 2), rank))] if call.target != "aten.numpy_T.default" else list(reversed(range(rank)))
+            dims = (
+                [*range(rank - 2), *reversed(range(max(0, rank - 2), rank))]
+                if call.target != "aten.numpy_T.default"
+                else list(reversed(range(rank)))
+            )
         return {"x": x}, {"dims": tuple(dims)}
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
@@ -298,7 +302,10 @@ class Select(View):
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, d = types["x"], attributes["dim"]
-        self.require(prove_le(x.shape[d], attributes["index"]) is not True, f"index {attributes['index']} is out of range for size {x.shape[d]}")
+        self.require(
+            prove_le(x.shape[d], attributes["index"]) is not True,
+            f"index {attributes['index']} is out of range for size {x.shape[d]}",
+        )
         return {"y": TensorType(x.dtype, (*x.shape[:d], *x.shape[d + 1 :]))}
 
     def source(self, x: TensorType, params: Sequence[IntLike], attributes: Mapping[str, Any]) -> tuple[IntLike, ...]:
@@ -354,7 +361,9 @@ class Concatenate(OperatorDefinition):
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         tensors = [t for t in call["tensors"] if not (len(t.shape) == 1 and isinstance(t.shape[0], int) and t.shape[0] == 0)]
-        return {f"x{i}": t for i, t in enumerate(tensors)}, {"dim": wrap_dim(self.name, call.arguments.get("dim", 0), len(tensors[0].shape))}
+        return {f"x{i}": t for i, t in enumerate(tensors)}, {
+            "dim": wrap_dim(self.name, call.arguments.get("dim", 0), len(tensors[0].shape))
+        }
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         d = attributes["dim"]
@@ -362,8 +371,8 @@ class Concatenate(OperatorDefinition):
         first = xs[0]
         total: IntLike = 0
         for k, x in types.items():
-            same = len(x.shape) == len(first.shape) and all(e == d or prove_eq(n, m) is not False
-                                                            for e, (n, m) in enumerate(zip(x.shape, first.shape, strict=False)))  # fmt: skip
+            sizes = enumerate(zip(x.shape, first.shape, strict=False))
+            same = len(x.shape) == len(first.shape) and all(e == d or prove_eq(n, m) is not False for e, (n, m) in sizes)
             self.require(same, f"operand {k} of shape {list(x.shape)} does not fit {list(first.shape)} along dimension {d}")
             self.require(x.dtype is first.dtype, f"operand {k} is {x.dtype}, the first is {first.dtype}")
             total = total + x.shape[d]

@@ -35,11 +35,11 @@ _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 class Interface:
     """How a program meets the graph it came from.
 
-    inputs: for every input of the graph its container, None for a size or a repeated input. sizes: (input index, dimension or None) that gives
-    each symbol. results: for every result of the graph its container, None for a constant. size_results: expressions of results that are sizes.
-    rebuild: the caller's outputs from (results as tensors or numbers, inputs). mutations: (input, result) written back.
-    random: the containers of seed and offset. depends: for every input with a gradient the outputs whose cotangents it comes from (all, where
-    it is not listed). where: where the graph begins in the user's code.
+    inputs: for every input of the graph its container, None for a size or a repeated input. sizes: (input index, dimension or None) that
+    gives each symbol. results: for every result of the graph its container, None for a constant. size_results: expressions of results
+    that are sizes. rebuild: the caller's outputs from (results as tensors or numbers, inputs). mutations: (input, result) written back.
+    random: the containers of seed and offset. depends: for every input with a gradient the outputs whose cotangents it comes from (all,
+    where it is not listed). where: where the graph begins in the user's code.
     """
 
     inputs: list[str | None]
@@ -74,7 +74,11 @@ class CompiledGraph:
         self._saved_inputs = [n for n in named if n in backward_reads and n not in written]
         self._copied_inputs = [n for n in named if n in backward_reads and n in written]
         outputs = dict.fromkeys((*signature.outputs, *(u for _, u in signature.updates)))
-        self._saved_outputs = [n for n in outputs if n in backward_reads and n not in self._first and program.containers[n].role != "constant"]
+        self._saved_outputs = [
+            n
+            for n in outputs
+            if n in backward_reads and n not in self._first and program.containers[n].role != "constant"
+        ]
         self._results = [(n, None) if n is not None else (None, interface.size_results.get(i)) for i, n in enumerate(interface.results)]
         self._groups = self._group_inputs()
         self._plain = all(e is None for _, e in self._results) and not program.symbols
@@ -100,9 +104,16 @@ class CompiledGraph:
         else:
             by_name, _ = self.executable.forward(layout, tensors, False)
         if self._plain:
-            results: list[Any] = [by_name[n] for n, _ in self._results]
+            results: list[Any] = [by_name[str(n)] for n, _ in self._results]
         else:
-            results = [by_name[n] if n is not None else e if e is None or isinstance(e, (int, float, bool)) else evaluate(e, sizes) for n, e in self._results]
+            results = [
+                by_name[n]
+                if n is not None
+                else e
+                if e is None or isinstance(e, (int, float, bool))
+                else evaluate(e, sizes)
+                for n, e in self._results
+            ]
         if self.interface.mutations:
             self._write_back(inputs, results)
         return self.interface.rebuild(results, inputs)
@@ -121,14 +132,19 @@ class CompiledGraph:
         """The inputs by container, checked against what the program was compiled for, with the strides that it was compiled for."""
         checks = layout.checks
         if checks is None:
-            checks = layout.checks = [(n, i, d, torch.Size(layout.shapes[n]) if n in layout.shapes else None, layout.strides.get(n)) for n, i, d in self._tensors]
+            checks = layout.checks = [
+                (n, i, d, torch.Size(layout.shapes[n]) if n in layout.shapes else None, layout.strides.get(n))
+                for n, i, d in self._tensors
+            ]
         tensors = {}
         for n, i, dtype, shape, strides in checks:
             t = inputs[i]
             if shape is None:
                 continue  # the program does not read it
             if t.dtype is not dtype or t.shape != shape:
-                raise CallError(f"{self.name}: input {n} has dtype {t.dtype} and shape {tuple(t.shape)}, compiled for {dtype} and {tuple(shape)}")
+                raise CallError(
+                    f"{self.name}: input {n} has dtype {t.dtype} and shape {tuple(t.shape)}, compiled for {dtype} and {tuple(shape)}"
+                )
             if t.stride() != strides:
                 with torch.no_grad():
                     t = with_strides(t, strides)

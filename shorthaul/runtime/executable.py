@@ -327,7 +327,16 @@ class Executable:
                       if host.kinds.get(n) == "transient" and n not in self._owned[name]]  # fmt: skip
             offsets[name], arena_bytes[name] = plan_arena(blocks)
         saved, saved_bytes = plan_arena((n, bytes_[n], 0, 0) for n in self._saved_names)
-        return Layout(shapes, strides, alias, offsets, saved, saved_bytes, arena_bytes, np.array([sizes[s] for s in host.symbols] or [0], dtype=np.int64))
+        return Layout(
+            shapes,
+            strides,
+            alias,
+            offsets,
+            saved,
+            saved_bytes,
+            arena_bytes,
+            np.array([sizes[s] for s in host.symbols] or [0], dtype=np.int64),
+        )
 
     def _prepare(self, layout: Layout, name: str) -> _Plan:
         host, phase = self.host, self.host.phases[name]
@@ -355,7 +364,7 @@ class Executable:
                 if host.kinds[c] == "result" and part.first <= first < part.last and c not in self._owned[name]:
                     rows.append((c, layout.shapes[c], layout.strides[c], torch_dtype(host.containers[c].dtype)))
             allocate.append(rows)
-        return _Plan(table, memoryview(table), table.ctypes.data, _columns(arena_slots), _columns(saved_slots), slots, steps, allocate,
+        return _Plan(table, table.data, table.ctypes.data, _columns(arena_slots), _columns(saved_slots), slots, steps, allocate,
                      layout.offsets[name])  # fmt: skip
 
     def _prepared(self, step: LibraryStep, layout: Layout, phase: str) -> _Call:
@@ -375,8 +384,10 @@ class Executable:
             return k, c, 3 if c in layout.alias else 0
 
         owned = [(k, c) for k, c in step.writes if self._owned_by_library(step, c)]
-        return _Call(LIBRARY[step.function], {k: concrete(v) for k, v in step.attributes.items()}, [entry(k, c) for k, c in step.reads],
-                     [entry(k, c) for k, c in step.writes if (k, c) not in owned], [(k, c, layout.strides[c]) for k, c in owned], step.origin)  # fmt: skip
+        attributes = {k: concrete(v) for k, v in step.attributes.items()}
+        reads = [entry(k, c) for k, c in step.reads]
+        writes = [entry(k, c) for k, c in step.writes if (k, c) not in owned]
+        return _Call(LIBRARY[step.function], attributes, reads, writes, [(k, c, layout.strides[c]) for k, c in owned], step.origin)
 
 
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

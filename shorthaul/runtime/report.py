@@ -16,7 +16,10 @@ from shorthaul.ir.program import Program
 
 @dataclass
 class Region:
-    """One compiled graph of a model (there are several after a graph break or a recompilation). reason: why it was compiled again, if it was."""
+    """One compiled graph of a model (there are several after a graph break or a recompilation).
+
+    reason: why it was compiled again, if it was.
+    """
 
     index: int
     reason: str = ""

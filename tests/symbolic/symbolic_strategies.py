@@ -12,7 +12,7 @@ from shorthaul.symbolic import IntLike, Symbol, ceildiv, index, maximum, minimum
 N = Symbol("N", 1, 4)
 M = Symbol("M", 1, 3)
 K = Symbol("K", 4, 8, multiple_of=4)
-I = index("i", N)  # noqa: E741
+I = index("i", N)
 J = index("j", M)
 U = Symbol("u", -3, 4)
 V = index("v", 6)
