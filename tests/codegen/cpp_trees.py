@@ -271,7 +271,8 @@ def image_backward(n: int, c: int, h: int, w: int, k: int, s: int) -> Case:
     oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
     order = (0, 2, 3, 1)
     cs = table(array("x", (n, c, h, w), order=order), array("g", (n, c, oh, ow), order=order), array("k", (k, k, c)), array("a", (c,)),
-               array("dx", (n, c, h, w), order=order), array("dk", (c, 1, k, k)), array("s", (1, c, 1, 1)), array("t", (1, c, 1, 1)))  # fmt: skip
+               array("dx", (n, c, h, w), order=order),
+               array("dk", (c, 1, k, k)), array("s", (1, c, 1, 1)), array("t", (1, c, 1, 1)))  # fmt: skip
     dy = Container("dy", float32, (c, oh, ow), (1, ow * c, c), storage="register")
     dz = Container("dz", float32, (c, h, w), (1, w * c, c), storage="register")
     known = {**cs, "dy": dy, "dz": dz}
