@@ -46,7 +46,9 @@ class Grower:
 
     def step(self) -> None:
         kinds = [k for k in dir(self) if k.startswith("do_")]
-        weights = np.array([{"do_unary": 4, "do_binary": 6, "do_broadcast": 3, "do_reduce": 3}.get(k, 1) for k in kinds], float)
+        weights = np.array(
+            [{"do_unary": 4, "do_binary": 6, "do_broadcast": 3, "do_reduce": 3}.get(k, 1) for k in kinds], float
+        )
         made = getattr(self, str(self.rng.choice(kinds, p=weights / weights.sum())))()
         if made is not None:
             self.live += made if isinstance(made, (list, tuple)) else [made]
@@ -182,7 +184,11 @@ class Grower:
         if len(x.shape) < 2:
             return None
         letters = "abcd"[: len(x.shape)]
-        fits = [c for c in self.live if len(c.shape) == len(x.shape) and c.shape[-1] == x.shape[-1] and c.shape[:-2] == x.shape[:-2]]
+        fits = [
+            c
+            for c in self.live
+            if len(c.shape) == len(x.shape) and c.shape[-1] == x.shape[-1] and c.shape[:-2] == x.shape[:-2]
+        ]
         y = fits[int(self.rng.integers(0, len(fits)))]
         self.used.add(y.name)
         other = letters[:-2] + "z" + letters[-1]

@@ -49,7 +49,9 @@ def test_what_is_called_a_bijection_is_one(case: str) -> None:
     assert is_injection(values, params) <= once  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", ["same", "swapped", "merged", "merged the other way", "split", "split in three", "with a size of one"])
+@pytest.mark.parametrize(
+    "case", ["same", "swapped", "merged", "merged the other way", "split", "split in three", "with a size of one"]
+)
 def test_common_bijections_are_recognised(case: str) -> None:
     assert is_bijection(*CASES[case])  # type: ignore[arg-type]
 

@@ -111,10 +111,19 @@ def test_keep_of_an_output_that_is_read_transposed_and_reshaped() -> None:
 
 
 KEPT: dict[str, tuple[Callable[..., Any], str]] = {
-    "part": (lambda b, t: b.op("slice", {"dim": 1, "start": 1, "stop": 5, "step": 1}, x=t), "does not visit its elements once each"),
-    "broadcast": (lambda b, t: b.op("add", a=b.op("expand", {"shape": (3, 4, 6)}, x=t), b=t), "does not visit its elements once each"),
+    "part": (
+        lambda b, t: b.op("slice", {"dim": 1, "start": 1, "stop": 5, "step": 1}, x=t),
+        "does not visit its elements once each",
+    ),
+    "broadcast": (
+        lambda b, t: b.op("add", a=b.op("expand", {"shape": (3, 4, 6)}, x=t), b=t),
+        "does not visit its elements once each",
+    ),
     "padded": (lambda b, t: b.op("pad", {"pad": (1, 2), "value": 0.5}, x=t), "reads it under a condition"),
-    "two places": (lambda b, t: b.pointwise(lambda u, v: u * v, t, b.op("flip", {"dims": (0,)}, x=t)), "reads it at several places"),
+    "two places": (
+        lambda b, t: b.pointwise(lambda u, v: u * v, t, b.op("flip", {"dims": (0,)}, x=t)),
+        "reads it at several places",
+    ),
 }
 
 
@@ -166,7 +175,9 @@ def test_a_producer_of_several_results_of_which_one_is_kept() -> None:
 # refusals ----------------------------------------------------------------------------------------------------------------------
 def test_refuses_a_producer_that_combines() -> None:
     p = forward(lambda b, x: b.op("neg", x=b.op("sum", {"dims": (1,)}, x=x)), x=(4, 6))
-    assert_refuses(MapFusion(), only(matches(MapFusion(), p)), "combines values into the intermediate; see ReductionFusion")
+    assert_refuses(
+        MapFusion(), only(matches(MapFusion(), p)), "combines values into the intermediate; see ReductionFusion"
+    )
 
 
 def test_refuses_an_intermediate_of_several_writers() -> None:
@@ -188,19 +199,25 @@ def test_refuses_to_make_indices_on_the_way() -> None:
         return b.op("embedding", weight=x, indices=b.op("abs", x=i))
 
     p = forward(gathers, dtypes={"i": int64}, x=(2, 3), i=(5,))
-    assert_refuses(MapFusion(), only(matches(MapFusion(), p, first="abs")), "holds indices by which the consumer addresses memory")
+    assert_refuses(
+        MapFusion(), only(matches(MapFusion(), p, first="abs")), "holds indices by which the consumer addresses memory"
+    )
 
 
 def test_refuses_dear_code_that_the_consumer_would_repeat() -> None:
     """A matrix product reads each element of its operands many times."""
-    p = forward(lambda b, x, w: b.op("contract", {"equation": "ik,kj->ij"}, a=b.op("gelu", x=x), b=w), x=(4, 6), w=(6, 5))
+    p = forward(
+        lambda b, x, w: b.op("contract", {"equation": "ik,kj->ij"}, a=b.op("gelu", x=x), b=w), x=(4, 6), w=(6, 5)
+    )
     m = only(matches(MapFusion(), p, first="gelu"))
     assert_refuses(MapFusion(), m, "reads each element several times, and recomputing costs")
     apply_checked(MapFusion(max_repeat=1000), m)
 
 
 def test_repeats_code_that_is_next_to_free() -> None:
-    p = forward(lambda b, x, w: b.op("contract", {"equation": "ik,kj->ij"}, a=b.op("neg", x=x), b=w), x=(4, 6), w=(6, 5))
+    p = forward(
+        lambda b, x, w: b.op("contract", {"equation": "ik,kj->ij"}, a=b.op("neg", x=x), b=w), x=(4, 6), w=(6, 5)
+    )
     apply_checked(MapFusion("refuse"), only(matches(MapFusion("refuse"), p, first="neg")))
 
 

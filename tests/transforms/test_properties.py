@@ -11,7 +11,6 @@ from transform_nets import assert_same, results, values
 
 from shorthaul.analysis.movement import movement
 from shorthaul.ir.fingerprint import fingerprint
-from shorthaul.ir.program import Program
 from shorthaul.ir.verify import verify
 from shorthaul.pipeline import _schedule
 from shorthaul.testing import sample
@@ -23,7 +22,10 @@ from shorthaul.transforms.level2_fusion.reduction_fusion import ReductionFusion
 from shorthaul.transforms.level2_fusion.sibling_fusion import SiblingFusion
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level4_global.alias_views import AliasViews
-from shorthaul.transforms.level4_global.common_subexpressions import CommonSubexpressions, eliminate_common_subexpressions
+from shorthaul.transforms.level4_global.common_subexpressions import (
+    CommonSubexpressions,
+    eliminate_common_subexpressions,
+)
 from shorthaul.transforms.level4_global.dead_code import DeadCode, eliminate_dead_code
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
@@ -114,5 +116,3 @@ def test_transformations_say_what_they_are() -> None:
         assert t.level in (1, 2, 3, 4)
         assert "before:" in (type(t).__doc__ or "") and "after:" in (type(t).__doc__ or ""), t.name
         assert all(not k.startswith("_") for k in t.parameters)
-
-

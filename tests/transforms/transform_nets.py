@@ -36,7 +36,10 @@ def network(build: Callable[..., Any], *, parameters: Shapes | None = None, trai
     train: differentiate with respect to everything. maps: expand everything into maps.
     """
     p = Program("network", symbols=tuple(sizes))
-    shapes = {**{k: (v, "input") for k, v in inputs.items()}, **{k: (v, "parameter") for k, v in (parameters or {}).items()}}
+    shapes = {
+        **{k: (v, "input") for k, v in inputs.items()},
+        **{k: (v, "parameter") for k, v in (parameters or {}).items()},
+    }
     with p.edit("build") as edit:
         declared = [
             edit.add_container(Container(k, (dtypes or {}).get(k, float64), tuple(shape), role=role))
@@ -51,7 +54,11 @@ def network(build: Callable[..., Any], *, parameters: Shapes | None = None, trai
             edit.set_container(p.containers[name].with_(role="output"))
         edit.set_signature(Signature(tuple(shapes), tuple(outputs)))
     if train:
-        differentiate(p, [o for o in outputs if p.containers[o].dtype.is_float], [k for k in shapes if p.containers[k].dtype.is_float])
+        differentiate(
+            p,
+            [o for o in outputs if p.containers[o].dtype.is_float],
+            [k for k in shapes if p.containers[k].dtype.is_float],
+        )
     verify(p)
     if maps:
         expand(p, choose_maps)
@@ -66,7 +73,9 @@ def values(p: Program, seed: int = 0, sizes: Mapping[Symbol, int] | None = None)
     for name, c in p.containers.items():
         if c.is_external and c.role != "constant":
             shape = [n if isinstance(n, int) else evaluate(n, sizes or {}) for n in c.shape]
-            given[name] = rng.uniform(-2, 2, shape) if c.dtype.is_float else rng.integers(0, 2, shape).astype(c.dtype.numpy)
+            given[name] = (
+                rng.uniform(-2, 2, shape) if c.dtype.is_float else rng.integers(0, 2, shape).astype(c.dtype.numpy)
+            )
     return given
 
 
@@ -95,7 +104,9 @@ def matches(t: Transformation, p: Program, **wanted: str) -> list[Match]:
     return [m for m in t.matches(p) if fits(m)]
 
 
-def apply_checked(t: Transformation, m: Match, *, sizes: Mapping[Symbol, int] | None = None, claims: bool = True) -> None:
+def apply_checked(
+    t: Transformation, m: Match, *, sizes: Mapping[Symbol, int] | None = None, claims: bool = True
+) -> None:
     """Apply at a place;
     the program verifies, computes the same, moves as many bytes less as claimed, and undo gives the old program back.
     """
@@ -110,13 +121,19 @@ def apply_checked(t: Transformation, m: Match, *, sizes: Mapping[Symbol, int] | 
     verify(p)
     assert_same(p, inputs, expected)
     if claims:
-        assert moved - movement(p).bytes - claim == 0, f"{t.name} claims {claim} bytes, movement fell by {moved - movement(p).bytes}"
+        assert moved - movement(p).bytes - claim == 0, (
+            f"{t.name} claims {claim} bytes, movement fell by {moved - movement(p).bytes}"
+        )
     after = fingerprint(p)
     p.undo()
     assert fingerprint(p) == before
     verify(p)
     # again on the restored program, so that callers can go on from the result
-    again = next(x for x in t.matches(p) if [n.id for n in x.nodes] == [n.id for n in m.nodes] and x.items.get("mid") == m.items.get("mid"))
+    again = next(
+        x
+        for x in t.matches(p)
+        if [n.id for n in x.nodes] == [n.id for n in m.nodes] and x.items.get("mid") == m.items.get("mid")
+    )
     assert t.try_apply(again)
     assert fingerprint(p) == after
 

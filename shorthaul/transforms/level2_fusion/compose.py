@@ -11,7 +11,18 @@ from typing import Union
 
 from shorthaul.ir.memlet import Condition, Indirect, Memlet, Span
 from shorthaul.ir.nodes import Map, Node, Origin, Tasklet
-from shorthaul.ir.scalar import Scalar, apply, const, index_value, read, reads_of, rewrite, substitute_indices, walk, where
+from shorthaul.ir.scalar import (
+    Scalar,
+    apply,
+    const,
+    index_value,
+    read,
+    reads_of,
+    rewrite,
+    substitute_indices,
+    walk,
+    where,
+)
 from shorthaul.ir.scalar_ops import COMBINERS, SCALAR_OPS
 from shorthaul.symbolic import Expr, FloorDiv, Mod, Symbol, affine, free_symbols, prove_eq, prove_le, prove_lt
 

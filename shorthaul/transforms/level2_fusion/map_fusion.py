@@ -8,8 +8,7 @@ from typing import Union
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Program
-from shorthaul.ir.scalar import reads_of
-from shorthaul.ir.scalar import substitute_indices
+from shorthaul.ir.scalar import reads_of, substitute_indices
 from shorthaul.symbolic import Expr, prove_le
 
 from .. import traffic

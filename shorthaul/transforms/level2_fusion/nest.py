@@ -14,10 +14,23 @@ from shorthaul.ir.memlet import Indirect, Memlet
 from shorthaul.ir.nodes import Map, Node, Tasklet
 from shorthaul.ir.rewrite import rename
 from shorthaul.ir.scalar import read
-from shorthaul.symbolic import Expr, Symbol, evaluate, free_symbols
+from shorthaul.symbolic import Expr, Symbol, evaluate, free_symbols, product, prove_le
 
 from ..base import Refusal, require
-from .compose import code_cost, fused_name, match_params, merge_origins, merge_same_domain, same_size, substitute_producer, unique_write, used_reads
+from .compose import (
+    code_cost,
+    fused_name,
+    is_injection,
+    match_params,
+    merge_origins,
+    merge_same_domain,
+    reading,
+    same_size,
+    substitute_producer,
+    unique_write,
+    used_reads,
+    written_params,
+)
 
 IntLike = Union[int, Expr]
 CHEAP = 3
@@ -103,7 +116,7 @@ def packed_strides(c: Container, gone: Mapping[int, Symbol]) -> tuple[IntLike, .
 
 def _estimate(e: IntLike) -> int:
     """A number that orders strides: symbolic sizes count 64."""
-    return e if isinstance(e, int) else evaluate(e, {s: 64 for s in free_symbols(e)})
+    return e if isinstance(e, int) else evaluate(e, dict.fromkeys(free_symbols(e), 64))
 
 
 def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container], keep: frozenset[str]) -> Map:
@@ -219,6 +232,8 @@ def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
 
 def _try_substitute(statements: list[Map], i: int, j: int, mid: str, keep: frozenset[str], *, replace_first: bool) -> bool:
     try:
+        if code_cost(_tasklet(statements[i]).code.values()) > CHEAP:
+            require(not _repeats(statements[i], statements[j], mid), "the consumer reads each element several times")
         fused = substitute_producer(statements[i], statements[j], mid, keep=keep)
     except Refusal:
         return False
@@ -226,6 +241,20 @@ def _try_substitute(statements: list[Map], i: int, j: int, mid: str, keep: froze
     if replace_first:
         del statements[i]
     return True
+
+
+def _repeats(a: Map, b: Map, mid: str) -> bool:
+    """Whether `b` would evaluate elements of `mid` again and again with other operands in between: a window. What does not depend on
+    an inner parameter is evaluated before its loop."""
+    dims = written_params(a, mid)
+    for m in _tasklet(b).reads.values():
+        if m.container != mid:
+            continue
+        values = reading(a, dims, m).substitution
+        moving = [q for q in b.params if any(isinstance(e, Expr) and q in free_symbols(e) for e in values.values())]
+        if prove_le(product(q.size for q in moving), a.domain) is not True and not is_injection(values, moving):
+            return True
+    return False
 
 
 def _fuse_siblings(statements: list[Map]) -> bool:
