@@ -24,7 +24,7 @@ class ImageFusion(ReductionFusion):
 
     level = 2
 
-    def __init__(self, row_bytes: int = 8 * 1024 * 1024) -> None:
+    def __init__(self, row_bytes: int = 16 * 1024 * 1024) -> None:
         super().__init__(row_bytes)
 
     def require_images(self, p: Program, a: Map, b: Map, mid: str) -> None:
