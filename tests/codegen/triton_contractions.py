@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from triton_maps import C, H, K, N, W, array, channels_last, run, sigmoid
+import torch
+from triton_maps import DEVICE, C, H, K, N, W, array, channels_last, run, sigmoid
 
-from shorthaul.codegen.triton import emit_kernel
+from shorthaul.codegen.triton import emit_kernel, launch
 from shorthaul.ir.builder import at, fresh_params, inside, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import bfloat16, float32
@@ -47,6 +48,31 @@ def test_flat_product_is_a_contraction(k_axis):
     kernel = run(m, [a, b, y], {"N": 19, "K": 20, "C": 35}, **SMALL, CHUNKS=1)
     assert "tl.dot" in kernel.source
     run(m, [a, b, y], {"N": 19, "K": 20, "C": 35}, options={"split": False}, **SMALL)
+
+
+def tf32(v):
+    """float32 to nearest with 10 fraction bits, ties away from zero."""
+    return ((v.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def test_tf32_rounds_its_operands_to_nearest():
+    """Truncated operands make every product too small: the statistics of a convolution would be off by 1e-3."""
+    a, b, y = array(N, C, name="a"), array(C, K, name="b"), array(N, K, name="y")
+    i, j, k = fresh_params((N, K, C))
+    m = make_map((i, j, k), {"a": at(a, i, k), "b": at(b, k, j)}, {"y": at(y, i, j, combine="sum")}, lambda a, b: {"y": a * b},
+                 {"a": float32, "b": float32}, name="matmul")  # fmt: skip
+    kernel = emit_kernel(m, {c.name: c for c in (a, b, y)}, options={"precision": "tf32"})
+    rng = np.random.default_rng(0)
+    left, right = (1 + rng.random(s, np.float32) for s in ((19, 35), (35, 20)))
+    left[2, 3], left[5, 1], right[0, 4] = np.inf, np.nan, np.nextafter(np.float32(2), np.float32(0))
+    tensors = {"a": torch.tensor(left, device=DEVICE), "b": torch.tensor(right, device=DEVICE), "y": torch.empty(19, 20, device=DEVICE)}
+    launch(kernel, tensors, {"N": 19, "C": 35, "K": 20}, **SMALL)
+    got = tensors["y"].cpu().double().numpy()
+    special = ~np.isfinite(left)
+    want = np.where(special, left, tf32(left)).astype(np.float64) @ tf32(right).astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+    assert np.isnan(got[5]).all()
+    assert np.isinf(got[2]).all()
 
 
 def test_an_elementwise_product_is_not_a_contraction():

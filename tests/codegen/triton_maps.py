@@ -191,10 +191,10 @@ def test_philox_gives_the_bits_of_the_ir():
     )
     k = emit_kernel(m, {x.name: x for x in (seed, offset, y, z)})
     tensors = {
-        "seed": torch.tensor(2**40 + 12345),
-        "offset": torch.tensor(77),
-        "y": torch.empty(5, 7),
-        "z": torch.empty(5, 7),
+        "seed": torch.tensor(2**40 + 12345, device=DEVICE),
+        "offset": torch.tensor(77, device=DEVICE),
+        "y": torch.empty(5, 7, device=DEVICE),
+        "z": torch.empty(5, 7, device=DEVICE),
     }
     launch(k, tensors, {"N": 5, "C": 7})
     from shorthaul.ir import philox
@@ -381,7 +381,7 @@ def test_kernel_without_elements():
     p = fresh_params((N, C))
     m = make_map(p, {"x": at(x, *p)}, {"y": at(y, *p)}, lambda x: {"y": -x}, {"x": float32}, name="negate")
     k = emit_kernel(m, {"x": x, "y": y})
-    launch(k, {"x": torch.empty(0, 4), "y": torch.empty(0, 4)}, {"N": 0, "C": 4})
+    launch(k, {name: torch.empty(0, 4, device=DEVICE) for name in "xy"}, {"N": 0, "C": 4})
 
 
 def test_dtype_names_are_torch_names():

@@ -486,6 +486,8 @@ class Emitter:
                     if self.deps(t, side) & full != full:
                         text = f"tl.broadcast_to({text}, {self.shape(full)})"
                     text = f"{text}.to({TRITON_TYPES[sides[0].dtype.name]})"
+                if self.precision == "tf32" and side.dtype.bits == 32:
+                    text = f"round_to_tf32({text})"
                 if not text.isidentifier():
                     var = self.fresh(name)
                     self.line(f"{var} = {text}")

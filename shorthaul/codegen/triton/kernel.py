@@ -27,7 +27,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from shorthaul.codegen.triton.prelude import (floor_div, floor_mod, merge_all, merge_any, merge_max, merge_min, merge_prod, merge_sum,
-                                              philox_uniform)
+                                              philox_uniform, round_to_tf32)
 """
 
 
