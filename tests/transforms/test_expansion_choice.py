@@ -93,5 +93,5 @@ def test_an_unknown_choice_is_an_error_that_names_the_operator() -> None:
     with p.edit("wrong") as edit:
         node = place(p, "contract").node
         edit.replace(node, node.with_(expansion="magic"))
-    with pytest.raises(ValueError, match="contract.* no expansion 'magic'"):
+    with pytest.raises(ValueError, match=r"contract.* no expansion 'magic'"):
         expand(p, choose_expansion)
