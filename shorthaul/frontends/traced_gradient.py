@@ -6,6 +6,7 @@ graph goes through the front door and becomes a program of operators like any ot
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
@@ -87,7 +88,9 @@ class _Trace:
 
     def run(self, wanted: list[str], results: list[str]) -> Program:
         try:
-            with torch.enable_grad(), torch._C._DisableAutocast(), enable_python_dispatcher():
+            # PyTorch's Python kernels replace some derivatives by those of decompositions: only where symbolic sizes need them
+            python_kernels = enable_python_dispatcher() if self.symbols else contextlib.nullcontext()
+            with torch.enable_grad(), torch._C._DisableAutocast(), python_kernels:
                 graph, examples = self._record(wanted, results)
         except Exception as e:  # whatever PyTorch raises, the operator has no gradient here
             raise self._error(_first_line(e)) from e
@@ -123,7 +126,8 @@ class _Trace:
             found: Sequence[torch.Tensor | None] = [None] * len(leaves)
             if pairs:
                 found = torch.autograd.grad([y for y, _ in pairs], list(leaves.values()), [g for _, g in pairs], allow_unused=True)
-            return [torch.zeros_like(tensors[k]) if g is None else g for k, g in zip(wanted, found, strict=True)]
+            # each a tensor of its own: not an operand, nor a view of one, nor another gradient
+            return [torch.zeros_like(tensors[k]) if g is None else g.clone() for k, g in zip(wanted, found, strict=True)]
 
         with self.fake_mode:
             fakes = {k: self._fake(c) for k, c in self.operands.items()}

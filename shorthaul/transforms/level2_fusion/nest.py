@@ -52,6 +52,7 @@ def outer_dims(m: Map, mid: str, outer: Sequence[Symbol]) -> dict[int, Symbol]:
         require(a.memlet.scan not in outer, "values are combined from row to row")
         if a.memlet.container != mid:
             continue
+        require(not (a.is_write and a.memlet.is_indirect), "the producer scatters: its row would have to be cleared first")
         dims = {d: s for d, s in enumerate(a.memlet.subset) if isinstance(s, Symbol) and s in outer}
         require(not any(s in outer for s in a.memlet.symbols if s not in dims.values()), "the rows are addressed by an expression")
         require(found is None or found == dims, "the intermediate is accessed at other rows")
