@@ -9,7 +9,7 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, bool_
 from shorthaul.ir.memlet import Condition
 from shorthaul.ir.scalar import Scalar, read
-from shorthaul.symbolic import IntLike, Symbol, ceildiv, index, product, prove_eq, summation
+from shorthaul.symbolic import IntLike, Symbol, bounds, ceildiv, free_symbols, index, product, prove_eq, summation
 
 from .expressions import ctype, is_half
 from .linearize import Code, Nest, Ref, depends, simplify, stride_of
@@ -137,8 +137,9 @@ class Writer:
                 names.symbols[count] = names.fresh("c")
                 pieces.append((s, count))
         total = product(c.size for _, c in pieces)
-        condition = f" if ({names.index(p.work)} > {self.limits.parallel_work})" if not isinstance(p.work, int) else ""
-        if not isinstance(p.work, int) or p.work > self.limits.parallel_work:
+        work = p.work if isinstance(p.work, int) else _most(p.work, free_symbols(p.work) - set(names.sizes))
+        condition = f" if ({names.index(work)} > {self.limits.parallel_work})" if not isinstance(work, int) else ""
+        if not isinstance(work, int) or work > self.limits.parallel_work:
             place.block.add(f"#pragma omp parallel for schedule(static){condition}")
         for scope, code, local in _codes(nest, frozenset(o.symbol for o in place.path)) if split else ():
             for g in groups(code, scope):
@@ -181,12 +182,13 @@ class Writer:
         coordinate: IntLike = 0
         for _, c in reduced:
             coordinate = coordinate * c.size + c
-        count = product(c.size for _, c in reduced)
+        loops = scope | own
+        count = product(_most(c.size, loops) for _, c in reduced)
         strides: dict[Symbol, IntLike] = {}
         step: IntLike = 1
         for s in reversed(kept):
             strides[s] = step
-            step = step * s.size
+            step = step * _most(s.size, loops)
         keys = [self.names.buffer(r.dtype.compute, count * step) for r in refs]
         where = coordinate * step + summation(s * n for s, n in strides.items())
         slot = [Ref(k, r.dtype.compute, where) for k, r in zip(keys, refs, strict=True)]
@@ -565,6 +567,16 @@ def _codes(nest: Nest, scope: frozenset[Symbol]) -> Iterator[tuple[frozenset[Sym
                 yield scope, node, local
 
     yield from below(nest, scope, frozenset())
+
+
+def _most(size: IntLike, loops: frozenset[Symbol]) -> IntLike:
+    """A size that does not depend on the loops around it: the largest that it takes (a last tile may be shorter)."""
+    if isinstance(size, int) or free_symbols(size).isdisjoint(loops):
+        return size
+    high = bounds(size)[1]
+    if high is None:
+        raise ValueError(f"the size {size} of a buffer is not bounded")
+    return high
 
 
 def _size_of(stride: IntLike | None) -> int:
