@@ -36,7 +36,8 @@ def check(module: nn.Module, x: torch.Tensor) -> Any:
     values = {n: values[n] for n in program.signature.inputs}
     weights = {}
     for output, cotangent in program.signature.cotangents:
-        values[cotangent] = weights[output] = np.linspace(0.5, 1.5, int(np.prod(program.containers[output].shape))).reshape(program.containers[output].shape)
+        shape = program.containers[output].shape
+        values[cotangent] = weights[output] = np.linspace(0.5, 1.5, int(np.prod(shape))).reshape(shape)
     found = interpret(program, values)
     total = torch.zeros((), dtype=torch.float64)
     for name, expected in zip(program.signature.outputs, outputs, strict=True):

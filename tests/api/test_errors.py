@@ -161,8 +161,13 @@ def test_no_compiler_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert m.weight.grad is not None
 
 
-@pytest.mark.parametrize(("error", "words"), [(OSError(28, "No space left on device"), "No space left.*SHORTHAUL_CACHE_DIR"),
-                                              (ValueError("odd"), "an error inside Shorthaul, please report it: ValueError: odd")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left.*SHORTHAUL_CACHE_DIR"),
+        (ValueError("odd"), "an error inside Shorthaul, please report it: ValueError: odd"),
+    ],
+)
 def test_failed_compilation_still_trains(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
     from shorthaul import api
 
