@@ -235,8 +235,11 @@ def ragged(n: int, tile: int) -> Case:
     return Case(f"ragged {n} by {tile}", nested((t,), [m]), cs)
 
 
-def image_forward(n: int, c: int, h: int, w: int, k: int, s: int) -> Case:
-    """One kernel an image: normalization, SiLU and padding in front of a depthwise convolution, its statistics behind it."""
+def image_forward(n: int, c: int, h: int, w: int, k: int, s: int, staged: bool) -> Case:
+    """One kernel an image: normalization, SiLU and padding in front of a depthwise convolution, its statistics behind it.
+
+    staged: the normalized image is a local of its own, read beyond its ends, instead of a part of the window's code.
+    """
     p = k // 2
     oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
     order = (0, 2, 3, 1)
@@ -256,13 +259,23 @@ def image_forward(n: int, c: int, h: int, w: int, k: int, s: int) -> Case:
     reads = {"x": at("x", i, j, yy, xx, guard=guard, fill=0), "k": at("k", u, v, j),
              "a": at("a", j, guard=guard, fill=0), "b": at("b", j, guard=guard, fill=0)}  # fmt: skip
     j2, a2, b2 = fresh_params((c, oh, ow))
+    j0, a0, b0 = fresh_params((c, h, w))
+    image = Container("image", float32, (c, h, w), (1, w * c, c), storage="register")
+    known["image"] = image
+    first = [flat((j, a, b, u, v), reads, {"row": at("row", j, a, b, combine="sum")}, code, known)]
+    if staged:
+        first = [flat((j0, a0, b0), {"x": at("x", i, j0, a0, b0), "a": at("a", j0), "b": at("b", j0)}, {"image": at("image", j0, a0, b0)},
+                      lambda x, a, b: {"image": silu(x * a + b)}, known),
+                 flat((j, a, b, u, v), {"x": at("image", j, yy, xx, guard=guard, fill=0), "k": at("k", u, v, j)},
+                      {"row": at("row", j, a, b, combine="sum")}, lambda x, k: {"row": x * k}, known)]  # fmt: skip
     body = [
-        flat((j, a, b, u, v), reads, {"row": at("row", j, a, b, combine="sum")}, code, known),
+        *first,
         flat((j2, a2, b2), {"r": at("row", j2, a2, b2)},
              {"y": at("y", i, j2, a2, b2), **{part: at(part, j2, combine="welford") for part in ("count", "mean", "m2")}},
              lambda r: {"y": r, "count": const(1, float32), "mean": r, "m2": const(0, float32)}, known),
     ]  # fmt: skip
-    return Case(f"image forward {(n, c, h, w)} k{k} s{s}", nested((i,), body, (row,)), cs, tolerance=1e-5)
+    name = f"image forward {(n, c, h, w)} k{k} s{s}{' staged' if staged else ''}"
+    return Case(name, nested((i,), body, (row, image) if staged else (row,)), cs, tolerance=1e-5)
 
 
 def image_backward(n: int, c: int, h: int, w: int, k: int, s: int) -> Case:

@@ -76,7 +76,8 @@ def _cases() -> Iterator[Case]:
     yield t.depthwise(2, 20, 7, 9, 3, 1, True, float64)
     for shape in ((2, 20, 9, 8), (3, 16, 12, 7)):
         for k, s in ((3, 1), (3, 2), (5, 1), (5, 2)):
-            yield t.image_forward(*shape, k, s)
+            yield t.image_forward(*shape, k, s, staged=False)
+            yield t.image_forward(*shape, k, s, staged=True)
             yield t.image_backward(*shape, k, s)
     for k, s in ((3, 1), (5, 2)):
         yield t.depthwise_fused(2, 24, 9, 11, k, s)

@@ -23,6 +23,7 @@ from .expressions import ctype
 from .linearize import Code, Nest, Ref, depends, lower, simplify
 from .loops import Writer
 from .pack import packed
+from .pad import pad_locals
 from .plan import DEFAULT, Limits, groups
 from .text import Block, Names, Place
 from .window_tiles import rewrite_windows
@@ -84,7 +85,7 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = 
     others it also sets the elements that no iteration reaches, to the combiner's identity. limits: tuning parameters.
     Raises ValueError, KeyError or TypeError, naming the memlet, for a map that is not well formed.
     """
-    nest = simplify(lower(m, containers))
+    nest = simplify(lower(pad_locals(m), containers))
     nest = packed(share_rows(rewrite_windows(nest, limits)))
     names = Names(containers)
     for code in nest.codes():

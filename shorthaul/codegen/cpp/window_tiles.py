@@ -46,8 +46,6 @@ class _Tiles:
             raise NoWindow
         self.lanes, self.outer = w.lanes, w.outer
         self.rows = max(int_size(x.positions[0]) for x in windows)
-        if not any(x.stages for x in windows):
-            raise NoWindow
         self.sums: dict[tuple[str, IntLike, str, DType, bool], list[tuple[str, int]]] = {}  # result -> (tile buffer, row in it)
 
     def build(self) -> Nest:
