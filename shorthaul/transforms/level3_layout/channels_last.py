@@ -16,7 +16,7 @@ from shorthaul.symbolic import Expr, Symbol
 from ..base import Match, Transformation, require
 
 IntLike = Union[int, Expr]
-_SPATIAL = ("convolution", "pool")
+_SPATIAL = ("conv", "pool")
 
 
 def channels_last_strides(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
@@ -76,6 +76,8 @@ class ChannelsLast(Transformation):
         total: IntLike = 0
         for name in {weight for _, weight in _windows(m.program, m.chosen)}:
             total = total - 2 * m.program.containers[name].bytes
+        for name in _foreign_inputs(m.program):
+            total = total - 2 * m.program.containers[name].bytes
         return total
 
     def apply(self, m: Match, edit: Edit) -> None:
@@ -83,6 +85,7 @@ class ChannelsLast(Transformation):
             c = m.program.containers[name]
             edit.set_container(c.with_(strides=channels_last_strides(c.shape)))
         _pack_weights(m.program, edit, m.chosen)
+        _pack_inputs(m.program, edit)
 
 
 def assign_channels_last(program: Program) -> int:
@@ -147,19 +150,44 @@ def _windows(program: Program, chosen: Collection[str]) -> Iterator[tuple[Map, s
 
 def _pack_weights(program: Program, edit: Edit, chosen: Collection[str]) -> None:
     """Weights of depthwise windows get a copy with the channels innermost, so that a vector of channels is one load."""
-    packed: dict[str, Container] = {}
+    packed: dict[str, str] = {}
     for node, weight in _windows(program, chosen):
-        c = program.containers[weight]
         if weight not in packed:
-            p = fresh_params(c.shape)
-            first = min(program.readers(weight), key=program.nodes.index)
-            copy = edit.add_container(Container(program.fresh(f"{weight}_packed"), c.dtype, c.shape, _innermost_first(c.shape)))
-            pack = make_map(p, {"x": at(c, *p)}, {"y": at(copy, *p)}, lambda x: {"y": x}, {weight: c.dtype}, name="pack",
-                            origins=node.origins, phase=first.phase, schedule=AUTO.with_options(pack=True))  # fmt: skip
-            edit.add(pack, before=first)
-            packed[weight] = copy
+            packed[weight] = _pack(program, edit, weight, _innermost_first(program.containers[weight].shape))
         current = program.node(node.id)
-        edit.replace(current, rename(current, {weight: packed[weight].name}, fresh=False))
+        edit.replace(current, rename(current, {weight: packed[weight]}, fresh=False))
+
+
+def _foreign_inputs(program: Program) -> list[str]:
+    """The caller's images in another layout that convolutions by library read: a library would work in that layout."""
+    found = []
+    for name in program.signature.inputs:
+        c = program.containers[name]
+        if c.role == "input" and c.dtype.is_float and len(c.shape) in (4, 5) and c.actual_strides != channels_last_strides(c.shape):
+            if any(isinstance(r, LibraryCall) and _SPATIAL[0] in r.function for r in program.readers(name)):
+                found.append(name)
+    return found
+
+
+def _pack_inputs(program: Program, edit: Edit) -> None:
+    """The caller's images are copied into the layout once, for the forward and the backward convolution."""
+    for name in _foreign_inputs(program):
+        readers = [r for r in program.readers(name) if isinstance(r, LibraryCall)]
+        packed = _pack(program, edit, name, channels_last_strides(program.containers[name].shape))
+        for r in readers:
+            edit.replace(r, rename(r, {name: packed}, fresh=False))
+
+
+def _pack(program: Program, edit: Edit, name: str, strides: tuple[IntLike, ...]) -> str:
+    """Copy a container into other strides before its first reader; gives the copy's name."""
+    c = program.containers[name]
+    p = fresh_params(c.shape)
+    first = min(program.readers(name), key=program.nodes.index)
+    copy = edit.add_container(Container(program.fresh(f"{name}_packed"), c.dtype, c.shape, strides))
+    pack = make_map(p, {"x": at(c, *p)}, {"y": at(copy, *p)}, lambda x: {"y": x}, {name: c.dtype}, name="pack",
+                    origins=first.origins, phase=first.phase, schedule=AUTO.with_options(pack=True))  # fmt: skip
+    edit.add(pack, before=first)
+    return copy.name
 
 
 def _innermost_first(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
