@@ -16,18 +16,19 @@ the size of its rounding noise.)
 - integers and booleans: equal to eager's.
 - the set of names, every shape and every dtype: as eager's. NaN and infinity: exactly where eager has them.
 
-Eager's error over another memory layout, where given, is printed beside: it says how much of a difference is noise. Only where
-a test says `chaotic` is it part of the rule: eager's error is then the larger of the two. That is for training many steps in
-low precision with ReLU or max pooling. There an activation that rounds to the other side of zero changes a gradient by a
-thousandth at once, in one run and not in another; with three seeds neither eager nor a candidate has a typical error, and eager
-in another layout fails the rule against eager. Float64 runs of the same network, which do not jump, stay at 1e-9.
+Eager's error over another memory layout, where given, is printed beside: it says how much of a difference is noise. Where eager in
+that layout itself breaks the rule (`Agreement.layouts`), the rule cannot tell a fault from noise, and `compare(chaotic=...)` judges the
+tensors it names by the larger of eager's two errors. That happens when many steps are trained in low precision with ReLU or max
+pooling: an activation that rounds to the other side of zero changes a gradient by a thousandth at once, in one run and not in
+another. `training.judge_training` uses it only after the rule itself failed for eager, in the same run, and never for the gradients
+of the first step; float64 runs, which do not jump, stay at 1e-9.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +101,12 @@ class Agreement:
         return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
 
     @property
+    def layouts(self) -> Agreement:
+        """The verdict on eager in the other memory layout by the unloosened rule, as if it were the candidate."""
+        rows = [replace(r, candidate=r.spread, chaotic=False) for r in self.rows if r.spread is not None and not r.problem]
+        return Agreement(rows, self.seeds, title="eager in another memory layout")
+
+    @property
     def failures(self) -> list[str]:
         """One sentence for each broken part of the rule; empty where everything agrees."""
         found = [f"{name}: eager has it, the candidate has not" for name in self.missing]
@@ -154,15 +161,15 @@ def compare(
     kinds: Mapping[str, str] | None = None,
     *,
     spread: Mapping[str, Tensor] | None = None,
-    chaotic: bool = False,
+    chaotic: bool | Callable[[str], bool] = False,
     title: str = "",
 ) -> Agreement:
     """Judge `candidate` by the module's rule.
 
     `eager` is eager PyTorch in the candidate's dtype, `reference64` eager PyTorch in float64 (in a float64 run, the
-    same as `eager`); `spread`, where given, is eager in another memory layout, and `chaotic` makes
-    it part of the rule. `kinds` names each tensor's kind ("gradient", "parameter", ...); a name without a kind takes what
-    stands before its first "/".
+    same as `eager`); `spread`, where given, is eager in another memory layout, and `chaotic` makes it part of the
+    rule, for all tensors or for the names it is true of. `kinds` names each tensor's kind ("gradient",
+    "parameter", ...); a name without a kind takes what stands before its first "/".
     Raises `KeyError` where the reference lacks a tensor that eager has: that is a fault of the test.
     """
     kinds = kinds or {}
@@ -179,11 +186,8 @@ def compare(
         if name in candidate:
             other = spread.get(name) if spread is not None else None
             kind = kind_of(name)
-            rows.append(
-                _judge(
-                    name, kind, candidate[name], eager[name], reference64[name], other, scales.get(kind, 0.0), chaotic
-                )
-            )
+            loose = chaotic(name) if callable(chaotic) else chaotic
+            rows.append(_judge(name, kind, candidate[name], eager[name], reference64[name], other, scales.get(kind, 0.0), loose))
     return Agreement(
         rows,
         missing=[name for name in eager if name not in candidate],

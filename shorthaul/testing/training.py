@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shorthaul.testing.masks import masks
 from shorthaul.testing.numerics import Agreement, compare, pool
 
 Batch = tuple[tuple[Any, ...], Any]  # inputs, targets
@@ -19,9 +21,11 @@ OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
-    # A bias before a batch norm has a gradient that is zero in exact arithmetic. With the usual epsilon of 1e-8, Adam would
-    # divide its rounding noise by its own size and step at full length in a random direction.
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-5),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    # A bias between two batch norms has a gradient that is zero in exact arithmetic. With the usual epsilon of 1e-8, Adam divides
+    # its rounding noise by little more than its own size, and the noise of float64 becomes visible: eager in another memory layout
+    # then differs by more than 1e-9.
+    "adamw, epsilon 1e-5": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-5),
 }
 
 
@@ -80,11 +84,13 @@ def train_steps(
     *,
     loss_fn: Loss,
     restride: bool = False,
+    masked: bool = False,
 ) -> Run:
     """Train for `steps` steps (default: one a batch; batches are taken in turn) and return what came out.
 
     The model is made in float32 from `seed` and then cast to `dtype`, so that runs of different dtypes start at the same
-    point. `restride` keeps parameters and inputs in another memory layout (for eager's own spread).
+    point. `restride` keeps parameters and inputs in another memory layout (for eager's own spread). `masked` gives
+    eager the random masks that the optimized module draws.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -101,7 +107,8 @@ def train_steps(
             inputs, targets = batches[step % len(batches)]
             placed = tuple(_place(x, dtype, restride) for x in inputs)
             module.zero_grad(set_to_none=True)
-            loss = loss_fn(runnable(*placed), _place(targets, dtype, False))
+            with masks(module) if masked else nullcontext():
+                loss = loss_fn(runnable(*placed), _place(targets, dtype, False))
             loss.backward()
             losses.append(loss.detach().clone())
             for suffix in [""] * (step == 0) + ["[last]"] * (step == count - 1 and count > 1):
@@ -130,27 +137,42 @@ def judge_training(
     steps: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     chaotic: bool = False,
+    masked: bool = False,
     title: str = "",
 ) -> Agreement:
     """Train with `engine`, with eager and with eager in float64, once a seed, and judge all tensors together.
 
-    `make_batches(seed)` gives the batches of a seed; they may differ in size. `chaotic` is for long runs in low precision of
-    networks whose derivative jumps (ReLU, max pooling): see `numerics`.
+    `make_batches(seed)` gives the batches of a seed; they may differ in size. `masked` gives eager the engine's random masks.
+    `chaotic` is for long runs in low precision of networks whose derivative jumps (ReLU, max pooling): if the rule fails, and it
+    fails for eager in another memory layout as well, what the later steps touched is judged by the larger of eager's two
+    errors (see `numerics`); the verdict's title says so.
     """
-    verdicts = []
+    strict, loose = [], []
     for seed in seeds:
         batches = make_batches(seed)
 
         def run(engine: Engine, dtype: torch.dtype, batches: Sequence[Batch] = batches, seed: int = seed,
                 restride: bool = False) -> dict[str, Tensor]:  # fmt: skip
+            own = masked and engine == "eager"
             return train_steps(model_factory, optimizer, batches, engine, dtype, steps, seed, loss_fn=loss_fn,
-                               restride=restride).tensors()  # fmt: skip
+                               restride=restride, masked=own).tensors()  # fmt: skip
 
         eager = run("eager", dtype)
         exact = eager if dtype == torch.float64 else run("eager", torch.float64)
         spread = run("eager", dtype, restride=True)
-        verdicts.append(compare(run(engine, dtype), eager, exact, spread=spread, chaotic=chaotic))
-    return pool(verdicts, title)
+        found = run(engine, dtype)
+        strict.append(compare(found, eager, exact, spread=spread))
+        loose.append(compare(found, eager, exact, spread=spread, chaotic=of_later_steps))
+    verdict = pool(strict, title)
+    later = replace(verdict.layouts, rows=[r for r in verdict.layouts.rows if of_later_steps(r.name)])
+    if not chaotic or verdict.ok or dtype == torch.float64 or not later.rows or later.ok:
+        return verdict
+    return pool(loose, f"{title} (later steps by the larger error of eager's two layouts, which do not agree by the rule)")
+
+
+def of_later_steps(name: str) -> bool:
+    """Whether a tensor of a `Run` depends on more than the first step's gradients."""
+    return not name.startswith(("gradient/", "input/")) or name.endswith("[last]")
 
 
 def assert_trains_like_eager(
