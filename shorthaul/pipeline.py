@@ -16,9 +16,12 @@ from shorthaul.transforms.base import Result, apply_everywhere
 from shorthaul.transforms.fuse import fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
+from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 from shorthaul.transforms.level4_global.checkpoint import Checkpoint
+from shorthaul.transforms.level4_global.common_subexpressions import eliminate_common_subexpressions
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
+from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
 
 
@@ -40,8 +43,10 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if check:
         verify(program, Form.MAPS)
     if level >= 3:
+        apply_everywhere(program, [ConstantFolding()])
         assign_channels_last(program)
     if level >= 4:
+        eliminate_common_subexpressions(program)
         apply_everywhere(program, [Recompute()])
         eliminate_dead_code(program)
     result = Result()
@@ -50,6 +55,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         eliminate_dead_code(program)
         apply_everywhere(program, [AliasViews()])
     _schedule(program)
+    if level >= 4:
+        apply_everywhere(program, [InPlace()])
     if check:
         verify(program, Form.SCHEDULED)
     program.attributes["refusals"] = result.refused

@@ -54,6 +54,11 @@ def test_refuses_a_reduction() -> None:
     assert_refuses(Recompute(), only(matches(Recompute(), p, mid="sum")), "the value comes from a reduction")
 
 
+def test_refuses_an_output() -> None:
+    p = network(lambda b, x: b.op("softmax", {"dim": -1}, x=x), x=(4, 6))
+    assert_refuses(Recompute(), only(matches(Recompute(), p, mid="softmax")), "the caller gets it")
+
+
 def test_refuses_dear_code() -> None:
     p = network(activation, x=(4, 6))
     assert_refuses(Recompute(max_cost=1), only(matches(Recompute(max_cost=1), p)), "recomputing costs")

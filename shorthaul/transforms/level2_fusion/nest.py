@@ -216,9 +216,11 @@ def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
                 continue
             single = len(_tasklet(a).writes) == 1
             if len(readers) > 1 and single and code_cost(_tasklet(a).code.values()) <= CHEAP and len(_tasklet(a).reads) <= 2:
-                if all(_try_substitute(statements, i, j, c, frozenset(), replace_first=False) for j in readers):
+                taken = [_try_substitute(statements, i, j, c, frozenset(), replace_first=False) for j in readers]
+                if all(taken):
                     del statements[i]
-                    return True
+                if any(taken):
+                    return True  # those that took it in no longer read it
             j = readers[0]
             external = frozenset(w for w in _writes(a) if w != c or len(readers) > 1)
             # values that someone between the two reads keep the producer where it is

@@ -39,7 +39,7 @@ class InPlace(Transformation):
         p, node = m.program, m.node
         require(node.is_elementwise and len(p.writes_of(node)) == 1, "it is more than one elementwise result")
         x, y = p.containers[m.operand], p.containers[m.mid]
-        require(y.alias is None and not p.aliases(m.mid), "its result shares memory already")
+        require(y.alias is None, "its result shares memory already")
         require(m.mid not in p.results and len(p.writers(m.mid)) == 1, "the caller gets its result as a tensor of its own")
         require(
             x.dtype is y.dtype and x.shape == y.shape and x.actual_strides == y.actual_strides,
@@ -47,6 +47,7 @@ class InPlace(Transformation):
         )
         base = _base(p, x)
         require(not base.is_external, "the operand's memory is the caller's")
+        require(not p.aliases(m.mid), "its result shares memory already")
         family = p.aliases(base.name) | {base.name}
         require(family.isdisjoint(p.results), "the caller gets the operand")
         require(
