@@ -134,7 +134,7 @@ def test_two_threads() -> None:
 
 def test_report() -> None:
     m = sh.optimize(Model())
-    assert str(m.report()) == "Nothing is compiled yet: call the model once."
+    assert str(m.report()).startswith("Nothing is compiled yet: call the model once.")
     m(torch.randn(3, 8)).sum().backward()
     with torch.no_grad():
         m(torch.randn(3, 8))

@@ -1,0 +1,52 @@
+"""Operators without a registry entry run through PyTorch, are listed in the report, and train as in eager mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shorthaul as sh
+
+
+class Between(nn.Module):
+    """Two layers with a function between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = nn.LazyLinear(3)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(torch.tanh(self.first(x))).sigmoid())
+
+
+OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "cumprod": lambda a: a.cumprod(-1),
+    "topk": lambda a: a.topk(3)[0],
+    "roll": lambda a: a.roll(1, -1),
+    "group_norm": lambda a: nn.functional.group_norm(a, 2),
+    "prod": lambda a: a.prod(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_trains_as_in_eager_mode(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    eager = Between(OPERATORS[name]).double()
+    eager(x)  # gives the last layer its shape
+    model = Between(OPERATORS[name]).double()
+    model(x)
+    model.load_state_dict(eager.state_dict())
+    sh.optimize(model)
+    for m in (eager, model):
+        m(x).square().sum().backward()
+    for (n, p), q in zip(eager.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-9, atol=1e-12, msg=n)
+    report = str(model.report())
+    assert f"aten.{name}" in report
+    assert "test_unregistered.py" in report, "the report names the user's line"
