@@ -62,7 +62,7 @@ def share_rows(nest: Nest) -> Nest:
             size = node.dtype.compute.itemsize
             for s in shape:
                 size *= s
-            if found.ref is None and (_cost(node) <= CHEAP or size > budget):
+            if _cost(node) == 0 or (found.ref is None and (_cost(node) <= CHEAP or size > budget)):
                 continue
             if found.ref is None:
                 budget -= size

@@ -41,6 +41,7 @@ class Limits:
 
 
 DEFAULT = Limits()
+LANES_BYTES = 256 * 1024  # of all locals together, where every lane has its own
 
 
 @dataclass(frozen=True)
@@ -298,6 +299,10 @@ def _tree_order(nest: Nest, codes: Sequence[Code]) -> list[Symbol]:
 
 def _tree_lanes(nest: Nest, leaves: Sequence[tuple[Code, frozenset[str], float, float]], order: Sequence[Symbol]) -> Symbol | None:
     best, cost = None, sum(trips * own for _, _, trips, own in leaves)
+    local = {k: c for n in _nests(nest) for k, c in n.locals.items()}
+    if sum(estimate(c.bytes) for c in local.values()) * LANES > LANES_BYTES:
+        return None  # each lane has rows of its own: together they must stay in the cache
+    scalars = {k for k, c in local.items() if c.shape == ()}
     everything = [p for n in _nests(nest) for p in n.params]
     for p in order:
         if any(depends(q.size, frozenset((p,))) for q in everything):
@@ -308,6 +313,7 @@ def _tree_lanes(nest: Nest, leaves: Sequence[tuple[Code, frozenset[str], float, 
         for code, names, trips, _ in leaves:
             cheap = Code({k: r for k, r in code.reads.items() if r.container not in names},
                          {k: r for k, r in code.writes.items() if r.container not in names}, code.code)  # fmt: skip
+            buffers = sum(1 for r in (*code.reads.values(), *code.writes.values()) if r.container in names and r.container not in scalars)
             if any(
                 i in code.reads and code.reads[i].container in names
                 for r in (*code.reads.values(), *code.writes.values())
@@ -315,7 +321,7 @@ def _tree_lanes(nest: Nest, leaves: Sequence[tuple[Code, frozenset[str], float, 
             ):
                 here = math.inf
                 break
-            here += trips * vector_cost(cheap, p, everything)
+            here += trips * (vector_cost(cheap, p, everything) + buffers)
         if here < cost:
             best, cost = p, here
     return best

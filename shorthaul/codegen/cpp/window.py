@@ -121,12 +121,13 @@ def widened(value: Scalar) -> Scalar:
 
 
 def _is_tap(code: Code, p: Symbol, params: Sequence[Symbol], among: frozenset[Symbol]) -> bool:
-    """Whether p shares its coordinate with exactly one parameter, and that is one of `among`."""
-    return {q for q, _, _ in _partners(code, p, params)} <= among and bool(_partners(code, p, params))
+    """Whether p shares its coordinates with one of the parameters `among`."""
+    return bool(_partners(code, p, params, among))
 
 
-def _partners(code: Code, tap: Symbol, params: Sequence[Symbol]) -> set[tuple[Symbol, int, int]]:
-    """(position, s, d) of the coordinates s * position + d * tap that the reads use; steps are 0 where a quotient hides them.
+def _partners(code: Code, tap: Symbol, params: Sequence[Symbol], among: frozenset[Symbol]) -> set[tuple[Symbol, int, int]]:
+    """(position, s, d) of the coordinates s * position + d * tap that the reads use, for positions `among` the parameters; steps are 0
+    where a quotient hides them.
 
     Conditions tell which parameters form a coordinate; without any, the parameter whose step in memory is next to the tap's does.
     """
@@ -137,18 +138,20 @@ def _partners(code: Code, tap: Symbol, params: Sequence[Symbol]) -> set[tuple[Sy
             coefficients, _, nonlinear = decompose(c.expr, every)
             if tap in nonlinear:
                 for atom in _atoms(c.expr):
-                    others = [q for q in params if q is not tap and isinstance(atom, (FloorDiv, Mod)) and q in free_symbols(atom)]
-                    if isinstance(atom, (FloorDiv, Mod)) and tap in free_symbols(atom) and len(others) == 1:
-                        found.add((others[0], 0, 0))
+                    if isinstance(atom, (FloorDiv, Mod)) and tap in free_symbols(atom):
+                        others = [q for q in among if q is not tap and q in free_symbols(atom)]
+                        found |= {(q, 0, 0) for q in others if len(others) == 1}
             elif tap in coefficients and len(coefficients) == 2:
                 (q,) = (q for q in coefficients if q is not tap)
-                _add_steps(found, q, coefficients[q], coefficients[tap])
+                if q in among:
+                    _add_steps(found, q, coefficients[q], coefficients[tap])
     if found:
         return found
     for r in code.reads.values():
         coefficients, _, _ = decompose(r.address, every)
         d = coefficients.get(tap)
-        near = [(abs(s) / abs(d), q) for q, s in coefficients.items() if isinstance(d, int) and isinstance(s, int) and q is not tap
+        near = [(abs(s) / abs(d), q) for q, s in coefficients.items()
+                if isinstance(d, int) and isinstance(s, int) and q is not tap and q in among
                 and abs(s) % abs(d) == 0 and abs(s) <= 4 * abs(d) and estimate(q.size) >= estimate(tap.size)]  # fmt: skip
         if near:
             q = min(near, key=lambda x: x[0])[1]
@@ -254,10 +257,12 @@ class Window:
     def __init__(self, tree: Nest, taps_kept: bool, known: Known) -> None:
         self.tree, self.taps_kept = tree, taps_kept
         kept_taps: set[Symbol] = set()
+        among = frozenset(tree.params)
         if taps_kept:
             assert tree.leaf is not None
             kept = groups(tree.leaf, frozenset(tree.params))[0].kept
-            kept_taps = {u for u in kept if _is_tap(tree.leaf, u, tree.params, frozenset(tree.params) - kept)}
+            among -= kept
+            kept_taps = {u for u in kept if _is_tap(tree.leaf, u, tree.params, among)}
         self.inner = [tree] if taps_kept else [n for n in tree.body if isinstance(n, Nest)]
         self.axes: dict[Symbol, Axis] = {}
         for n in self.inner:
@@ -267,7 +272,7 @@ class Window:
             for u in n.params:
                 if taps_kept and u not in kept_taps:
                     continue
-                self.axes[u] = known[u] if u in known else self._axis(code, u, scope)
+                self.axes[u] = known[u] if u in known else self._axis(code, u, scope, among)
         if not self.axes:
             raise NoWindow
         self.positions = list(dict.fromkeys(a.position for a in self.axes.values()))
@@ -281,8 +286,8 @@ class Window:
             raise NoWindow
         self.stages = [s for n in self.inner for s in self._stages(n)]
 
-    def _axis(self, code: Code, u: Symbol, scope: Sequence[Symbol]) -> Axis:
-        found = _partners(code, u, scope)
+    def _axis(self, code: Code, u: Symbol, scope: Sequence[Symbol], among: frozenset[Symbol]) -> Axis:
+        found = _partners(code, u, scope, among)
         if len(found) != 1:
             raise NoWindow
         ((q, s, d),) = found
