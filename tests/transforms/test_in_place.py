@@ -66,9 +66,12 @@ REFUSED: dict[str, tuple[Callable[..., Any], str, str]] = {
     "needed later": (read_twice, "sigmoid", "tanh is needed later"),
     "an input": (lambda b, x: b.op("neg", x=b.op("sigmoid", x=x)), "sigmoid", "the operand's memory is the caller's"),
     "an output": (lambda b, x: b.op("sigmoid", x=b.op("tanh", x=x)), "sigmoid", "the caller gets its result"),
-    "other elements": (lambda b, x: b.op("neg", x=b.op("flip", {"dims": (1,)}, x=b.op("tanh", x=x))), "flip", "reads other elements of the operand"),
-    "a reduction": (lambda b, x: b.op("neg", x=b.op("sum", {"dims": (1,)}, x=b.op("tanh", x=x))), "sum", "more than one elementwise result"),
-    "another shape": (lambda b, x: b.op("neg", x=b.op("reshape", {"shape": (24,)}, x=b.op("tanh", x=x))), "reshape", "another type or layout"),
+    "other elements": (lambda b, x: b.op("neg", x=b.op("flip", {"dims": (1,)}, x=b.op("tanh", x=x))), "flip",
+                       "reads other elements of the operand"),
+    "a reduction": (lambda b, x: b.op("neg", x=b.op("sum", {"dims": (1,)}, x=b.op("tanh", x=x))), "sum",
+                    "more than one elementwise result"),
+    "another shape": (lambda b, x: b.op("neg", x=b.op("reshape", {"shape": (24,)}, x=b.op("tanh", x=x))), "reshape",
+                      "another type or layout"),
 }  # fmt: skip
 
 

@@ -62,8 +62,12 @@ def test_a_padded_read_keeps_its_fill() -> None:
 
 def test_a_fill_costs_its_readers_nothing() -> None:
     """`full` and `arange` become numbers and indices in the code of their readers."""
-    p = forward(lambda b, x: b.op("add", a=x, b=b.op("mul", a=b.full((4, 6), 2.0, x.dtype), b=b.op("arange", {"shape": (6,), "dtype": x.dtype}))),
-                x=(4, 6))  # fmt: skip
+
+    def build(b, x):
+        numbers = b.op("arange", {"shape": (6,), "dtype": x.dtype})
+        return b.op("add", a=x, b=b.op("mul", a=b.full((4, 6), 2.0, x.dtype), b=numbers))
+
+    p = forward(build, x=(4, 6))
     fuse(p)
     (k,) = kernels(p)
     assert k.read_containers() == {"x"}

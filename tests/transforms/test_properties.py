@@ -30,8 +30,8 @@ from shorthaul.transforms.level4_global.dead_code import DeadCode, eliminate_dea
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
 
-ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(), Recompute(), DeadCode(),
-       CommonSubexpressions(), ConstantFolding()]  # fmt: skip
+ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(),
+       Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding()]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", sample(range(1000), 48))

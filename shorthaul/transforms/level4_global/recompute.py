@@ -65,7 +65,7 @@ class Recompute(Transformation):
         require(extra < hint_value(p, c.bytes), f"it would save {extra} bytes of operands instead of {hint_value(p, c.bytes)} bytes")
 
     def _operands(self, p: Program, a: Map, seen: set[str]) -> int:
-        """Bytes that would have to be saved for recomputing what the map computes, when its operands are recomputed, too, where they can be."""
+        """Bytes that would have to be saved for recomputing what the map computes; its operands are recomputed too where they can be."""
         total = 0
         for c in sorted(p.reads_of(a) - seen):
             seen.add(c)
@@ -73,7 +73,12 @@ class Recompute(Transformation):
                 continue
             writers = p.writers(c)
             producer = writers[0] if len(writers) == 1 else None
-            if isinstance(producer, Map) and producer.phase == "forward" and producer.is_elementwise and prove_le(producer.domain, a.domain) is True:
+            if (
+                isinstance(producer, Map)
+                and producer.phase == "forward"
+                and producer.is_elementwise
+                and prove_le(producer.domain, a.domain) is True
+            ):
                 alone = hint_value(p, p.containers[c].bytes)
                 total += min(alone, self._operands(p, producer, seen)) if self._cost(producer, c) <= self.max_cost else alone
             else:
