@@ -1,0 +1,51 @@
+"""What the documents say is so: the example runs, the links lead somewhere, the targets and commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 15
+    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "bytes moved" in done.stdout
+    assert "lower bound" in done.stdout
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        found = document.parent / path if path else document
+        assert found.exists(), f"{document.name} links to {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert heading in slugs, f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^    |`)make ([a-z][a-z-]*)", document.read_text(), re.MULTILINE))
+    assert named <= targets, f"{document.name} names {named - targets}"
+
+
+def test_transformations_are_described() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    sources = "\n".join(p.read_text() for p in (ROOT / "shorthaul" / "transforms").glob("level*/*.py"))
+    names = re.findall(r"^class (\w+)\((?:Transformation|ReductionFusion)\):", sources, re.MULTILINE)
+    assert len(names) > 10
+    assert [n for n in names if f"`{n}`" not in page] == []
