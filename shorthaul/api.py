@@ -27,12 +27,14 @@ from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsuppor
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
 from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
+from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
 from shorthaul.runtime.compile import compile_program
 from shorthaul.runtime.executable import CallError
 from shorthaul.runtime.report import Record, Region, attach_report
 from shorthaul.symbolic import Symbol
+from shorthaul.transforms.base import Refused
 
 __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",
            "backend", "capture", "disable", "import_training", "optimize"]  # fmt: skip
@@ -57,10 +59,12 @@ def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
     record = attach_report(module)
+    # the data-parallel wrapper's own code is for eager mode; what it wraps is compiled
+    target = module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
     # what `module.compile()` sets, for an entry of the module's own: `Module.__call__` goes there, hooks included
     limits: dict[str, Any] = {"recompile_limit": RECOMPILATIONS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
-    compiled = torch.compile(_entry_of(module), backend=functools.partial(backend, options=Options(level, strict), record=record), **limits)
-    module._compiled_call_impl = compiled  # type: ignore[assignment]
+    compiled = torch.compile(_entry_of(target), backend=functools.partial(backend, options=Options(level, strict), record=record), **limits)
+    target._compiled_call_impl = compiled  # type: ignore[assignment]
     return module
 
 
@@ -213,10 +217,19 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad],
     )
     region.captured(program, imported.fallbacks)
-    with region.timed("optimize"):
-        pipeline.optimize(program, options)
-    with region.timed("build"):
-        compiled = compile_program(program)
+    with region.timed("cache"):
+        key = artifact_key(program, options)
+        found = load(key)
+    if found is not None:
+        program, compiled = found
+        program.attributes["refusals"] = [Refused(*r) for r in program.attributes["refusals"]]
+    else:
+        with region.timed("optimize"):
+            pipeline.optimize(program, options)
+        with region.timed("build"):
+            compiled = compile_program(program)
+        with region.timed("cache"):
+            store(key, program, compiled)
     region.finished(program, compiled)
     return CompiledGraph(program.name, program, _interface(graph, imported, depends), compiled.executable)
 
