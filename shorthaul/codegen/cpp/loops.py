@@ -43,6 +43,9 @@ class Writer:
         """A nest at a place, with threads where they pay and are not running yet."""
         scope = frozenset(o.symbol for o in place.path) | frozenset(nest.params)
         code = nest.leaf
+        around = frozenset(o.symbol for o in place.path)
+        if any(depends(x.size, around) for x in nest.params):  # the pieces, and their buffers, would differ from one iteration to the next
+            place = replace(place, parallel=False)
         if code is not None:
             p = plan(nest, code, scope, vector=place.lanes is None, parallel=place.parallel, split=split, limits=self.limits)
         else:
