@@ -73,16 +73,16 @@ class Edit:
     def add(self, *nodes: Node, before: Node | None = None, after: Node | None = None) -> None:
         """Insert nodes in order: before or after a node of the program, else at the end."""
         listing = self.program.nodes
-        at = len(listing) if before is None and after is None else self._position(before or after) + (before is None)  # type: ignore[arg-type]
+        at = len(listing) if before is None and after is None else self.program.position(before or after) + (before is None)  # type: ignore[arg-type]
         self._splice(at, 0, list(nodes))
 
     def remove(self, node: Node) -> None:
         """Take a node out."""
-        self._splice(self._position(node), 1, [])
+        self._splice(self.program.position(node), 1, [])
 
     def replace(self, node: Node, *new: Node) -> None:
         """Put nodes in the place of one."""
-        self._splice(self._position(node), 1, list(new))
+        self._splice(self.program.position(node), 1, list(new))
 
     def fuse(self, nodes: Sequence[Node], *new: Node) -> None:
         """Put `new` in the place of several nodes, reordering what lies between them where that is needed.
@@ -92,7 +92,7 @@ class Edit:
         """
         p = self.program
         gone = {n.id for n in nodes}
-        positions = [self._position(n) for n in nodes]
+        positions = [self.program.position(n) for n in nodes]
         lo, hi = min(positions), max(positions)
         tainted: set[str] = set()
         before: list[Node] = []
@@ -110,11 +110,6 @@ class Edit:
             else:
                 before.append(n)
         self._splice(lo, hi + 1 - lo, [*before, *new, *behind])
-
-    def _position(self, node: Node) -> int:
-        if not self.program.node_is_current(node):
-            raise EditError(f"{node} is not in program {self.program.name}")
-        return self.program.nodes.index(node)  # nodes compare by identity
 
     def _splice(self, at: int, count: int, new: list[Node]) -> None:
         p = self.program
@@ -196,6 +191,7 @@ def _swap(program: Program, at: int, old: list[Node], new: list[Node]) -> None:
         if id(n) not in staying:
             program._unregister(n)
     program.nodes[at : at + len(old)] = new
+    program._place(at, len(old), new)
     for n in new:
         if id(n) not in staying:
             program._register(n)

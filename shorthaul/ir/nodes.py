@@ -186,6 +186,8 @@ class Map(Node):
         self.id = next(_ids) if id is None else id
         self._propagated: tuple[dict[str, Memlet], dict[str, Memlet]] | None = None
         self._accesses: tuple[Access, ...] | None = None
+        # the only node of the body, if it is a tasklet: the map is flat
+        self.tasklet: Tasklet | None = self.body[0] if len(self.body) == 1 and isinstance(self.body[0], Tasklet) else None
 
     @property
     def reads(self) -> dict[str, Memlet]:  # type: ignore[override]
@@ -212,11 +214,6 @@ class Map(Node):
     def domain(self) -> IntLike:
         """Number of iterations."""
         return product(p.size for p in self.params)
-
-    @property
-    def tasklet(self) -> Tasklet | None:
-        """The only node of the body, if it is a tasklet: the map is flat."""
-        return self.body[0] if len(self.body) == 1 and isinstance(self.body[0], Tasklet) else None
 
     @property
     def is_elementwise(self) -> bool:

@@ -13,7 +13,8 @@ outputs and the updates of buffers; the backward phase starts from one cotangent
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Union
@@ -88,8 +89,11 @@ class Program:
         self._names: dict[str, int] = {}
         self._current: dict[int, Node] = {}
         self._has_aliases = any(c.alias is not None for c in self.containers.values())  # may stay True when they are gone
+        self._keys: list[float] = []  # one a node, ascending: positions are found by bisection
+        self._key: dict[int, float] = {}
         for node in self.nodes:
             self._register(node)
+        self._place(0, 0, self.nodes)
 
     # queries ----------------------------------------------------------------------------------------------------------
     def readers(self, container: str) -> list[Node]:
@@ -139,6 +143,12 @@ class Program:
     def node_is_current(self, node: Node) -> bool:
         """Whether this very object is in the program now."""
         return self._current.get(node.id) is node
+
+    def position(self, node: Node) -> int:
+        """Where a node of this program is in `nodes`. Raises EditError for a node that is not in it (any more)."""
+        if not self.node_is_current(node):
+            raise EditError(f"{node} is not in program {self.name}")
+        return bisect_left(self._keys, self._key[node.id])
 
     def aliases(self, name: str) -> frozenset[str]:
         """Containers that lie in the memory of this one, directly or in one another."""
@@ -191,6 +201,18 @@ class Program:
                        dict(self.constants), list(self.log), self.version, dict(self.attributes))  # fmt: skip
 
     # used by Edit only -----------------------------------------------------------------------------------------------
+    def _place(self, at: int, count: int, new: Sequence[Node]) -> None:
+        """Give keys to the nodes that take the place of `count` nodes."""
+        low = self._keys[at - 1] if at else 0.0
+        high = self._keys[at + count] if at + count < len(self._keys) else low + len(new) + 1.0
+        step = (high - low) / (len(new) + 1)
+        keys = [low + step * (i + 1) for i in range(len(new))]
+        self._keys[at : at + count] = keys
+        self._key.update(zip((n.id for n in new), keys, strict=True))
+        if step < 1e-6 * max(1.0, abs(high)):  # too narrow to divide further
+            self._keys = [float(i + 1) for i in range(len(self.nodes))]
+            self._key = {n.id: key for n, key in zip(self.nodes, self._keys, strict=True)}
+
     def _register(self, node: Node) -> None:
         reads, writes = node.read_containers(), node.written_containers()
         self._uses[node.id] = (reads, writes)

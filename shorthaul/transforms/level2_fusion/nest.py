@@ -77,6 +77,9 @@ def localize(statements: list[Map], mid: Container, dims: Mapping[int, Symbol], 
     for s in statements:
         t = s.tasklet
         assert t is not None
+        if all(m.container != mid.name for m in (*t.reads.values(), *t.writes.values())):
+            result.append(s)
+            continue
         reads = {k: shrink(m) if m.container == mid.name else m for k, m in t.reads.items()}
         writes: dict[str, Memlet] = {}
         code = dict(t.code)
@@ -228,9 +231,15 @@ def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
                 continue
             if any(not _reads(a).isdisjoint(_writes(s)) for s in statements[i + 1 : j]):
                 continue
+            if external and _differ(a.domain, statements[j].domain):
+                continue  # it cannot visit each element once
             if _try_substitute(statements, i, j, c, external, replace_first=True):
                 return True
     return False
+
+
+def _differ(m: IntLike, n: IntLike) -> bool:
+    return isinstance(m, int) and isinstance(n, int) and m != n
 
 
 def _try_substitute(statements: list[Map], i: int, j: int, mid: str, keep: frozenset[str], *, replace_first: bool) -> bool:

@@ -182,7 +182,7 @@ def _pack(program: Program, edit: Edit, name: str, strides: tuple[IntLike, ...])
     """Copy a container into other strides before its first reader; gives the copy's name."""
     c = program.containers[name]
     p = fresh_params(c.shape)
-    first = min(program.readers(name), key=program.nodes.index)
+    first = min(program.readers(name), key=program.position)
     copy = edit.add_container(Container(program.fresh(f"{name}_packed"), c.dtype, c.shape, strides))
     pack = make_map(p, {"x": at(c, *p)}, {"y": at(copy, *p)}, lambda x: {"y": x}, {name: c.dtype}, name="pack",
                     origins=first.origins, phase=first.phase, schedule=AUTO.with_options(pack=True))  # fmt: skip

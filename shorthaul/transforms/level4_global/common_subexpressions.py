@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Union
 
 from shorthaul.ir.containers import Container
@@ -33,9 +33,8 @@ class CommonSubexpressions(Transformation):
     def matches(self, program: Program) -> Iterator[Match]:
         """Pairs of equal nodes, each later one with the first."""
         first: dict[tuple[str, tuple[str, ...]], Node] = {}
-        containers = roleless(program)
         for node in list(program.nodes):
-            key = structure(program, node, containers)
+            key = structure(program, node)
             if key is not None:
                 kept = first.setdefault(key, node)
                 if kept is not node:
@@ -76,40 +75,50 @@ class CommonSubexpressions(Transformation):
         edit.drop_unused(names)
 
 
-def structure(program: Program, node: Node, containers: Mapping[str, Container]) -> tuple[str, tuple[str, ...]] | None:
+def structure(program: Program, node: Node) -> tuple[str, tuple[str, ...]] | None:
     """Equal for nodes that compute the same from the same containers; None for a node whose results may differ from run to run."""
     if not isinstance(node, Map) and not (isinstance(node, Operator) and node.op != "custom_function"):
         return None
-    text, names = node_structure(node, containers)
+    text, names = node_structure(node, roleless(program, node))
     written = program.writes_of(node)
     return text, tuple("" if n in written else n for n in names)
 
 
-def roleless(program: Program) -> dict[str, Container]:
-    """The containers with the role of transients where their memory is the program's: an output and a transient may hold the same value."""
-    return {n: c if c.is_external or c.role == "transient" else c.with_(role="transient") for n, c in program.containers.items()}
+def roleless(program: Program, node: Node) -> dict[str, Container]:
+    """The node's containers, those of the program's own memory as transients: an output and a transient may hold the same value."""
+    used = {c: program.containers[c] for c in program.reads_of(node) | program.writes_of(node)}
+    return {n: c if c.is_external or c.role == "transient" else c.with_(role="transient") for n, c in used.items()}
 
 
 def _pairs(p: Program, first: Node, second: Node) -> dict[str, str]:
     """Result of the first node -> the equal result of the second."""
-    containers = roleless(p)
-    a, b = (node_structure(n, containers)[1] for n in (first, second))
+    a, b = (node_structure(n, roleless(p, n))[1] for n in (first, second))
     written = p.writes_of(first)
     return {x: y for x, y in zip(a, b, strict=True) if x in written}
+
+
+def _rough(program: Program, node: Node) -> tuple[object, ...]:
+    """Equal for equal nodes, and cheap: most nodes are told apart by it."""
+    if isinstance(node, Operator):
+        return node.phase, node.op, program.reads_of(node)
+    if isinstance(node, Map) and node.tasklet is not None:
+        return node.phase, program.reads_of(node), tuple((c.op, c.dtype) for c in node.tasklet.code.values()), len(node.params), node.domain
+    return node.phase, node.kind, program.reads_of(node)
 
 
 def eliminate_common_subexpressions(program: Program) -> int:
     """Apply CommonSubexpressions in program order: results found equal make their readers equal. Returns how many nodes went."""
     t = CommonSubexpressions()
-    first: dict[tuple[str, tuple[str, ...]], Node] = {}
-    containers = roleless(program)
+    alike: dict[tuple[object, ...], list[Node]] = {}
     gone = 0
     for id in [n.id for n in program.nodes]:
-        found = program.current([id])
-        key = structure(program, found[0], containers) if found else None
-        if key is None:
-            continue
-        kept = first.setdefault(key, found[0])
-        if kept is not found[0] and program.current([kept.id]):
-            gone += t.try_apply(Match(program, {"first": program.node(kept.id), "second": found[0]}))
+        for node in program.current([id]):
+            group = alike.setdefault(_rough(program, node), [])
+            key = structure(program, node) if group else None
+            for first in group:
+                if key is not None and program.node_is_current(first) and structure(program, first) == key:
+                    gone += t.try_apply(Match(program, {"first": first, "second": node}))
+                    break
+            else:
+                group.append(node)
     return gone

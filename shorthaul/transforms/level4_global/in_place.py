@@ -54,9 +54,9 @@ class InPlace(Transformation):
             all(w.phase == node.phase for c in family for w in p.writers(c)),
             "another run of the backward phase needs the operand (retain_graph)",
         )
-        at = p.nodes.index(node)
+        at = p.position(node)
         for c in sorted(family):
-            last = max((p.nodes.index(r) for r in (*p.readers(c), *p.writers(c))), default=-1)
+            last = max((p.position(r) for r in (*p.readers(c), *p.writers(c))), default=-1)
             require(last <= at, f"{c} is needed later")
         (write,) = node.tasklet.writes.values()
         require(not write.guard and set(write.subset) >= {q for q in node.params if q.size != 1}, "it does not visit every element once")

@@ -123,7 +123,7 @@ class Recompute(Transformation):
         edit.add_container(p.containers[m.mid].with_(name=twin, role="transient"))
         copy = rename(self._alone(m), {m.mid: twin}, phase="backward")
         readers = self._readers(m)
-        first = min(readers, key=p.nodes.index)
+        first = min(readers, key=p.position)
         edit.add(copy, before=first)
         for r in readers:
             edit.replace(r, rename(r, {m.mid: twin}, fresh=False))
