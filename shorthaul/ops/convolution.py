@@ -46,6 +46,19 @@ def window_source(
     return source, list(inside(source, size))
 
 
+def window_sources(
+    outputs: Sequence[IntLike], taps: Sequence[IntLike], window: Sequence[Sequence[IntLike]], sizes: Sequence[IntLike]
+) -> tuple[list[IntLike], list[Condition]]:
+    """`window_source` along every dimension; `window` has (kernel, stride, padding, dilation) of each."""
+    source: list[IntLike] = []
+    guard: list[Condition] = []
+    for o, tap, (_, s, p, d), n in zip(outputs, taps, window, sizes, strict=True):
+        i, conditions = window_source(o, tap, s, p, d, n)
+        source.append(i)
+        guard += conditions
+    return source, guard
+
+
 def window_of(
     i: IntLike, k: IntLike, stride: IntLike, padding: IntLike, dilation: IntLike, size: IntLike
 ) -> tuple[IntLike, list[Condition]]:
@@ -119,6 +132,19 @@ class ConvolutionBase(OperatorDefinition):
             {"y": at(y, *p)},
             lambda t, bias=None: {"y": cast(t if bias is None else t + cast(bias, accumulate), y.dtype)},
         )
+
+    def weighted_sum(self, c: Expansion, operand: str, *, wide: bool) -> None:
+        """y = the sum of the operand's elements under the window times the weight. wide: the operand is the side that the window
+        slides over (a convolution), else the result is (a transposed one, or the gradient of the operand)."""
+        x, w, y = c.input(operand), c.input("weight"), c.output()
+        if wide:
+            s = self.slide(c, y, x, c.attr("groups"), w.shape[2:], "narrow")
+            source, target = s.wide, s.narrow
+        else:
+            s = self.slide(c, x, y, c.attr("groups"), w.shape[2:], "wide")
+            source, target = s.narrow, s.wide
+        reads = {operand: at(x, *source, guard=s.guard, fill=0 if s.guard else None), "w": at(w, *s.weight)}
+        self.accumulated(c, y, s.params, target, reads)
 
     def slide(
         self, c: Expansion, narrow: Container, wide: Container, groups: int, kernel: Sequence[IntLike], target: str
@@ -231,20 +257,7 @@ class Convolution(ConvolutionBase):
         return {"y": TensorType(x.dtype, (x.shape[0], out, *sizes))}
 
     def maps(self, c: Expansion) -> None:
-        x, w, y = c.input(), c.input("weight"), c.output()
-        if c.attr("transposed"):
-            s = self.slide(c, x, y, c.attr("groups"), w.shape[2:], "wide")
-            source, target = s.narrow, s.wide
-        else:
-            s = self.slide(c, y, x, c.attr("groups"), w.shape[2:], "narrow")
-            source, target = s.wide, s.narrow
-        self.accumulated(
-            c,
-            y,
-            s.params,
-            target,
-            {"x": at(x, *source, guard=s.guard, fill=0 if s.guard else None), "w": at(w, *s.weight)},
-        )
+        self.weighted_sum(c, "x", wide=not c.attr("transposed"))
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x, w = g.grad(), g.input(), g.input("weight")
@@ -307,20 +320,7 @@ class ConvGradInput(ConvolutionBase):
         return {"y": TensorType(g.dtype, (g.shape[0], channels, *attributes["size"]))}
 
     def maps(self, c: Expansion) -> None:
-        g, w, y = c.input("g"), c.input("weight"), c.output()
-        if c.attr("transposed"):
-            s = self.slide(c, y, g, c.attr("groups"), w.shape[2:], "narrow")
-            source, target = s.wide, s.narrow
-        else:
-            s = self.slide(c, g, y, c.attr("groups"), w.shape[2:], "wide")
-            source, target = s.narrow, s.wide
-        self.accumulated(
-            c,
-            y,
-            s.params,
-            target,
-            {"g": at(g, *source, guard=s.guard, fill=0 if s.guard else None), "w": at(w, *s.weight)},
-        )
+        self.weighted_sum(c, "g", wide=bool(c.attr("transposed")))
 
     def samples(self) -> Iterable[Sample]:
         def t(*shape: int) -> TensorType:

@@ -14,7 +14,7 @@ from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, where
 from shorthaul.symbolic import Expr, ceildiv, floordiv, maximum, minimum, mod, product, prove_eq, prove_le
 
 from .builder import Expansion, Gradient
-from .convolution import kept_params, per_dimension, window_of, window_source
+from .convolution import kept_params, per_dimension, window_of, window_sources
 from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
 
 IntLike = Union[int, Expr]
@@ -152,12 +152,7 @@ class MaxPool(Pooling):
         rank = len(window)
         outer, params = kept_params(c, y.shape)
         taps, tap_params = kept_params(c, [k for k, *_ in window])
-        source: list[IntLike] = []
-        guard: list[Condition] = []
-        for o, tap, (_, s, p, d), n in zip(outer[-rank:], taps, window, x.shape[-rank:], strict=True):
-            i, conditions = window_source(o, tap, s, p, d, n)
-            source.append(i)
-            guard += conditions
+        source, guard = window_sources(outer[-rank:], taps, window, x.shape[-rank:])
         reads = {"x": at(x, *outer[:-rank], *source, guard=guard, fill=-math.inf if guard else None)}
         saved = self.results[1]
         if not c.wants(saved):
@@ -322,12 +317,7 @@ class AvgPool(Pooling):
         total = c.temp(y.shape, accumulate)
         outer, params = kept_params(c, y.shape)
         taps, tap_params = kept_params(c, [k for k, *_ in window])
-        source: list[IntLike] = []
-        guard: list[Condition] = []
-        for o, tap, (_, s, p, d), n in zip(outer[-rank:], taps, window, x.shape[-rank:], strict=True):
-            i, conditions = window_source(o, tap, s, p, d, n)
-            source.append(i)
-            guard += conditions
+        source, guard = window_sources(outer[-rank:], taps, window, x.shape[-rank:])
         c.map(
             [*params, *tap_params],
             {"x": at(x, *outer[:-rank], *source, guard=guard, fill=0 if guard else None)},
