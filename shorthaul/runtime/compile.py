@@ -11,7 +11,7 @@ from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Program
 
 from .executable import Executable
-from .library import build_library
+from .library import CompiledLibrary, build_library
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Compiled:
     executable: Executable
     kernels: dict[int, Kernel]
     sources: dict[str, str]
+    library: CompiledLibrary
 
 
 def emit(program: Program) -> dict[int, Kernel]:
@@ -42,4 +43,4 @@ def compile_program(program: Program, **options: Any) -> Compiled:
     sources = {**sources, "host.cpp": host.source}
     functions = [s.function for p in host.phases.values() for s in p.steps if hasattr(s, "kernels")]
     library = build_library(sources, symbols=functions, **options)
-    return Compiled(Executable(host, library.function), kernels, sources)
+    return Compiled(Executable(host, library.function), kernels, sources, library)
