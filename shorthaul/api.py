@@ -170,11 +170,13 @@ def backend(
     """
     options = options or Options()
     record = record if record is not None else Record()
-    region = Region(len(record.regions), _recompile_reason())
+    region = Region(len(record.regions), _recompile_reason(), graph_break=_graph_break(gm))
     record.regions.append(region)
     try:
         with region.timed("compile"):
-            return _compile(gm, example_inputs, options, region)
+            compiled = _compile(gm, example_inputs, options, region)
+        record.uses(t for t in map(_real_input, gm.graph.find_nodes(op="placeholder")) if isinstance(t, torch.nn.Parameter))
+        return compiled
     except NoCompiler as e:
         reason = str(e)
     except Exception as e:
@@ -184,6 +186,20 @@ def backend(
     region.fallback = reason
     warnings.warn(f"part of the model runs in eager mode: {reason}", FallbackWarning, stacklevel=2)
     return gm.forward
+
+
+def _graph_break(gm: torch.fx.GraphModule) -> str:
+    """Why Dynamo ended the graph before the function did, with the user's line; an empty string where it did not."""
+    found = getattr(gm, "compile_subgraph_reason", None)
+    if found is None or not getattr(found, "graph_break", False):
+        return ""
+    where = f" at {found.user_stack[-1].filename}:{found.user_stack[-1].lineno}" if found.user_stack else ""
+    lines = [line.strip() for line in str(found.reason).split("\n")]
+    return ". ".join([lines[0], *(line.removeprefix("Explanation: ") for line in lines[1:] if line.startswith("Explanation"))]) + where
+
+
+def _real_input(node: torch.fx.Node) -> Any:
+    return getattr(node.meta.get("grapharg"), "example", None)
 
 
 def _reason(e: Exception) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from shorthaul.ir.program import Program
 class Region:
     """One compiled graph of a model (there are several after a graph break or a recompilation).
 
-    reason: why it was compiled again, if it was.
+    reason: why it was compiled again, if it was. graph_break: why it ends before the model does, with the source line.
     """
 
     index: int
@@ -27,6 +27,7 @@ class Region:
     operators: Counter[str] = field(default_factory=Counter)
     fallbacks: list[tuple[str, Origin]] = field(default_factory=list)
     fallback: str = ""
+    graph_break: str = ""
     program: Program | None = None
     compiled: Any = None
 
@@ -62,6 +63,19 @@ class Record:
     """All regions of a model."""
 
     regions: list[Region] = field(default_factory=list)
+    owner: Any = None
+    _used: dict[int, Any] = field(default_factory=dict)
+
+    def uses(self, parameters: Iterable[Any]) -> None:
+        """Note parameters that a compiled region takes."""
+        self._used.update((id(p), weakref.ref(p)) for p in parameters)
+
+    @property
+    def unused(self) -> list[str]:
+        """Names of the model's parameters that no compiled region takes: the model does not use them, or eager mode does."""
+        owner = self.owner() if self.owner is not None else None
+        known = {i for i, p in self._used.items() if p() is not None}
+        return [] if owner is None else [n for n, p in owner.named_parameters() if id(p) not in known]
 
     def __str__(self) -> str:
         from .report_text import render
@@ -94,7 +108,7 @@ class Reporter:
 
 def attach_report(module: Any) -> Record:
     """Give the module a `report` method; returns the record that it shows."""
-    record = Record()
+    record = Record(owner=weakref.ref(module))
     _RECORDS[module] = record
     module.__dict__["report"] = Reporter(module)
     return record

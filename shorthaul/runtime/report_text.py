@@ -29,6 +29,11 @@ def render(record: Record) -> str:
     compiled = [r for r in record.regions if r.program is not None]
     seconds = sum(r.seconds.get("compile", 0.0) for r in record.regions)
     lines = [f"{_count(len(record.regions), 'region')}, {len(compiled)} compiled, in {seconds:.2f} s"]
+    if compiled and record.unused:
+        names = record.unused
+        more = f" and {len(names) - TOP} more" if len(names) > TOP else ""
+        what = "parameters that no compiled region takes (unused, or left to eager mode around a graph break)"
+        lines.append(f"{what}: {', '.join(names[:TOP])}{more}")
     for region in record.regions:
         lines += ["", *_region(region)]
     return "\n".join(lines)
@@ -43,6 +48,8 @@ def _region(region: Region) -> list[str]:
         lines.append(f"captured      {_count(sum(region.operators.values()), 'operator')}: {_listing(region.operators)}")
     if region.program is not None:
         lines += _compiled(region, region.program)
+    if region.graph_break:
+        lines.append(f"graph break   {region.graph_break}")
     if region.seconds:
         stages = ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in region.seconds.items() if k != "compile")
         lines.append(f"compile time  {region.seconds.get('compile', 0.0):.2f} s" + (f": {stages}" if stages else ""))

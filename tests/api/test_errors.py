@@ -190,3 +190,17 @@ def test_error_of_the_module_is_the_user_s_own() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         run(f, randn(5, 8))
+
+
+def test_compiled_graph_checks_what_it_is_called_with() -> None:
+    """Called past Dynamo's guards, a compiled graph refuses tensors whose addresses it must not take."""
+    from shorthaul.frontends.dynamo import capture_graph
+
+    gm, examples, inputs = capture_graph(Net(lambda m, x: (x * m.w).sum()), (randn(5, 8),))
+    graph = sh.backend(gm, examples)
+    assert torch.allclose(graph(*inputs)[0], (inputs[0] * inputs[1]).sum())
+    at = next(i for i, t in enumerate(inputs) if t.shape == (5, 8))
+    shape = r"shape \(4, 8\), compiled for torch.float64 and \(5, 8\)"
+    for wrong, words in ((randn(4, 8), shape), (randn(5, 8).float(), "dtype torch.float32")):
+        with pytest.raises(sh.CallError, match=words):
+            graph(*inputs[:at], wrong, *inputs[at + 1 :])

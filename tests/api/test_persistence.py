@@ -149,6 +149,33 @@ def test_report() -> None:
         nn.Linear(2, 2).report  # noqa: B018
 
 
+def test_report_names_graph_breaks_and_what_is_left_to_eager_mode() -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return x * 2
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.breaks, self.last = nn.Linear(4, 4), Breaks(), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.breaks(self.first(x)))
+
+    whole = sh.optimize(Two())
+    whole(torch.randn(2, 4))
+    assert "no compiled region takes" not in str(whole.report())
+    broken = next(r for r in whole.report().regions if r.graph_break)
+    assert "graph_break" in broken.graph_break and "test_persistence.py:" in broken.graph_break
+    assert "graph break   " in str(whole.report())
+    # PyTorch's own containers are not captured again after a break: their layers run in eager mode, and the report says which
+    parts = sh.optimize(nn.Sequential(nn.Linear(4, 4), Breaks(), nn.Linear(4, 4)))
+    parts(torch.randn(2, 4))
+    assert parts.report().unused == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert "left to eager mode around a graph break): 0.weight, 0.bias, 2.weight, 2.bias" in str(parts.report())
+
+
 def test_program_methods() -> None:
     program = sh.capture(Model(), (torch.randn(3, 8),))
     assert [g for g, _ in program.signature.gradients]
