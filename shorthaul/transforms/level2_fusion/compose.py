@@ -158,10 +158,11 @@ def is_injection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> 
             return False
         used.update(own)
         span: IntLike = 1
-        for q, c in sorted(form[0].items(), key=lambda t: abs(t[1])):  # type: ignore[arg-type]
-            if prove_le(span, abs(c)) is not True:  # type: ignore[arg-type]
+        steps = [(abs(c), q) for q, c in form[0].items() if isinstance(c, int)]
+        for c, q in sorted(steps, key=lambda t: t[0]):
+            if prove_le(span, c) is not True:
                 return False
-            span = span + (q.size - 1) * abs(c)  # type: ignore[arg-type]
+            span = span + (q.size - 1) * c
     return all(q in used or same_size(q.size, 1) for q in params)
 
 
