@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import shorthaul as sh
 from shorthaul.testing import judge_training, sample
 
 
@@ -82,3 +84,17 @@ def test_gradients_of_blocks(
     )
     assert verdict.ok, verdict
 
+
+
+def test_statistics_of_many_values_are_exact() -> None:
+    """Means that are small beside the values, over long columns: plain float32 sums are wrong by the square root of their length."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 20, 1, bias=False), nn.BatchNorm2d(20, momentum=1.0))
+    exact = copy.deepcopy(model).double()
+    x = torch.randn(4, 4, 128, 128)
+    sh.optimize(model, strict=True)(x)
+    exact(x.double())
+    deviation = exact[1].running_var.sqrt()
+    error = (model[1].running_mean - exact[1].running_mean).abs() / deviation
+    assert float(error.max()) < 2 * torch.finfo(torch.float32).eps
+    assert torch.allclose(model[1].running_var.double(), exact[1].running_var, rtol=8 * torch.finfo(torch.float32).eps)
