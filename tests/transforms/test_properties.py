@@ -53,6 +53,7 @@ def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int
             assert fingerprint(p) == marks[-1], f"{t.name} refused, but changed the program"
             continue
         verify(p)
+        assert [p.position(n) for n in p.nodes] == list(range(len(p.nodes)))
         assert_same(p, inputs, expected)
         claim = p.log[-1].notes["saves"]
         assert moved - movement(p).bytes - claim == 0, f"{t.name} at {m.describe()} claims {claim}"
