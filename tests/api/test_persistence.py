@@ -196,3 +196,19 @@ print(sorted(set(dir(shorthaul)) & {'optimize', 'capture'}))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['capture', 'optimize']"
+
+
+def test_cached_programs_that_differ_in_constants_stay_apart() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, values: list[float]) -> None:
+            super().__init__()
+            self.values = values
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.tensor(self.values, dtype=x.dtype)
+
+    for _ in range(2):
+        for values in ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]):
+            x = torch.ones(3, requires_grad=True)
+            sh.optimize(Scaled(values))(x).sum().backward()
+            assert x.grad.tolist() == values
