@@ -232,6 +232,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         program,
         [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad],
     )
+    watched = frozenset(n for n in program.signature.outputs if any(r.phase == "backward" for r in program.readers(n)))
     region.captured(program, imported.fallbacks)
     with region.timed("cache"):
         key = artifact_key(program, options)
@@ -247,7 +248,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         with region.timed("cache"):
             store(key, program, compiled)
     region.finished(program, compiled)
-    return CompiledGraph(program.name, program, _interface(graph, imported, depends), compiled.executable)
+    return CompiledGraph(program.name, program, _interface(graph, imported, depends, watched), compiled.executable)
 
 
 # What a Program can do that needs other parts of the package (`ir` knows none of them).
@@ -300,7 +301,9 @@ def _dependences(program: Program, inputs: Sequence[str]) -> dict[str, frozenset
     return {n: reached.get(gradients.get(n, ""), frozenset()) for n in inputs}
 
 
-def _interface(graph: FunctionalGraph, imported: Imported, depends: Mapping[str, frozenset[str]]) -> Interface:
+def _interface(
+    graph: FunctionalGraph, imported: Imported, depends: Mapping[str, frozenset[str]], watched: frozenset[str]
+) -> Interface:
     sizes: dict[Symbol, tuple[int, int | None]] = {}
     wanted = {s.name: s for s in imported.program.symbols}
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
@@ -322,7 +325,8 @@ def _interface(graph: FunctionalGraph, imported: Imported, depends: Mapping[str,
     mutations = [(m.input, m.graph_output) for m in graph.mutations]
     random = tuple(n for n in RANDOM_INPUTS if n in imported.program.containers)
     where = next((n.origin.source for n in imported.program.nodes if n.origin.source), "")
-    return Interface(imported.inputs, sizes, imported.results, imported.sizes, _rebuilder(graph), mutations, random, depends, where)
+    rebuild = _rebuilder(graph)
+    return Interface(imported.inputs, sizes, imported.results, imported.sizes, rebuild, mutations, random, depends, where, watched)
 
 
 def _rebuilder(graph: FunctionalGraph) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:

@@ -39,7 +39,8 @@ class Interface:
     gives each symbol. results: for every result of the graph its container, None for a constant. size_results: expressions of results
     that are sizes. rebuild: the caller's outputs from (results as tensors or numbers, inputs). mutations: (input, result) written back.
     random: the containers of seed and offset. depends: for every input with a gradient the outputs whose cotangents it comes from (all,
-    where it is not listed). where: where the graph begins in the user's code.
+    where it is not listed). where: where the graph begins in the user's code. watched: outputs that the gradient formulas read: changing
+    one in place before backward is an error, as in eager mode, also where the compiled backward phase recomputes it.
     """
 
     inputs: list[str | None]
@@ -51,6 +52,7 @@ class Interface:
     random: tuple[str, ...] = ()
     depends: Mapping[str, frozenset[str]] = field(default_factory=dict)
     where: str = ""
+    watched: frozenset[str] = frozenset()
 
 
 class CompiledGraph:
@@ -77,7 +79,7 @@ class CompiledGraph:
         self._saved_outputs = [
             n
             for n in outputs
-            if n in backward_reads and n not in self._first and program.containers[n].role != "constant"
+            if n in backward_reads | interface.watched and n not in self._first and program.containers[n].role != "constant"
         ]
         self._results = [(n, None) if n is not None else (None, interface.size_results.get(i)) for i, n in enumerate(interface.results)]
         self._groups = self._group_inputs()

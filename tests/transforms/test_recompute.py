@@ -54,9 +54,16 @@ def test_refuses_a_reduction() -> None:
     assert_refuses(Recompute(), only(matches(Recompute(), p, mid="sum")), "the value comes from a reduction")
 
 
-def test_refuses_an_output() -> None:
-    p = network(lambda b, x: b.op("softmax", {"dim": -1}, x=x), x=(4, 6))
-    assert_refuses(Recompute(), only(matches(Recompute(), p, mid="softmax")), "the caller gets it")
+def test_recomputes_an_output_from_what_backward_reads_anyway() -> None:
+    def chain(b, x, w):  # type: ignore[no-untyped-def]
+        y, _, _ = b.op("layer_norm", {"normalized_shape": (64,)}, x=b.op("tanh", x=x), weight=w, bias=w)
+        return b.op("softmax", {"dim": -1}, x=y)
+
+    p = network(chain, x=(32, 64), w=(64,))
+    (output,) = p.signature.outputs
+    assert Recompute().try_apply(only(matches(Recompute(), p, mid=output)))
+    assert not any(n.phase == "backward" for n in p.readers(output))
+
 
 
 def test_refuses_dear_code() -> None:

@@ -49,7 +49,6 @@ class Recompute(Transformation):
         require(a.is_elementwise, "the value comes from a reduction")
         c = p.containers[m.mid]
         require(not c.is_external, "it is an input")
-        require(m.mid not in p.results, "the caller gets it: it is in memory anyway")
         require(len(p.writers(m.mid)) == 1, "several nodes write it")
         for r in self._readers(m):
             require(isinstance(r, Map), f"{r.label} reads the value from memory")
