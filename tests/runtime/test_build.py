@@ -177,7 +177,8 @@ def test_a_timeout_ends_the_compiler_and_its_children(tmp_path):
 
 
 INTERRUPTED = """
-import dataclasses, sys
+import dataclasses, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with SIGINT ignored
 from pathlib import Path
 from shorthaul.runtime.build import build
 from shorthaul.runtime.machine import Compiler, machine
