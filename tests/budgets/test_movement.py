@@ -39,29 +39,27 @@ def test_mbconv_moves_fewer_bytes_than_eager(case: str) -> None:
     assert moved.bytes <= share * moved.eager_bytes, moved.table()
 
 
+# chain, largest multiple of the lower bound
 CHAINS = {
-    "tanh sigmoid norm softmax": lambda width: Chain(width),
-    "norm softmax": lambda width: nn.Sequential(nn.LayerNorm(width), nn.Softmax(-1)),
-    "softmax norm": lambda width: nn.Sequential(nn.Softmax(-1), nn.LayerNorm(width)),
-    "gelu norm": lambda width: nn.Sequential(nn.GELU(), nn.LayerNorm(width)),
+    "tanh sigmoid norm softmax": (lambda width: Chain(width), 1.26),
+    "norm softmax": (lambda width: nn.Sequential(nn.LayerNorm(width), nn.Softmax(-1)), 1.26),
+    "softmax norm": (lambda width: nn.Sequential(nn.Softmax(-1), nn.LayerNorm(width)), 1.503),
+    "gelu norm": (lambda width: nn.Sequential(nn.GELU(), nn.LayerNorm(width)), 1.503),
 }
 
 
-def chain_step(chain: str) -> Movement:
-    return step(CHAINS[chain](1024), 2048, 1024)
-
-
 @pytest.mark.parametrize("chain", CHAINS)
-def test_chains_move_no_more_than_they_did(chain: str) -> None:
-    """Six passes over the rows where four are compulsory, and the statistics of the rows."""
-    moved = chain_step(chain)
-    assert moved.bytes <= 1.503 * moved.lower_bound, moved.table()
+def test_chains_move_little_more_than_they_must(chain: str) -> None:
+    """Five passes over the rows where four are compulsory: the backward phase reads the input again."""
+    build, multiple = CHAINS[chain]
+    moved = step(build(1024), 2048, 1024)
+    assert moved.bytes <= multiple * moved.lower_bound, moved.table()
 
 
-@pytest.mark.xfail(reason="1.501 to 1.502: the backward phase reads the input and the output, and saved statistics of the rows")
-@pytest.mark.parametrize("chain", CHAINS)
-def test_chains_move_at_most_half_more_than_they_must(chain: str) -> None:
-    moved = chain_step(chain)
+@pytest.mark.xfail(reason="1.502: the gradient of the norm's bias is a kernel of its own, which reads the incoming gradient again")
+@pytest.mark.parametrize("chain", ["softmax norm", "gelu norm"])
+def test_chains_that_end_with_a_norm(chain: str) -> None:
+    moved = step(CHAINS[chain][0](1024), 2048, 1024)
     assert moved.bytes <= 1.5 * moved.lower_bound, moved.table()
 
 
