@@ -109,3 +109,9 @@ def test_local_links_in_documents_lead_somewhere() -> None:
             if "://" not in target and not (document.parent / target).exists():
                 dead.append(f"{document.relative_to(ROOT)} -> {target}")
     assert not dead, "\n".join(dead)
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """pytest imports them by their file name alone: two of one name cannot run together."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted({n for n in names if names.count(n) > 1}) == []
