@@ -67,8 +67,9 @@ def run(
     for racer in racers:
         _start_again(racer, network)
     steps = _train(console, racers, digits.batches(batch_size, steps, seed), limit)
+    training = [images for images, _ in digits.batches(batch_size, 4, seed)]
     for racer in racers:
-        racer.evaluate(digits.test_images, digits.test_labels)
+        racer.evaluate(digits.test_images, digits.test_labels, training)
 
     curves = {racer.name: racer.losses for racer in racers}
     _print_curves(console, curves)
