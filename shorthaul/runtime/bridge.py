@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from shorthaul.ir.memlet import Indirect
+from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Symbol, evaluate
 
@@ -83,8 +85,37 @@ class CompiledGraph:
         ]
         self._results = [(n, None) if n is not None else (None, interface.size_results.get(i)) for i, n in enumerate(interface.results)]
         self._groups = self._group_inputs()
+        self._indices = self._addressing()
         self._plain = all(e is None for _, e in self._results) and not program.symbols
         self._static = executable.layout({}) if not program.symbols else None
+
+    def _addressing(self) -> list[tuple[str, str, int, str]]:
+        """Inputs whose values address another container: (input, container, dimension, where)."""
+        found: dict[tuple[str, str, int], str] = {}
+        for node in self.program.nodes:
+            if not isinstance(node, Map):
+                continue
+            for x in node.accesses():
+                for d, s in enumerate(x.memlet.subset):
+                    if isinstance(s, Indirect):
+                        index = x.tasklet.reads[s.name]
+                        if index.container in self._first and not index.guard and not x.is_local:
+                            found.setdefault((index.container, x.memlet.container, d), str(x.tasklet.origin))
+        return [(i, c, d, where) for (i, c, d), where in found.items()]
+
+    def _check_indices(self, tensors: Mapping[str, torch.Tensor], layout: Layout) -> None:
+        """Kernels do not check addresses that are data: what comes from outside is checked here."""
+        for index, container, d, where in self._indices:
+            t = tensors[index]
+            if t.numel():
+                low, high = (int(v) for v in torch.aminmax(t))
+                size = layout.shapes[container][d]
+                if low < 0 or high >= size:
+                    bad = low if low < 0 else high
+                    raise IndexError(
+                        f"{self.name}: index {bad} in input {index} is out of range for dimension {d} of {container}, which has size "
+                        f"{size}, at {where}"
+                    )
 
     def _group_inputs(self) -> list[list[str]]:
         """The inputs with gradients by the part that completes them; inputs that require grad but get none join the first part."""
@@ -101,6 +132,8 @@ class CompiledGraph:
             sizes = self._sizes(inputs)
             layout = self.executable.layout(sizes)
         tensors = self._bind(inputs, layout)
+        if self._indices:
+            self._check_indices(tensors, layout)
         if self._cotangents and torch.is_grad_enabled():
             by_name = self._differentiably(inputs, tensors, layout)
         else:

@@ -206,3 +206,11 @@ def test_compiled_graph_checks_what_it_is_called_with() -> None:
     for wrong, words in ((randn(4, 8), shape), (randn(5, 8).float(), "dtype torch.float32")):
         with pytest.raises(sh.CallError, match=words):
             graph(*inputs[:at], wrong, *inputs[at + 1 :])
+
+
+def test_embedding_index_out_of_range_is_an_error_that_names_it() -> None:
+    model = sh.optimize(torch.nn.Embedding(10, 4))
+    assert model(torch.tensor([0, 9])).shape == (2, 4)
+    for bad in (10, -1):
+        with pytest.raises(IndexError, match=f"index {bad} .* out of range .* size 10"):
+            model(torch.tensor([3, bad]))
