@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Union
 from shorthaul.symbolic import Expr, Symbol, substitute
 
 from .builder import fresh_params
-from .containers import Container
 from .edit import Edit
 from .memlet import Memlet
 from .nodes import Branch, LibraryCall, Loop, Map, Node, Operator, Origin, Tasklet
@@ -94,13 +93,3 @@ def inline(body: Program, edit: Edit, bindings: Mapping[str, str], *, phase: str
         copy = rename(n, names, **changes)
         nodes.append(copy.with_(origins=origins + tuple(o for o in copy.origins if o not in origins)) if origins else copy)
     return nodes, [names[o] for o in body.signature.outputs]
-
-
-def copy_containers(edit: Edit, names: Mapping[str, Container]) -> dict[str, str]:
-    """Declare fresh transient twins of containers; returns old name -> new name."""
-    result = {}
-    for old, c in names.items():
-        new = edit.program.fresh(old)
-        edit.add_container(c.with_(name=new, role="transient"))
-        result[old] = new
-    return result

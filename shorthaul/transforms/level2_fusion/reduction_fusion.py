@@ -8,7 +8,7 @@ from typing import Union
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect
-from shorthaul.ir.nodes import Access, Map, Node
+from shorthaul.ir.nodes import Access, Map
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, product
@@ -162,9 +162,3 @@ def with_components(a: Map, mids: frozenset[str]) -> list[str]:
         ):
             found |= {m.container for m in x.tasklet.writes.values() if m.combine == x.memlet.combine}
     return sorted(found)
-
-
-def nodes_around(program: Program, node: Node) -> Iterator[Match]:
-    """Matches of ReductionFusion that involve a node."""
-    for a, c, b in fusable_pairs(program, node):
-        yield Match(program, {"first": a, "mid": c, "second": b})
