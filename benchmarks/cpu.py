@@ -1,6 +1,6 @@
 """Time per training step and compile time on this CPU: eager PyTorch, torch.compile and Shorthaul.
 
-    python -m benchmarks.cpu                        # all networks, all engines
+    python -m benchmarks.cpu                        # the basic networks, all engines
     python -m benchmarks.cpu --networks mbconv chain --steps 30
     python -m benchmarks.cpu --quick                # small networks, few steps: does everything run?
 
@@ -284,7 +284,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="shorthaul bench", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--networks", nargs="+", choices=list(networks.REGISTRY), default=list(networks.REGISTRY), metavar="NAME"
+        "--networks", nargs="+", choices=list(networks.REGISTRY), default=list(networks.BASIC), metavar="NAME"
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME")
     parser.add_argument("--steps", type=int, default=60, help="measured steps of every engine (default: 60)")

@@ -5,6 +5,9 @@
 
 Each network is one file with a module class; this file lists them with their sizes and their batches.
 `small=True` gives the same structure at a size for tests (a step in milliseconds).
+
+BASIC are small enough to time on a CPU at full size. TEN are the benchmark networks, at the sizes and batches usual on one large
+GPU; `device="meta"` gives them without memory. FURTHER have structures that the ten lack. REGISTRY is all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import bert, chain, lenet, mbconv, mlp, resnet
+from benchmarks.networks import (
+    bert,
+    chain,
+    dlrm,
+    fcn,
+    lenet,
+    lstm,
+    mbconv,
+    mixer,
+    mlp,
+    mobilenet,
+    moe,
+    resnet,
+    unet,
+    wavenet,
+    yolo,
+)
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -71,7 +90,7 @@ def _inner_product(output: Tensor, cotangent: Tensor) -> Tensor:
     return (output * cotangent).sum()
 
 
-REGISTRY: dict[str, Entry] = {
+BASIC: dict[str, Entry] = {
     "mlp": Entry("three linear layers with ReLU and dropout", mlp.build, mlp.batch, _cross_entropy),
     "lenet": Entry("LeNet-5: convolutions, pooling, linear layers", lenet.build,
                    _images(1, (128, 28), (4, 28), (10, 10)), _cross_entropy),
@@ -85,6 +104,36 @@ REGISTRY: dict[str, Entry] = {
                    cotangent=True),
 }  # fmt: skip
 
+_PHOTOS = _images(3, (128, 224), (4, 24), (1000, 10))
+
+TEN: dict[str, Entry] = {
+    "resnet50": Entry("ResNet-50, 224×224 images", resnet.build_bottleneck(1), _PHOTOS, _cross_entropy),
+    "wide_resnet50_2": Entry("Wide ResNet-50-2, 224×224 images", resnet.build_bottleneck(2), _PHOTOS, _cross_entropy),
+    "mobilenet_v2": Entry("MobileNet-V2, 224×224 images", mobilenet.build, _PHOTOS, _cross_entropy),
+    "efficientnet_b0": Entry("EfficientNet-B0, 224×224 images", mbconv.build, _PHOTOS, _cross_entropy),
+    "mlp_mixer_b16": Entry("MLP-Mixer B/16, 224×224 images", mixer.build, _PHOTOS, _cross_entropy),
+    "fcn8s_vgg16": Entry("FCN-8s on VGG-16, 320×480 images, 21 classes", fcn.build, fcn.batch, _cross_entropy),
+    "wavenet": Entry("WaveNet, 3 stacks of 10 layers, 16384 samples", wavenet.build, wavenet.batch, _cross_entropy),
+    "bert_large": Entry("BERT-large with masked-word loss, 512 words", bert.build_large, bert.batch_large, bert.masked_loss),
+    "dlrm": Entry("DLRM, 26 tables of 33.8 million rows together", dlrm.build, dlrm.batch,
+                  nn.functional.binary_cross_entropy_with_logits),
+    "yolov4": Entry("YOLOv4, 416×416 images, stand-in loss", yolo.build, yolo.batch, yolo.loss),
+}  # fmt: skip
+
+FURTHER: dict[str, Entry] = {
+    "unet": Entry(
+        "U-Net with group norm and transposed convolutions, 256×256 images", unet.build, unet.batch, _cross_entropy
+    ),
+    "lstm_cells": Entry(
+        "language model of LSTM cells, 2 layers of 650, 35 words", lstm.build, lstm.batch, _cross_entropy
+    ),
+    "mixture_of_experts": Entry(
+        "4 blocks of 8 experts, of which each token visits 2", moe.build, moe.batch, _cross_entropy
+    ),
+}
+
+REGISTRY: dict[str, Entry] = {**BASIC, **TEN, **FURTHER}
+
 
 def entry(name: str) -> Entry:
     """The registered network, or a `KeyError` that lists the names there are."""
@@ -93,14 +142,18 @@ def entry(name: str) -> Entry:
     return REGISTRY[name]
 
 
-def network(name: str, small: bool = False, *, dropout: float | None = None, seed: int = 0) -> Network:
-    """The named network with parameters drawn from `seed`, in training mode, and its first batch."""
+def network(name: str, small: bool = False, *, dropout: float | None = None, seed: int = 0, size: int | None = None,
+            device: str = "cpu") -> Network:  # fmt: skip
+    """The named network with parameters drawn from `seed`, in training mode, and its first batch.
+
+    `size` replaces the usual number of samples. On the device "meta" nothing but shapes exists.
+    """
     found = entry(name)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         module = found.build(small, dropout).train()
-    inputs, targets = batch(name, small, seed=seed)
-    return Network(module, inputs, targets, found.loss_fn)
+    inputs, targets = batch(name, small, size=size, seed=seed)
+    return Network(module, tuple(x.to(device) for x in inputs), targets.to(device), found.loss_fn)
 
 
 def batch(

@@ -1,6 +1,11 @@
-"""A BERT encoder (Devlin et al., 2019) that predicts masked words; the loss is part of the module."""
+"""A BERT encoder (Devlin et al., 2019) that predicts masked words, with the loss as part of the module or without.
+
+`Bert` at its usual size is a quarter of BERT-base in width; `MaskedLanguageModel` with LARGE is BERT-large.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,29 +104,63 @@ class Bert(nn.Module):
 
         tokens, segments, labels: (batch, length) int64. padding: (batch, length) bool, False where a word is padding.
         """
+        return masked_loss(self.logits(tokens, segments, padding), labels)
+
+    def logits(self, tokens: Tensor, segments: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(batch, length, vocabulary)."""
         mask = None if padding is None else padding[:, None, None, :]
         x = self.embeddings(tokens, segments)
         for layer in self.layers:
             x = layer(x, mask)
-        logits = self.decoder(self.norm(F.gelu(self.transform(x))))
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return self.decoder(self.norm(F.gelu(self.transform(x))))
+
+
+class MaskedLanguageModel(Bert):
+    """The same network up to its logits, on one segment without padding."""
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        """(batch, length) int64 -> (batch, length, vocabulary)."""
+        return self.logits(tokens, torch.zeros_like(tokens))
+
+
+def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy over the words whose label is not IGNORED."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+SMALL = {"vocabulary": 50, "positions": 16, "width": 16, "layers": 2, "heads": 2, "hidden": 32}
+LARGE = {"vocabulary": 30522, "positions": 512, "width": 1024, "layers": 24, "heads": 16, "hidden": 4096}
 
 
 def build(small: bool, dropout: float | None) -> Bert:
-    p = 0.1 if dropout is None else dropout
-    if small:
-        return Bert(vocabulary=50, positions=16, width=16, layers=2, heads=2, hidden=32, dropout=p)
-    return Bert(dropout=p)
+    sizes: dict[str, Any] = SMALL if small else {}
+    return Bert(**sizes, dropout=0.1 if dropout is None else dropout)
+
+
+def build_large(small: bool, dropout: float | None) -> MaskedLanguageModel:
+    sizes: dict[str, Any] = SMALL if small else LARGE
+    return MaskedLanguageModel(**sizes, dropout=0.1 if dropout is None else dropout)
 
 
 def batch(size: int | None, small: bool, generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Random words in two segments; 15 % of them, and always the first, are to be predicted."""
+    """Random words in two segments."""
     count, length, vocabulary = (size or 3, 12, 50) if small else (size or 8, 128, 30522)
-    words = torch.randint(5, vocabulary, (count, length), generator=generator)
-    masked = torch.rand(count, length, generator=generator) < 0.15
-    masked[:, 0] = True
-    tokens = words.masked_fill(masked, 3)
-    labels = words.masked_fill(~masked, IGNORED)
+    tokens, labels = _masked_words(count, length, vocabulary, generator)
     boundary = torch.randint(1, length, (count, 1), generator=generator)
     segments = (torch.arange(length) >= boundary).long()
     return (tokens, segments, labels), labels
+
+
+def batch_large(size: int | None, small: bool, generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Random words in one segment."""
+    count, length, vocabulary = (size or 3, 12, 50) if small else (size or 32, 512, 30522)
+    tokens, labels = _masked_words(count, length, vocabulary, generator)
+    return (tokens,), labels
+
+
+def _masked_words(count: int, length: int, vocabulary: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Words, and labels of the 15 % of them (and always the first) that are to be predicted."""
+    words = torch.randint(5, vocabulary, (count, length), generator=generator)
+    masked = torch.rand(count, length, generator=generator) < 0.15
+    masked[:, 0] = True
+    return words.masked_fill(masked, 3), words.masked_fill(~masked, IGNORED)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import shorthaul as sh
-from benchmarks.networks import REGISTRY, network
+from benchmarks.networks import BASIC, network
 from benchmarks.networks.chain import Chain
 from benchmarks.networks.mbconv import MBConv
 from shorthaul.analysis.movement import Movement
@@ -66,7 +66,7 @@ def test_chains_that_end_with_a_norm(chain: str) -> None:
 KERNELS = {"mlp": (5, 8), "lenet": (12, 14), "resnet18": (88, 38), "mbconv": (133, 53), "bert": (43, 46), "chain": (2, 0)}
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", BASIC)
 def test_kernels_of_a_training_step(name: str) -> None:
     """Kernels of our own and library calls, forward and backward, of the small networks without dropout."""
     net = network(name, small=True, dropout=0.0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.networks import REGISTRY, batch, entry
+from benchmarks.networks import BASIC, batch, entry
 from shorthaul.testing import Agreement, full, judge_training
 
 STEPS = 20
@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2) if full() else (0,)
 WITH_JUMPS = {"resnet18"}
 # Biases between batch norms: see `shorthaul.testing.training.OPTIMIZERS`. PyTorch's default epsilon is kept for float32.
 WITH_ZERO_GRADIENTS = {"mbconv"}
-IN_TURN = {name: ("sgd", "adamw")[i % 2] for i, name in enumerate(REGISTRY)}
+IN_TURN = {name: ("sgd", "adamw")[i % 2] for i, name in enumerate(BASIC)}
 
 
 def batches(name: str, seed: int, steps: int = STEPS) -> list[tuple[tuple[Tensor, ...], Tensor]]:
@@ -51,20 +51,20 @@ def others_slow(name: str, optimizer: str, turn: int) -> Any:
     return pytest.param(name, optimizer, marks=() if chosen else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [others_slow(n, o, 0) for n in REGISTRY for o in ("sgd", "adamw")])
+@pytest.mark.parametrize(("name", "optimizer"), [others_slow(n, o, 0) for n in BASIC for o in ("sgd", "adamw")])
 def test_trains_like_eager_in_float64(name: str, optimizer: str) -> None:
     verdict = train(name, optimizer, torch.float64, seeds=(0,))
     assert verdict.ok, verdict
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [others_slow(n, o, 1) for n in REGISTRY for o in ("sgd", "adamw")])
+@pytest.mark.parametrize(("name", "optimizer"), [others_slow(n, o, 1) for n in BASIC for o in ("sgd", "adamw")])
 def test_trains_like_eager_in_float32(name: str, optimizer: str) -> None:
     verdict = train(name, optimizer, torch.float32, seeds=SEEDS, chaotic=name in WITH_JUMPS)
     assert verdict.ok, verdict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", BASIC)
 def test_gradients_of_one_step_over_seeds(name: str) -> None:
     """One step in float32, by the rule as it stands, pooled over three seeds."""
     verdict = judge_training(
@@ -77,7 +77,7 @@ def test_gradients_of_one_step_over_seeds(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", BASIC)
 def test_gradients_of_one_step_at_full_size(name: str) -> None:
     """The sizes of the benchmarks choose other kernels than the small networks do: long sums, windows of many channels."""
     verdict = judge_training(
