@@ -10,8 +10,10 @@ from shorthaul.ir.program import Program
 
 from .base import Match, Refused, Result, Transformation, hint_value
 from .level2_fusion.image_fusion import ImageFusion
-from .level2_fusion.map_fusion import MapFusion, fusable_pairs
+from .level2_fusion.linear_reduction_fusion import LinearReductionFusion
+from .level2_fusion.map_fusion import MapFusion
 from .level2_fusion.reduction_fusion import ReductionFusion
+from .level2_fusion.row_sibling_fusion import RowSiblingFusion
 from .level2_fusion.sibling_fusion import SiblingFusion
 
 
@@ -21,8 +23,8 @@ def default_fusions() -> list[Transformation]:
     First what costs nothing: producers with one reader. Then rows, where a value with several readers becomes local. What still has several
     readers is recomputed where that moves fewer bytes, else kept beside its first reader.
     """
-    return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), ImageFusion(),
-            MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), ReductionFusion()]  # fmt: skip
+    return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), LinearReductionFusion(),
+            ImageFusion(), MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), ReductionFusion(), RowSiblingFusion()]  # fmt: skip
 
 
 def fuse(program: Program, transformations: Sequence[Transformation] | None = None) -> Result:
@@ -62,9 +64,6 @@ def fuse(program: Program, transformations: Sequence[Transformation] | None = No
 
 
 def _matches(program: Program, t: Transformation, node: Node) -> Iterator[Match]:
-    if isinstance(t, SiblingFusion):
-        found = list(t.matches_from(program, node))
-    else:
-        found = [Match(program, {"first": a, "mid": c, "second": b}) for a, c, b in fusable_pairs(program, node)]
+    found = list(t.matches_from(program, node))
     found.sort(key=lambda m: -hint_value(program, program.containers[m.mid].bytes))
     yield from found

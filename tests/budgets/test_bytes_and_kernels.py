@@ -26,8 +26,8 @@ MBCONV = {
     "residual": (lambda: MBConv(16, 16, 6, 3, 1), (8, 16, 28, 28), 0.56),
     "residual, 5x5": (lambda: MBConv(24, 24, 6, 5, 1), (8, 24, 28, 28), 0.56),
     "residual, stochastic depth, 8x8 pixels": (lambda: MBConv(80, 80, 6, 3, 1, drop=0.1), (8, 80, 8, 8), 0.59),
-    "stride 2": (lambda: MBConv(16, 24, 6, 3, 2), (8, 16, 56, 56), 0.62),
-    "not widened": (lambda: MBConv(16, 16, 1, 3, 1), (8, 16, 28, 28), 0.64),
+    "stride 2": (lambda: MBConv(16, 24, 6, 3, 2), (8, 16, 56, 56), 0.595),
+    "not widened": (lambda: MBConv(16, 16, 1, 3, 1), (8, 16, 28, 28), 0.595),
 }
 
 
@@ -43,8 +43,12 @@ def test_mbconv_moves_fewer_bytes_than_eager(case: str) -> None:
 CHAINS = {
     "tanh sigmoid norm softmax": (lambda width: Chain(width), 1.26),
     "norm softmax": (lambda width: nn.Sequential(nn.LayerNorm(width), nn.Softmax(-1)), 1.26),
-    "softmax norm": (lambda width: nn.Sequential(nn.Softmax(-1), nn.LayerNorm(width)), 1.503),
-    "gelu norm": (lambda width: nn.Sequential(nn.GELU(), nn.LayerNorm(width)), 1.503),
+    "softmax norm": (lambda width: nn.Sequential(nn.Softmax(-1), nn.LayerNorm(width)), 1.26),
+    "gelu norm": (lambda width: nn.Sequential(nn.GELU(), nn.LayerNorm(width)), 1.26),
+    "norm gelu norm softmax": (
+        lambda width: nn.Sequential(nn.LayerNorm(width), nn.GELU(), nn.LayerNorm(width), nn.Softmax(-1)),
+        1.26,
+    ),
 }
 
 
@@ -54,13 +58,6 @@ def test_chains_move_little_more_than_they_must(chain: str) -> None:
     build, multiple = CHAINS[chain]
     moved = step(build(1024), 2048, 1024)
     assert moved.bytes <= multiple * moved.lower_bound, moved.table()
-
-
-@pytest.mark.xfail(reason="1.502: the gradient of the norm's bias is a kernel of its own, which reads the incoming gradient again")
-@pytest.mark.parametrize("chain", ["softmax norm", "gelu norm"])
-def test_chains_that_end_with_a_norm(chain: str) -> None:
-    moved = step(CHAINS[chain][0](1024), 2048, 1024)
-    assert moved.bytes <= 1.5 * moved.lower_bound, moved.table()
 
 
 KERNELS = {"mlp": (5, 8), "lenet": (12, 14), "resnet18": (88, 38), "mbconv": (133, 53), "bert": (43, 46), "chain": (2, 0)}

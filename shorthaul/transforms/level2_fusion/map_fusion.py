@@ -88,6 +88,10 @@ class MapFusion(Transformation):
         read = sum(hint_value(p, p.containers[c].bytes) for c in p.reads_of(m.first))
         require(read <= hint_value(p, p.containers[m.mid].bytes) * 1.01, f"{reason}, and recomputing reads more than it saves")
 
+    def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
+        """Pairs of which the node is one."""
+        yield from pairs_around(program, node)
+
     def check(self, m: Match) -> None:
         m.derived["plan"] = self.plan(m)
 
@@ -146,3 +150,9 @@ def fusable_pairs(program: Program, node: Node) -> Iterator[tuple[Map, str, Map]
         for w in program.writers(c):
             if isinstance(w, Map) and w.phase == node.phase:
                 yield w, c, node
+
+
+def pairs_around(program: Program, node: Node) -> Iterator[Match]:
+    """The same as matches."""
+    for a, c, b in fusable_pairs(program, node):
+        yield Match(program, {"first": a, "mid": c, "second": b})

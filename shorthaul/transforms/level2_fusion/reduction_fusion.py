@@ -8,7 +8,7 @@ from typing import Union
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect
-from shorthaul.ir.nodes import Access, Map
+from shorthaul.ir.nodes import Access, Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, product
@@ -16,7 +16,7 @@ from shorthaul.symbolic import Expr, Symbol, product
 from .. import traffic
 from ..base import Match, Refusal, Transformation, hint_value, require
 from .compose import same_size
-from .map_fusion import fusable_pairs
+from .map_fusion import fusable_pairs, pairs_around
 from .nest import fuse_rows
 
 IntLike = Union[int, Expr]
@@ -43,6 +43,10 @@ class ReductionFusion(Transformation):
                 for a, c, b in fusable_pairs(program, node):
                     if a is node:
                         yield Match(program, {"first": a, "mid": c, "second": b})
+
+    def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
+        """Pairs of which the node is one."""
+        yield from pairs_around(program, node)
 
     def check(self, m: Match) -> None:
         p, a, b = m.program, m.first, m.second
