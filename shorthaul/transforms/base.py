@@ -150,6 +150,10 @@ class Transformation:
             if program.node_is_current(start):
                 yield from self.pattern.match_from(program, start)
 
+    def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
+        """The places that a node is part of. Override where they can be found without visiting the whole program."""
+        yield from (m for m in self.matches(program) if node in m.nodes)
+
     def check(self, m: Match) -> None:
         """Raise Refusal with the reason if the transformation does not apply here."""
 
