@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from shorthaul.ir.containers import Container
-from shorthaul.ir.nodes import Loop, Node, Operator
+from shorthaul.ir.nodes import Branch, Loop, Node, Operator
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, minimum
 
@@ -150,8 +150,9 @@ class _Eager:
     def _forward(self, n: Node) -> tuple[IntLike, IntLike]:
         written = self._sum(m.container for m in n.writes.values())
         if isinstance(n, Loop):
-            body = eager_bytes(n.body)
-            return n.count * body, 0
+            return n.trips * eager_bytes(n.body), 0
+        if isinstance(n, Branch):
+            return minimum(*(eager_bytes(body) for body in n.bodies)), 0
         if isinstance(n, Operator):
             if n.op in VIEWS:
                 return 0, 0

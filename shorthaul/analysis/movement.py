@@ -304,10 +304,9 @@ def _stored(program: Program, c: Container, view_ops: frozenset[str]) -> IntLike
 
 def _body(node: Loop | Branch, program: Program, machine: Machine, sizes: Mapping[str, int], view_ops: frozenset[str]) -> list[Moved]:
     """A loop moves what its body does, every time; a branch what the dearer side does."""
-    bodies = [node.body] if isinstance(node, Loop) else [node.then, node.otherwise]
-    times: IntLike = node.count if isinstance(node, Loop) else 1
+    times: IntLike = node.trips if isinstance(node, Loop) else 1
     totals: list[dict[str, IntLike]] = []
-    for body in bodies:
+    for body in node.bodies:
         total: dict[str, IntLike] = {"read": 0, "write": 0}
         for n in body.nodes:
             for m in node_movement(n, body, machine, sizes, view_ops):

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from shorthaul.symbolic import Symbol
+
 from .containers import Container
 from .nodes import Node
+from .sizes import node_sizes
 
 if TYPE_CHECKING:
     from .program import Form, Program, Signature
@@ -94,19 +97,23 @@ class Edit:
         gone = {n.id for n in nodes}
         positions = [self.program.position(n) for n in nodes]
         lo, hi = min(positions), max(positions)
-        tainted: set[str] = set()
+        tainted: set[Any] = set()
         before: list[Node] = []
         behind: list[Node] = []
+        has_runtime_sizes = any(n.defines for n in p.nodes[lo : hi + 1])
         for n in p.nodes[lo : hi + 1]:
             reads, writes = p._uses[n.id]
-            depends = not tainted.isdisjoint(reads)
+            # a size that a node defines is a value like any other
+            needs: frozenset[Any] = reads | node_sizes(n, p.containers) if has_runtime_sizes else reads
+            gives: frozenset[Any] = writes | {d.symbol for d in n.defines}
+            depends = not tainted.isdisjoint(needs)
             if n.id in gone:
-                if depends and any(not p._uses[d.id][1].isdisjoint(reads) for d in behind):
+                if depends and any(not (p._uses[d.id][1] | {s.symbol for s in d.defines}).isdisjoint(needs) for d in behind):
                     raise EditError(f"{n} depends on another of the fused nodes through a node between them")
-                tainted |= writes
+                tainted |= gives
             elif depends:
                 behind.append(n)
-                tainted |= writes
+                tainted |= gives
             else:
                 before.append(n)
         self._splice(lo, hi + 1 - lo, [*before, *new, *behind])
@@ -146,6 +153,13 @@ class Edit:
     def set_constant(self, name: str, value: Any) -> None:
         """Set the value of a constant container."""
         self._set_entry(self.program.constants, "constants", name, value)
+
+    def add_symbol(self, symbol: Symbol) -> Symbol:
+        """Declare a size; its name must be new."""
+        if any(s.name == symbol.name for s in self.program.symbols):
+            raise EditError(f"size {symbol} exists already")
+        self._set_attribute("symbols", (*self.program.symbols, symbol))
+        return symbol
 
     def set_signature(self, signature: Signature) -> None:
         self._set_attribute("signature", signature)

@@ -184,12 +184,14 @@ class _Canonical:
         elif isinstance(n, LibraryCall):
             own = f"{n.function} {self.value(n.attributes)}"
         elif isinstance(n, Loop):
-            own = f"{texts} {self.expr(n.count)} {[(connector(a), connector(b)) for a, b in n.carried]}"
+            named = [(connector(a), connector(b)) for a, b in n.carried], [connector(k) for k in (*n.scanned, "", *n.stacked)]
+            own = f"{texts} {self.expr(n.count)} {named} {[connector(k) for k in (n.condition, n.index) if k]} {n.reverse}"
         elif isinstance(n, Branch):
             own = str(texts)
         else:
             raise TypeError(f"node {n} has no fingerprint")
-        return f"{n.kind} {n.phase} {own} ({reads})->({writes})"
+        defines = "".join(f" defines {self.expr(d.symbol)}={connector(d.connector)}:{d.dim}" for d in n.defines)
+        return f"{n.kind} {n.phase} {own} ({reads})->({writes}){defines}"
 
     def map(self, n: Map) -> str:
         outer = dict(self.symbols), dict(self.numbers), self.containers, self.memo

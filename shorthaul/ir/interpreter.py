@@ -21,6 +21,7 @@ from .interpret_values import Arithmetic, evaluate_index
 from .memlet import Indirect, Memlet, Span
 from .nodes import Branch, LibraryCall, Loop, Map, Node, Operator
 from .program import Program
+from .sizes import runtime_sizes
 
 __all__ = ["Counts", "InterpretError", "interpret"]
 
@@ -127,16 +128,19 @@ class Interpreter:
             for n, actual in zip(self.containers[name].shape, array.shape, strict=False):
                 if isinstance(n, Symbol) and n not in sizes:
                     sizes[n] = actual
+        late = runtime_sizes(self.program)
         for s in self.program.symbols:
-            if s not in sizes:
+            if s not in sizes and s not in late:
                 raise ValueError(f"size {s} of program {self.program.name} is not known: pass sizes={{'{s}': ...}}")
-        for s, value in sizes.items():
-            low, high = (None if e is None else evaluate_index(e, sizes, {}) for e in (s.lower, s.upper))
-            if (low is not None and value < low) or (high is not None and value > high) or value % s.multiple_of:
-                raise ValueError(
-                    f"size {s} = {value} is outside its bounds [{low}, {high}], multiple of {s.multiple_of}"
-                )
+        for s in sizes:
+            self._check_size(s, sizes)
         return sizes
+
+    def _check_size(self, s: Symbol, sizes: Mapping[Symbol, int]) -> None:
+        value = sizes[s]
+        low, high = (None if e is None else evaluate_index(e, sizes, {}) for e in (s.lower, s.upper))
+        if (low is not None and value < low) or (high is not None and value > high) or value % s.multiple_of:
+            raise ValueError(f"size {s} = {value} is outside its bounds [{low}, {high}], multiple of {s.multiple_of}")
 
     def shape(self, c: Container) -> tuple[int, ...]:
         return tuple(int(evaluate_index(n, self.sizes, {})) for n in c.shape)
@@ -155,7 +159,7 @@ class Interpreter:
             c = self.containers.get(name)
             if c is None:
                 raise InterpretError(f"{reader} reads {name}, which is no container of the program")
-            if c.alias is None or self._root(c)[0] not in self.cells:
+            if (c.alias is None or self._root(c)[0] not in self.cells) and 0 not in self.shape(c):
                 if c.is_external or c.role == "saved":
                     raise InterpretError(f"{reader} reads the {c.role} {name}, for which no value was given")
                 raise InterpretError(f"{reader} reads {name}, which was never written")
@@ -224,15 +228,33 @@ class Interpreter:
 
     def _loop(self, node: Loop) -> None:
         state = self._load(node)
-        results: Mapping[str, np.ndarray] = {out: state[inp] for inp, out in node.carried}
-        for _ in range(int(evaluate_index(node.count, self.sizes, {}))):
-            results = self._call(node.body, state)
-            state = {**state, **{inp: results[out] for inp, out in node.carried}}
+        scanned = {k: state.pop(k) for k in node.scanned}
+        results: dict[str, np.ndarray] = {out: state[inp] for inp, out in node.carried}
+        rows: dict[str, list[np.ndarray]] = {k: [] for k in node.stacked}
+        limit = None if node.count is None else int(evaluate_index(node.count, self.sizes, {}))
+        step = 0
+        while (limit is None or step < limit) and (node.condition is None or bool(state[node.condition])):
+            if limit is None and node.reverse:
+                raise InterpretError(f"{node} runs in reverse without a count")
+            at = limit - 1 - step if node.reverse and limit is not None else step
+            given = {k: v[at] for k, v in scanned.items()}
+            if node.index is not None:
+                given[node.index] = np.asarray(at, np.int64)
+            results = self._call(node.body, {**state, **given})
+            state.update({inp: results[out] for inp, out in node.carried})
+            for k, found in rows.items():
+                found.append(results[k])
+            step += 1
+        for k, found in rows.items():
+            c = node.body.containers[k]
+            empty = np.zeros((0, *self.shape(c)), self.arithmetic.numpy(c.dtype))
+            results[k] = np.stack(found[::-1] if node.reverse else found) if found else empty
         self._store(node, results)
 
     def _call(self, body: Program, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         named = {k: v for k, v in values.items() if k in body.containers}
-        sizes = {s: self.sizes[s] for s in body.symbols if s in self.sizes}
+        late = runtime_sizes(body)
+        sizes = {s: self.sizes[s] for s in body.symbols if s in self.sizes and s not in late}
         return interpret(body, named, sizes, None, None, self.library, self.expand, self.arithmetic.wide)
 
     def _slices(self, m: Memlet) -> tuple[slice, ...]:
@@ -255,7 +277,17 @@ class Interpreter:
             self.count_slice(node, cell, "read", where)
         return values
 
+    def _define(self, node: Node, values: Mapping[str, np.ndarray]) -> None:
+        """The sizes that the node's results define."""
+        for d in node.defines:
+            value = np.asarray(values[d.connector])
+            n = int(value.reshape(-1)[0]) if d.dim is None else value.shape[d.dim]
+            if self.sizes.setdefault(d.symbol, n) != n:
+                raise InterpretError(f"{node} defines the size {d.symbol} = {n}, which is {self.sizes[d.symbol]} already")
+            self._check_size(d.symbol, self.sizes)
+
     def _store(self, node: Node, values: Mapping[str, np.ndarray]) -> None:
+        self._define(node, values)
         for name, m in node.writes.items():
             cell, where = self.cell_to_write(m.container), self._slices(m)
             if name not in values:

@@ -49,22 +49,39 @@ class Origin:
 NOWHERE = Origin()
 
 
+@dataclass(frozen=True)
+class Defines:
+    """A size that is known when a node has run (the number of nonzero elements, of tokens that an expert gets, of iterations).
+
+    symbol: a symbol of the program, used by nothing that runs earlier; its bounds hold for every value. connector: the result of the
+    node that has the size as its dimension `dim`, or, where `dim` is None, holds it as its one integer.
+    """
+
+    symbol: Symbol
+    connector: str
+    dim: int | None = None
+
+
 class Node:
     """Common part of all nodes.
 
     reads, writes: memlets by connector name. origins: where it comes from, several after fusion. phase: "forward", "backward" or "update".
+    defines: sizes that are known once it has run (operators, library calls and loops).
     id: unique in the process and kept by `with_`, so a handle survives replacement by a changed copy.
     """
 
     kind = "node"
-    _fields: tuple[str, ...] = ("reads", "writes", "origins", "phase")
+    defines: tuple[Defines, ...] = ()
+    _fields: tuple[str, ...] = ("reads", "writes", "origins", "phase", "defines")
 
     def __init__(self, reads: Mapping[str, Memlet] = NO_MEMLETS, writes: Mapping[str, Memlet] = NO_MEMLETS,
-                 origins: tuple[Origin, ...] = (), phase: str = "forward", id: int | None = None) -> None:  # fmt: skip
+                 origins: tuple[Origin, ...] = (), phase: str = "forward", defines: tuple[Defines, ...] = (),
+                 id: int | None = None) -> None:  # fmt: skip
         self.reads = dict(reads)
         self.writes = dict(writes)
         self.origins = origins
         self.phase = phase
+        self.defines = tuple(defines)
         self.id = next(_ids) if id is None else id
 
     @property
@@ -273,19 +290,46 @@ def _accesses(m: Map, outer: tuple[Symbol, ...], local: frozenset[str]) -> Itera
 
 
 class Loop(Node):
-    """Sequential repetition: `body` runs `count` times (or while its condition output holds); carried containers go round.
+    """Sequential repetition: `body` runs `count` times, or as long as the carried `condition` holds.
 
-    carried: (input name in body, output name in body) pairs; the node's reads start them, its writes receive the last values.
+    The body is a function from its signature's inputs to its outputs; the connectors of reads and writes are their names.
+    carried: (input, output) pairs that go round; reads start them, writes receive the last values (the first ones after no iteration).
+    scanned: inputs that are iteration i's slice x[i] of what is read. stacked: outputs that fill iteration i's slice of what is written.
+    index: an input (int64, no dimensions) that is the number of the iteration. condition: a carried input (bool, no dimensions); the loop
+    ends before an iteration in which it does not hold. count: the most iterations, None for any number.
+    reverse: iteration 0 has the last slice and the highest index. All other reads are the same in every iteration.
+    Where a condition may end the loop, the leading size of what is stacked is a symbol that the node `defines`.
     """
 
     kind = "loop"
-    _fields = ("body", "count", "carried", *Node._fields)
+    _fields = ("body", "count", "carried", "scanned", "stacked", "condition", "index", "reverse", *Node._fields)
 
-    def __init__(self, body: Program, count: IntLike, carried: tuple[tuple[str, str], ...], **common: Any) -> None:
+    def __init__(self, body: Program, count: IntLike | None, carried: tuple[tuple[str, str], ...], scanned: tuple[str, ...] = (),
+                 stacked: tuple[str, ...] = (), condition: str | None = None, index: str | None = None, reverse: bool = False,
+                 **common: Any) -> None:  # fmt: skip
         super().__init__(**common)
         self.body = body
         self.count = count
-        self.carried = carried
+        self.carried = tuple(carried)
+        self.scanned = tuple(scanned)
+        self.stacked = tuple(stacked)
+        self.condition = condition
+        self.index = index
+        self.reverse = reverse
+
+    @property
+    def bodies(self) -> tuple[Program, ...]:
+        return (self.body,)
+
+    @property
+    def trips(self) -> IntLike:
+        """How often the body runs, as a size; once is assumed where a condition alone ends it and nothing counts its iterations."""
+        counted = (d.symbol for d in self.defines if d.dim == 0)
+        return next(counted, 1) if self.count is None else self.count
+
+    def with_bodies(self, bodies: tuple[Program, ...]) -> Loop:
+        """A copy with another body, keeping the id."""
+        return self.with_(body=bodies[0])
 
 
 class Branch(Node):
@@ -298,3 +342,11 @@ class Branch(Node):
         super().__init__(**common)
         self.then = then
         self.otherwise = otherwise
+
+    @property
+    def bodies(self) -> tuple[Program, ...]:
+        return self.then, self.otherwise
+
+    def with_bodies(self, bodies: tuple[Program, ...]) -> Branch:
+        """A copy with other bodies, keeping the id."""
+        return self.with_(then=bodies[0], otherwise=bodies[1])

@@ -15,7 +15,7 @@ from shorthaul.symbolic import Expr, Symbol, product
 
 from .containers import ROLES, Container
 from .memlet import Memlet, Span, is_full
-from .nodes import Branch, LibraryCall, Loop, Map, Node, Operator, Tasklet
+from .nodes import Branch, Defines, LibraryCall, Loop, Map, Node, Operator, Tasklet
 from .program import Program
 from .propagate import propagate
 from .scalar import read as read_value
@@ -79,6 +79,7 @@ def _container(c: Container) -> str:
 
 def _node(n: Node, containers: Mapping[str, Container], indent: str, volumes: bool) -> Iterator[str]:
     tail = f"  # {_identity(n)}" + (f"; {_volume(n, containers)}" if volumes else "")
+    tail = "".join(f" defining {_definition(d)}" for d in n.defines) + tail
     if isinstance(n, Map):
         yield from _map(n, indent, tail)
     elif isinstance(n, Tasklet):
@@ -94,8 +95,7 @@ def _node(n: Node, containers: Mapping[str, Container], indent: str, volumes: bo
         reads = ", ".join(_connector(k, m, containers) for k, m in n.reads.items())
         writes = ", ".join(_connector(k, m, containers) for k, m in n.writes.items())
         if isinstance(n, Loop):
-            carried = ", ".join(f"{a} <- {b}" for a, b in n.carried)
-            yield f"{indent}{writes} = loop {n.count} times ({reads}) carrying {carried}:{tail}"
+            yield f"{indent}{writes} = loop {_repetition(n)} ({reads}){_roles(n)}:{tail}"
             yield from _program(n.body, indent + INDENT, volumes)
         else:
             yield f"{indent}{writes} = branch ({reads}):{tail}"
@@ -104,6 +104,22 @@ def _node(n: Node, containers: Mapping[str, Container], indent: str, volumes: bo
                 yield from _program(body, indent + 2 * INDENT, volumes)
     else:
         yield f"{indent}{n}{tail}"
+
+
+def _definition(d: Defines) -> str:
+    return f"{d.symbol} = {d.connector}" + ("" if d.dim is None else f".size({d.dim})")
+
+
+def _repetition(n: Loop) -> str:
+    times = "" if n.count is None else f"{n.count} times"
+    condition = "" if n.condition is None else f"while {n.condition}"
+    return " ".join(filter(None, (times, condition, "in reverse" if n.reverse else "")))
+
+
+def _roles(n: Loop) -> str:
+    roles = {"carrying": [f"{a} <- {b}" for a, b in n.carried], "scanning": n.scanned, "stacking": n.stacked,
+             "numbering": [n.index] if n.index else []}  # fmt: skip
+    return "".join(f" {role} {', '.join(names)}" for role, names in roles.items() if names)
 
 
 def _map(m: Map, indent: str, tail: str = "", outer: frozenset[str] = frozenset()) -> Iterator[str]:

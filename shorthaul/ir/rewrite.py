@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Union
 
@@ -10,8 +11,9 @@ from shorthaul.symbolic import Expr, Symbol, substitute
 from .builder import fresh_params
 from .edit import Edit
 from .memlet import Memlet
-from .nodes import Branch, LibraryCall, Loop, Map, Node, Operator, Origin, Tasklet
+from .nodes import Branch, Defines, LibraryCall, Loop, Map, Node, Operator, Origin, Tasklet
 from .scalar import Scalar, substitute_indices
+from .sizes import attribute_sizes, runtime_sizes
 
 if TYPE_CHECKING:
     from .program import Program
@@ -61,35 +63,74 @@ def rename(
         memo: dict[Scalar, Scalar] = {}
         code = {k: substitute_indices(v, values, memo) for k, v in node.code.items()}
         return node.with_(code=code, reads=reads, writes=writes, **ids, **changes)
-    if isinstance(node, (Tasklet, Operator, LibraryCall, Loop, Branch)):
-        return node.with_(reads=reads, writes=writes, **ids, **changes)
-    raise TypeError(f"cannot copy {node}")
+    if not isinstance(node, (Tasklet, Operator, LibraryCall, Loop, Branch)):
+        raise TypeError(f"cannot copy {node}")
+    if values:
+        changes = {**_with_sizes(node, values), **changes}
+    return node.with_(reads=reads, writes=writes, **ids, **changes)
+
+
+def _with_sizes(node: Node, values: Mapping[Symbol, IntLike]) -> dict[str, Any]:
+    """The fields of a node, apart from memlets and scalar code, that hold some of the sizes: with their new values."""
+    found: dict[str, Any] = {}
+    if node.defines:
+        found["defines"] = tuple(Defines(values.get(d.symbol, d.symbol), d.connector, d.dim) for d in node.defines)  # type: ignore[arg-type]
+    if isinstance(node, (Operator, LibraryCall)) and attribute_sizes(node.attributes) & values.keys():
+        found["attributes"] = _attribute(node.attributes, values)
+    if isinstance(node, Loop):
+        found["count"] = _sub(node.count, values)
+    if isinstance(node, (Loop, Branch)) and any(not values.keys().isdisjoint(b.symbols) for b in node.bodies):
+        raise TypeError(f"cannot copy {node} for other sizes")
+    return found
+
+
+def _attribute(value: Any, values: Mapping[Symbol, IntLike]) -> Any:
+    if isinstance(value, Expr):
+        return substitute(value, values)
+    if isinstance(value, Mapping):
+        return {k: _attribute(v, values) for k, v in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_attribute(v, values) for v in (value.start, value.stop, value.step)))
+    return type(value)(_attribute(v, values) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def _sub(e: Any, values: Mapping[Symbol, IntLike]) -> Any:
     return substitute(e, values) if isinstance(e, Expr) else e
 
 
+def _fresh_symbol(program: Program, s: Symbol) -> Symbol:
+    """A symbol with the bounds of `s` whose name the program does not know."""
+    taken = {t.name for t in program.symbols}
+    name = next(n for n in (f"{s.name}_{i}" for i in itertools.count(1)) if n not in taken)
+    return Symbol(name, s.lower, s.upper, s.multiple_of)
+
+
 def inline(body: Program, edit: Edit, bindings: Mapping[str, str], *, phase: str, origins: tuple[Origin, ...] = (),
            hint: str = "") -> tuple[list[Node], list[str]]:  # fmt: skip
     """Copy a program's nodes for use in another one: returns the nodes (not yet added) and the names of its outputs there.
 
-    bindings: container of the enclosing program for each input of the body. Everything else is declared anew.
+    bindings: container of the enclosing program for each input of the body. Everything else is declared anew, sizes that the body's nodes
+    define too.
     """
     program = edit.program
     names = dict(bindings)
+    sizes: dict[Symbol, IntLike] = {}
+    for s in sorted(runtime_sizes(body), key=lambda s: s.name):
+        sizes[s] = edit.add_symbol(_fresh_symbol(program, s) if any(t.name == s.name for t in program.symbols) else s)
     for c in body.containers.values():
         if c.name in names:
             continue
         name = program.fresh(f"{hint}{c.name}")
         names[c.name] = name
         role = c.role if c.role in ("constant", "transient") else "transient"
+        if sizes:
+            c = c.with_(shape=tuple(_sub(n, sizes) for n in c.shape), strides=c.strides and tuple(_sub(n, sizes) for n in c.strides))
         edit.add_container(c.with_(name=name, role=role))
         if c.name in body.constants:
             edit.set_constant(name, body.constants[c.name])
     changes: dict[str, Any] = {"phase": phase}
     nodes = []
     for n in body.nodes:
-        copy = rename(n, names, **changes)
+        copy = rename(n, names, sizes, **changes)
         nodes.append(copy.with_(origins=origins + tuple(o for o in copy.origins if o not in origins)) if origins else copy)
     return nodes, [names[o] for o in body.signature.outputs]

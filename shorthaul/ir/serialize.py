@@ -24,7 +24,7 @@ from .containers import Alias, Container
 from .dtypes import DType, dtype
 from .edit import Rewrite
 from .memlet import Condition, Indirect, Memlet, Span
-from .nodes import Branch, LibraryCall, Loop, Map, Node, Operator, Origin, Schedule, Tasklet, reserve_ids
+from .nodes import Branch, Defines, LibraryCall, Loop, Map, Node, Operator, Origin, Schedule, Tasklet, reserve_ids
 from .program import Form, Program, Signature
 from .scalar import Scalar, walk
 from .scalar_ops import COMBINERS, SCALAR_OPS
@@ -154,6 +154,8 @@ class _Writer:
             }  # fmt: skip
         common["reads"] = {k: self.memlet(m) for k, m in n.reads.items()}
         common["writes"] = {k: self.memlet(m) for k, m in n.writes.items()}
+        if n.defines:
+            common["defines"] = [[self.expr(d.symbol), d.connector, d.dim] for d in n.defines]
         if isinstance(n, Tasklet):
             return {**common, "code": {k: self.scalar(s) for k, s in n.code.items()}}
         if isinstance(n, Operator):
@@ -166,6 +168,11 @@ class _Writer:
                 "body": self.program(n.body),
                 "count": self.expr(n.count),
                 "carried": [list(c) for c in n.carried],
+                "scanned": list(n.scanned),
+                "stacked": list(n.stacked),
+                "condition": n.condition,
+                "index": n.index,
+                "reverse": n.reverse,
             }
         if isinstance(n, Branch):
             return {**common, "then": self.program(n.then), "otherwise": self.program(n.otherwise)}
@@ -323,6 +330,7 @@ class _Reader:
             return Map(tuple(self.symbol(p) for p in n["params"]), body, locals, schedule, n["name"], **common)
         common["reads"] = {k: self.memlet(m) for k, m in n["reads"].items()}
         common["writes"] = {k: self.memlet(m) for k, m in n["writes"].items()}
+        common["defines"] = tuple(Defines(self.symbol(s), k, dim) for s, k, dim in n.get("defines", ()))
         if kind == Tasklet.kind:
             return Tasklet({k: self._scalars[s] for k, s in n["code"].items()}, **common)
         if kind == Operator.kind:
@@ -330,9 +338,8 @@ class _Reader:
         if kind == LibraryCall.kind:
             return LibraryCall(n["function"], self.value(n["attributes"]), **common)
         if kind == Loop.kind:
-            return Loop(
-                self.program(n["body"]), self.expr(n["count"]), tuple((a, b) for a, b in n["carried"]), **common
-            )
+            return Loop(self.program(n["body"]), self.expr(n["count"]), tuple((a, b) for a, b in n["carried"]), n["scanned"], n["stacked"],
+                        n["condition"], n["index"], n["reverse"], **common)  # fmt: skip
         if kind == Branch.kind:
             return Branch(self.program(n["then"]), self.program(n["otherwise"]), **common)
         raise SerializeError(f"unknown kind of node {kind!r}")

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Union
 
-from shorthaul.symbolic import Expr, prove_eq, prove_lt
+from shorthaul.symbolic import Expr, Symbol, prove_eq, prove_lt
 
 from .containers import Container
 from .memlet import Memlet, Span, is_full
-from .nodes import Access, Branch, LibraryCall, Loop, Map, Node, Operator, Tasklet
+from .nodes import Access, Branch, Defines, LibraryCall, Loop, Map, Node, Operator, Tasklet
 from .program import Form, Program
 from .propagate import access_box
+from .sizes import container_sizes, node_sizes
+from .verify_control import check_branch, check_loop
 from .verify_map import check_map
 
 IntLike = Union[int, Expr]
@@ -41,6 +43,7 @@ RULES = {
     "locals": "locals are in registers or shared memory and are used inside their map only",
     "params": "map parameters are bounded symbols, unique in their nest",
     "alias": "containers share memory in form SCHEDULED only, and within their base",
+    "sizes": "a size that a node defines is a symbol of the program, defined once, by a result, and before anything uses it",
     "body": "bodies of loops and branches verify and fit the node",
 }
 
@@ -89,6 +92,7 @@ def check(program: Program, form: Form | None = None) -> Iterator[Problem]:
     yield from _order(program)
     yield from _writers(program, broken)
     yield from _signature(program)
+    yield from _sizes(program)
 
 
 def _where(node: Node) -> str:
@@ -152,9 +156,12 @@ def _node(p: Program, node: Node) -> Iterator[tuple[str, str]]:
         yield from _whole(p, node, node.reads, "reads")
         yield from _whole(p, node, node.writes, "writes")
         if isinstance(node, Loop):
-            yield from _loop(node)
+            yield from check_loop(node, p.containers)
         elif isinstance(node, Branch):
-            yield from _branch(node)
+            yield from check_branch(node, p.containers)
+        for body in node.bodies if isinstance(node, (Loop, Branch)) else ():
+            for problem in check(body):
+                yield "body", f"{body.name}: {problem}"
     else:
         yield "form", f"a node of kind {node.kind}"
 
@@ -170,39 +177,37 @@ def _whole(p: Program, node: Node, memlets: Mapping[str, Memlet], verb: str) -> 
             yield "whole", f"{name}: {verb} {m}, not the whole of {c}"
 
 
-def _loop(n: Loop) -> Iterator[tuple[str, str]]:
-    yield from _body(n.body, n.reads)
-    for start, end in n.carried:
-        if start not in n.body.containers or end not in n.body.containers:
-            yield "body", f"carries {end} to {start}, which are not both containers of the body"
-            continue
-        a, b = n.body.containers[start], n.body.containers[end]
-        if a.dtype is not b.dtype or len(a.shape) != len(b.shape):
-            yield "body", f"carries {b} to {a}"
-        if start not in n.reads:
-            yield "body", f"the carried {start} has no value to start from"
-    carried = {end for _, end in n.carried}
-    for name in n.writes:
-        if name not in carried:
-            yield "body", f"writes {name}, which is not carried"
+def _sizes(p: Program) -> Iterator[Problem]:
+    """A size that a node defines has one place where it comes from, and is used after it."""
+    late = {s: n for n in p.nodes for d in n.defines for s in (d.symbol,)}
+    if not late:
+        return
+    for c in p.containers.values():
+        if c.role in ("input", "parameter", "buffer", "constant"):
+            for s in sorted(container_sizes(c) & late.keys(), key=str):
+                yield Problem("sizes", c.name, f"has the size {s}, which {late[s]} defines later")
+    known: set[Symbol] = set()
+    for node in p.nodes:
+        for s in sorted(node_sizes(node, p.containers) & late.keys() - known, key=str):
+            yield Problem("sizes", _where(node), f"uses the size {s} before {late[s]} defines it")
+        for d in node.defines:
+            yield from (Problem("sizes", _where(node), reason) for reason in _definition(p, node, d))
+            if d.symbol in known:
+                yield Problem("sizes", _where(node), f"defines the size {d.symbol} a second time")
+            known.add(d.symbol)
 
 
-def _branch(n: Branch) -> Iterator[tuple[str, str]]:
-    if "condition" not in n.reads:
-        yield "body", "has no read 'condition'"
-    for body in (n.then, n.otherwise):
-        yield from _body(body, [k for k in n.reads if k != "condition"])
-        for name in n.writes:
-            if name not in body.containers:
-                yield "body", f"writes {name}, which {body.name} does not have"
-
-
-def _body(body: Program, reads: Mapping[str, Memlet] | list[str]) -> Iterator[tuple[str, str]]:
-    for problem in check(body):
-        yield "body", f"{body.name}: {problem}"
-    for name in body.signature.inputs:
-        if name not in reads:
-            yield "body", f"the input {name} of {body.name} is not read by the node"
+def _definition(p: Program, node: Node, d: Defines) -> Iterator[str]:
+    if d.symbol not in p.symbols:
+        yield f"defines the size {d.symbol}, which is no symbol of the program"
+    c = p.containers.get(node.writes[d.connector].container) if d.connector in node.writes else None
+    if c is None:
+        yield f"defines the size {d.symbol} by {d.connector}, which is none of its results"
+    elif d.dim is None:
+        if c.dtype.is_float or prove_eq(c.size, 1) is not True:
+            yield f"defines the size {d.symbol} by {c}, which is not one integer"
+    elif d.dim >= len(c.shape) or c.shape[d.dim] is not d.symbol:
+        yield f"defines the size {d.symbol} by dimension {d.dim} of {c}, which has another size"
 
 
 def _order(p: Program) -> Iterator[Problem]:

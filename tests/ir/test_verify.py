@@ -10,7 +10,7 @@ from shorthaul.ir.builder import at, inside
 from shorthaul.ir.containers import Alias, Container
 from shorthaul.ir.dtypes import float32, float64, int64
 from shorthaul.ir.memlet import Condition, Indirect, Memlet, Span, full
-from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Operator, Schedule, Tasklet
+from shorthaul.ir.nodes import Branch, Defines, LibraryCall, Loop, Map, Operator, Schedule, Tasklet
 from shorthaul.ir.program import Form, Program
 from shorthaul.ir.scalar import apply, cast, const, index_value, read
 from shorthaul.ir.verify import RULES, VerifyError, verify
@@ -342,6 +342,13 @@ def test_body():
     x, y = net.input("x", 4), net.output("y", 4)
     net.add(Loop(body, 3, (("x", "y"),), reads={"x": full(x)}, writes={"y": full(y)}))
     verify(net.program)
+
+
+def test_sizes():
+    net = Net()  # more in test_control.py
+    x, y, n = net.input("x", 4), net.output("y", 4), Symbol("n", 0, 4)
+    net.add(LibraryCall("count", reads={"x": full(x)}, writes={"y": full(y)}, defines=(Defines(n, "y", 0),)))
+    refused(net.program, "sizes", "n, which is no symbol of the program")
 
 
 def test_every_rule_has_a_refused_program():

@@ -84,5 +84,5 @@ class Checkpoint(Transformation):
 
 
 def _draws(node: Node) -> bool:
-    """Whether running the node again gives other numbers."""
-    return isinstance(node, LibraryCall) and bool(node.attributes.get("random"))
+    """Whether running the node again gives other numbers, or defines a size a second time."""
+    return bool(node.defines) or (isinstance(node, LibraryCall) and bool(node.attributes.get("random")))

@@ -77,7 +77,7 @@ class CommonSubexpressions(Transformation):
 
 def structure(program: Program, node: Node) -> tuple[str, tuple[str, ...]] | None:
     """Equal for nodes that compute the same from the same containers; None for a node whose results may differ from run to run."""
-    if not isinstance(node, Map) and not (isinstance(node, Operator) and node.op != "custom_function"):
+    if not isinstance(node, Map) and not (isinstance(node, Operator) and node.op != "custom_function" and not node.defines):
         return None
     text, names = node_structure(node, roleless(program, node))
     written = program.writes_of(node)

@@ -80,6 +80,8 @@ def needed_writes(program: Program, node: Node) -> set[str]:
 def without_dead_writes(program: Program, node: Node) -> Node | None:
     """The node without the writes that nobody needs: itself where all are needed, None where none is."""
     needed = needed_writes(program, node)
+    if node.defines:
+        return node  # others use the sizes, whoever reads the results
     if not needed:
         return None
     if isinstance(node, Map) and needed != program.writes_of(node):
