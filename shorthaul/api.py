@@ -42,6 +42,15 @@ __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "P
 # graphs a module may have (sizes, modes, flags of parameters); after that PyTorch leaves it to eager mode with a warning
 RECOMPILATIONS = 64
 _entries = itertools.count()
+# Dynamo's default takes no notice of a hook that a submodule gets after it was compiled, and would leave it uncalled
+torch._dynamo.config.skip_nnmodule_hook_guards = False
+_ALL_MODULES = torch.nn.modules.module
+_GLOBAL_HOOKS = (_ALL_MODULES._global_forward_pre_hooks, _ALL_MODULES._global_forward_hooks,
+                 _ALL_MODULES._global_backward_pre_hooks, _ALL_MODULES._global_backward_hooks)  # fmt: skip
+NOTHING_COMPILED = (
+    "nothing of {name} was compiled: Dynamo left all of it to eager mode, as it does with code inside PyTorch that it does not trace; "
+    "the environment variable TORCH_LOGS=graph_breaks makes it say why"
+)
 
 
 def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -> torch.nn.Module:
@@ -64,7 +73,18 @@ def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -
     # what `module.compile()` sets, for an entry of the module's own: `Module.__call__` goes there, hooks included
     limits: dict[str, Any] = {"recompile_limit": RECOMPILATIONS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
     compiled = torch.compile(_entry_of(target), backend=functools.partial(backend, options=Options(level, strict), record=record), **limits)
-    target._compiled_call_impl = compiled  # type: ignore[assignment]
+
+    def first_call(*args: Any, **kwargs: Any) -> Any:
+        result = compiled(*args, **kwargs)
+        target._compiled_call_impl = compiled  # type: ignore[assignment]
+        if not record.regions and next(target.parameters(), None) is not None:
+            text = NOTHING_COMPILED.format(name=type(target).__name__)
+            if strict:
+                raise Unsupported(text)
+            warnings.warn(text, FallbackWarning, stacklevel=2)
+        return result
+
+    target._compiled_call_impl = first_call  # type: ignore[assignment]
     return module
 
 
@@ -73,6 +93,8 @@ def _entry_of(module: torch.nn.Module) -> Callable[..., Any]:
     module's own; and it is no function of PyTorch, whose frames (a plain nn.Sequential's) Dynamo would leave alone."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        for hooks in _GLOBAL_HOOKS:
+            len(hooks)  # makes it a guard: Dynamo takes no notice of them by itself
         return module._call_impl(*args, **kwargs)
 
     code = call.__code__.replace(co_name=f"call_{type(module).__name__}_{next(_entries)}")
