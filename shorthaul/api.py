@@ -33,6 +33,7 @@ from shorthaul.runtime.build import NoCompiler
 from shorthaul.runtime.compile import compile_program
 from shorthaul.runtime.executable import CallError
 from shorthaul.runtime.report import Record, Region, attach_report
+from shorthaul.runtime.sequential import is_plain_sequential, unroll_containers, unrolled_call
 from shorthaul.symbolic import Symbol
 from shorthaul.transforms.base import Refused
 
@@ -44,6 +45,7 @@ RECOMPILATIONS = 64
 _entries = itertools.count()
 # Dynamo's default takes no notice of a hook that a submodule gets after it was compiled, and would leave it uncalled
 torch._dynamo.config.skip_nnmodule_hook_guards = False
+_DataParallel: Any = torch.nn.parallel.DistributedDataParallel if torch.distributed.is_available() else None
 _ALL_MODULES = torch.nn.modules.module
 _GLOBAL_HOOKS = (_ALL_MODULES._global_forward_pre_hooks, _ALL_MODULES._global_forward_hooks,
                  _ALL_MODULES._global_backward_pre_hooks, _ALL_MODULES._global_backward_hooks)  # fmt: skip
@@ -68,15 +70,27 @@ def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
     record = attach_report(module)
+    unroll_containers(module)
     # the data-parallel wrapper's own code is for eager mode; what it wraps is compiled
     target = module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
     # what `module.compile()` sets, for an entry of the module's own: `Module.__call__` goes there, hooks included
     limits: dict[str, Any] = {"recompile_limit": RECOMPILATIONS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
     compiled = torch.compile(_entry_of(target), backend=functools.partial(backend, options=Options(level, strict), record=record), **limits)
 
+    def run(*args: Any, **kwargs: Any) -> Any:
+        wrapper = _DataParallel._active_ddp_module if _DataParallel is not None else None
+        if wrapper is None:
+            return compiled(*args, **kwargs)
+        # Dynamo would cut the graph at the wrapper's buckets, to overlap communication; the parts of our backward phase do that already
+        _DataParallel._active_ddp_module = None
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            _DataParallel._active_ddp_module = wrapper
+
     def first_call(*args: Any, **kwargs: Any) -> Any:
-        result = compiled(*args, **kwargs)
-        target._compiled_call_impl = compiled  # type: ignore[assignment]
+        result = run(*args, **kwargs)
+        target._compiled_call_impl = run  # type: ignore[assignment]
         if not record.regions and next(target.parameters(), None) is not None:
             text = NOTHING_COMPILED.format(name=type(target).__name__)
             if strict:
@@ -92,10 +106,12 @@ def _entry_of(module: torch.nn.Module) -> Callable[..., Any]:
     """A function that calls the module. Dynamo keeps compiled code, and its memory of sizes, for each code object: this one is the
     module's own; and it is no function of PyTorch, whose frames (a plain nn.Sequential's) Dynamo would leave alone."""
 
+    whole = unrolled_call(module) if is_plain_sequential(module) else module._call_impl  # type: ignore[arg-type]
+
     def call(*args: Any, **kwargs: Any) -> Any:
         for hooks in _GLOBAL_HOOKS:
             len(hooks)  # makes it a guard: Dynamo takes no notice of them by itself
-        return module._call_impl(*args, **kwargs)
+        return whole(*args, **kwargs)
 
     code = call.__code__.replace(co_name=f"call_{type(module).__name__}_{next(_entries)}")
     return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
