@@ -42,6 +42,8 @@ __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "P
 
 # graphs a module may have (sizes, modes, flags of parameters); after that PyTorch leaves it to eager mode with a warning
 RECOMPILATIONS = 64
+# gradients that a part of the backward phase completes at least, where processes train together: sooner ready is sooner sent
+DISTRIBUTED_PART_BYTES = 1 << 14
 _entries = itertools.count()
 # Dynamo's default takes no notice of a hook that a submodule gets after it was compiled, and would leave it uncalled
 torch._dynamo.config.skip_nnmodule_hook_guards = False
@@ -272,6 +274,8 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     )
     watched = frozenset(n for n in program.signature.outputs if any(r.phase == "backward" for r in program.readers(n)))
     region.captured(program, imported.fallbacks)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        program.attributes["part_bytes"] = DISTRIBUTED_PART_BYTES
     with region.timed("cache"):
         key = artifact_key(program, options)
         found = load(key)

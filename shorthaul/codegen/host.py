@@ -99,8 +99,10 @@ class HostProgram:
 def build_host(program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20) -> HostProgram:
     """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes).
 
-    The backward phase is cut into at most `parts` parts with at least `part_bytes` of gradients each.
+    The backward phase is cut into at most `parts` parts with at least `part_bytes` of gradients each; the program's attribute of that
+    name, where it has one, says otherwise.
     """
+    part_bytes = program.attributes.get("part_bytes", part_bytes)
     nodes = {phase: [n for n in program.nodes if n.phase == phase] for phase in ("forward", "backward")}
     kinds = _kinds(program, nodes)
     used = [name for name in program.containers if name in kinds]

@@ -43,7 +43,7 @@ def artifact_key(program: Program, *options: object) -> str:
     target = machine()
     compiler = target.compiler
     names = json.dumps([list(program.containers), [str(o) for n in program.nodes for o in n.origins]])
-    attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "stop_gradient", "checkpoint")}
+    attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "stop_gradient", "checkpoint", "part_bytes")}
     parts = (fingerprint(program), names, repr(sorted(attributes.items(), key=lambda i: i[0])), repr(options))
     tools = (source_hash(), torch.__version__, header_hash(), repr(target.isa_flags), compiler.version if compiler else "")
     return make_key("artifact", str(FORMAT), *parts, *tools)
@@ -55,7 +55,7 @@ def store(key: str, program: Program, compiled: Compiled) -> None:
     if Cache("libraries").path(folder.name) != folder:
         return  # the library itself could not be cached
     plain = program.clone()
-    plain.attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "eager_bytes")}
+    plain.attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "eager_bytes", "part_bytes")}
     try:
         body = to_json(plain)
     except SerializeError:
