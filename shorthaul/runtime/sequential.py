@@ -1,9 +1,9 @@
 """Graph breaks inside `nn.Sequential`.
 
-Dynamo does not compile the frames of PyTorch's own containers. Where one of the layers breaks the graph (`shorthaul.disable`, a print), it
-would leave the whole container to eager mode, and it cannot resume inside a loop either. So a container gets a call that is code of its own,
-with a statement for every layer: the frame is compiled in parts around the layer that breaks it. Where nothing breaks, Dynamo inlines the
-container's own forward and never comes here.
+Dynamo does not compile the frames of PyTorch's own containers. Where one of the layers breaks the graph (`shorthaul.disable`, a
+print), it would leave the whole container to eager mode, and it cannot resume inside a loop either. So a container gets a call
+that is code of its own, with a statement for every layer: the frame is compiled in parts around the layer that breaks it. Where
+nothing breaks, Dynamo inlines the container's own forward and never comes here.
 """
 
 from __future__ import annotations
