@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import os
 import traceback
 import types
 import warnings
@@ -17,7 +18,6 @@ from torch._dynamo import register_backend
 from torch._dynamo.utils import get_metrics_context
 
 from shorthaul import pipeline
-from shorthaul.analysis.movement import movement
 from shorthaul.autodiff import differentiate
 from shorthaul.codegen.library import LIBRARY
 from shorthaul.config import Options
@@ -36,6 +36,8 @@ from shorthaul.runtime.report import Record, Region, attach_report
 from shorthaul.runtime.sequential import is_plain_sequential, unroll_containers, unrolled_call
 from shorthaul.symbolic import Symbol
 from shorthaul.transforms.base import Refused
+from shorthaul.transforms.recipe import Recipe
+from shorthaul.workbench import install
 
 __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",
            "backend", "capture", "disable", "import_training", "optimize"]  # fmt: skip
@@ -57,12 +59,15 @@ NOTHING_COMPILED = (
 )
 
 
-def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -> torch.nn.Module:
+def optimize(
+    module: torch.nn.Module, *, level: int = 4, strict: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None
+) -> torch.nn.Module:
     """Optimize a module for training, in place; returns the same object.
 
     Its parameters, buffers, state_dict, hooks and class stay as they are; it is compiled at its first call, and again when a size
     changes for the first time. level: how far transformations see (0 only expands, 4 the whole step). strict: an operator that would run
-    through PyTorch instead of being compiled raises an error with its source line.
+    through PyTorch instead of being compiled raises an error with its source line. recipe: a Recipe or the path of its file, whose steps
+    take the place of the default choices; steps without a place here are skipped and reported. RecipeError for a file that is none.
     `module.report()` says what was compiled, fused, not fused and why.
     """
     if not isinstance(module, torch.nn.Module):
@@ -71,13 +76,15 @@ def optimize(module: torch.nn.Module, *, level: int = 4, strict: bool = False) -
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
+    plan = Recipe.load(recipe) if recipe is not None and not isinstance(recipe, Recipe) else recipe
+    options = Options(level, strict, None if plan is None else str(plan))
     record = attach_report(module)
     unroll_containers(module)
     # the data-parallel wrapper's own code is for eager mode; what it wraps is compiled
     target = module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
     # what `module.compile()` sets, for an entry of the module's own: `Module.__call__` goes there, hooks included
     limits: dict[str, Any] = {"recompile_limit": RECOMPILATIONS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
-    compiled = torch.compile(_entry_of(target), backend=functools.partial(backend, options=Options(level, strict), record=record), **limits)
+    compiled = torch.compile(_entry_of(target), backend=functools.partial(backend, options=options, record=record), **limits)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         wrapper = _DataParallel._active_ddp_module if _DataParallel is not None else None
@@ -293,30 +300,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     return CompiledGraph(program.name, program, _interface(graph, imported, depends, watched), compiled.executable)
 
 
-# What a Program can do that needs other parts of the package (`ir` knows none of them).
-
-
-def _optimize_program(program: Program, level: int = 4, *, check: bool = False) -> Program:
-    """Lower the program in place with the transformations up to `level`; returns it. check: verify it after every stage."""
-    pipeline.optimize(program, Options(level), check=check)
-    return program
-
-
-def _explain(program: Program, transformation: str | None = None) -> str:
-    """Where a transformation (or every one) was applied, and where not and why."""
-    lines = []
-    for r in program.log:
-        if "where" in r.notes and transformation in (None, r.name):
-            lines.append(f"applied      {r.name} at {r.notes['where']}")
-    for f in program.attributes.get("refusals", ()):
-        if transformation in (None, f.transformation):
-            lines.append(f"not applied  {f.transformation} at {f.where}: {f.reason}")
-    return "\n".join(lines) or f"{transformation or 'no transformation'} was not tried on program {program.name}"
-
-
-Program.movement = movement  # type: ignore[attr-defined]
-Program.optimize = _optimize_program  # type: ignore[attr-defined]
-Program.explain = _explain  # type: ignore[attr-defined]
+install()  # gives Program the methods that need other parts of the package (`ir` knows none of them)
 
 
 def _refuse_devices(graph: FunctionalGraph) -> None:

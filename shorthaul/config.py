@@ -9,11 +9,13 @@ from dataclasses import dataclass
 class Options:
     """level: how far transformations see (0 only expands, 4 the whole step).
 
-    strict: refuse fallbacks instead of showing them in the report.
+    strict: refuse fallbacks instead of showing them in the report. recipe: the text of a recipe that takes the place of the default
+    choices.
     """
 
     level: int = 4
     strict: bool = False
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 4:

@@ -12,7 +12,7 @@ from shorthaul.ir.program import Form, Program
 from shorthaul.ir.verify import verify
 from shorthaul.ops.custom import inline_custom_functions
 from shorthaul.ops.expand import expand
-from shorthaul.transforms.base import Result, apply_everywhere
+from shorthaul.transforms.base import Refused, Result, apply_everywhere
 from shorthaul.transforms.fuse import fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
@@ -23,6 +23,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import eliminate_c
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.recipe import RecipeError, Stages, parse
 
 
 def optimize(program: Program, options: Options | None = None, *, check: bool = False) -> Result:
@@ -35,10 +36,12 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if check:
         verify(program, Form.OPERATORS)
     program.attributes.setdefault("eager_bytes", eager_bytes(program))
+    if options.recipe is not None:
+        return _by_recipe(program, options.recipe, check)
     apply_everywhere(program, [Checkpoint()])
     inline_custom_functions(program)
     eliminate_dead_code(program)
-    expand(program, choose_expansion)
+    _expand(program)
     eliminate_dead_code(program)
     if check:
         verify(program, Form.MAPS)
@@ -63,6 +66,31 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     return result
 
 
+def _by_recipe(program: Program, text: str, check: bool) -> Result:
+    """Lower by a recipe. Steps that find no place are skipped and reported: one recipe serves training and evaluation, which differ.
+
+    What the recipe leaves undone is only lowered, not optimized. Raises RecipeError where none of its places is there.
+    """
+    recipe = parse(text)
+    replay = recipe.replay(program, STAGES, missing="skip")
+    placed = [s for s in recipe.steps if s.place is not None]
+    if placed and all(any(s is t for t, _ in replay.skipped) for s in placed):
+        raise RecipeError(f"none of the {len(placed)} places of the recipe of {recipe.program} is in {program.name}; the first: "
+                          f"{replay.skipped[0][1]}")  # fmt: skip
+    if program.form is Form.OPERATORS:
+        _expand(program)
+    if program.form is Form.MAPS:
+        _schedule(program)
+    if check:
+        verify(program, Form.SCHEDULED)
+    program.attributes["refusals"] = refused = [Refused(s.name, "the recipe", f"skipped: {why}", 0) for s, why in replay.skipped]
+    return Result(replay.applied, refused)
+
+
+def _expand(program: Program) -> None:
+    expand(program, choose_expansion)
+
+
 def _schedule(program: Program) -> None:
     """Every top-level map is a kernel: its parameters are the parallel loop."""
     with program.edit("Schedule") as edit:
@@ -70,3 +98,8 @@ def _schedule(program: Program) -> None:
             if isinstance(node, Map) and node.schedule.kind == "auto":
                 edit.replace(node, node.with_(schedule=Schedule("parallel", node.schedule.options)))
         edit.set_form(Form.SCHEDULED)
+
+
+# rewrites of the whole program, by the name under which they are logged: the stages of recipes
+STAGES: Stages = {"InlineCustomFunction": inline_custom_functions, "DeadCode": eliminate_dead_code, "Expand": _expand,
+                  "Schedule": _schedule}  # fmt: skip

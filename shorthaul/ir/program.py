@@ -25,6 +25,7 @@ from shorthaul.symbolic import Expr, Symbol
 
 from .containers import Container
 from .edit import Edit, EditError, Rewrite
+from .location import kind_of_place
 from .nodes import Node
 
 IntLike = Union[int, Expr]
@@ -88,6 +89,7 @@ class Program:
         self._uses: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
         self._names: dict[str, int] = {}
         self._current: dict[int, Node] = {}
+        self._alike: dict[str, dict[int, Node]] = {}
         self._has_aliases = any(c.alias is not None for c in self.containers.values())  # may stay True when they are gone
         self._keys: list[float] = []  # one a node, ascending: positions are found by bisection
         self._key: dict[int, float] = {}
@@ -175,6 +177,10 @@ class Program:
             if name not in self.containers:
                 return name
 
+    def alike(self, kind: str) -> list[Node]:
+        """Top-level nodes whose references (see `location`) begin with `kind`, in program order."""
+        return sorted(self._alike.get(kind, {}).values(), key=lambda n: self._key[n.id])
+
     @property
     def results(self) -> frozenset[str]:
         return self.signature.results
@@ -217,6 +223,7 @@ class Program:
         reads, writes = node.read_containers(), node.written_containers()
         self._uses[node.id] = (reads, writes)
         self._current[node.id] = node
+        self._alike.setdefault(kind_of_place(node), {})[node.id] = node
         for c in reads:
             self._readers.setdefault(c, {})[node.id] = node
         for c in writes:
@@ -225,6 +232,7 @@ class Program:
     def _unregister(self, node: Node) -> None:
         reads, writes = self._uses.pop(node.id)
         del self._current[node.id]
+        del self._alike[kind_of_place(node)][node.id]
         for c in reads:
             del self._readers[c][node.id]
         for c in writes:

@@ -7,12 +7,13 @@ this not fused".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Union
 
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit, EditError
+from shorthaul.ir.location import container_reference, find, reference
 from shorthaul.ir.nodes import Map, Node, Operator
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, evaluate
@@ -54,6 +55,13 @@ class Match:
     @property
     def nodes(self) -> list[Node]:
         return [v for v in self.items.values() if isinstance(v, Node)]
+
+    def place(self) -> dict[str, str]:
+        """The pattern's names with references that survive a rerun (see `ir.location`)."""
+        nodes = {k: v for k, v in self.items.items() if isinstance(v, Node)}
+        found = {k: reference(self.program, v) for k, v in nodes.items()}
+        found |= {k: container_reference(v, nodes) for k, v in self.items.items() if isinstance(v, str) and v in self.program.containers}
+        return found
 
     def describe(self) -> str:
         """Where it is, in the user's words: module paths and operators."""
@@ -133,6 +141,7 @@ class Transformation:
 
     level: ClassVar[int] = 0
     pattern: ClassVar[Path | None] = None
+    allowed: ClassVar[Mapping[str, Collection[Any]]] = {}  # values that a parameter may have, where its type does not say it
 
     @property
     def name(self) -> str:
@@ -154,6 +163,20 @@ class Transformation:
         """The places that a node is part of. Override where they can be found without visiting the whole program."""
         yield from (m for m in self.matches(program) if node in m.nodes)
 
+    def match_at(self, program: Program, place: Mapping[str, str]) -> Match:
+        """The match whose `place()` this is. Raises Refusal that says what is not there."""
+        node = None
+        for role, text in place.items():
+            if not text.startswith("=") and ": " in text:
+                named = find(program, text)
+                require(named is not None, f"there is no {text!r} ({role})")
+                node = node or named
+        found = self.matches(program) if node is None else self.matches_from(program, node)
+        match = next((m for m in found if m.place() == place), None)
+        require(match is not None, f"{self.name} does not occur at {', '.join(place.values()) or 'this program'}")
+        assert match is not None
+        return match
+
     def check(self, m: Match) -> None:
         """Raise Refusal with the reason if the transformation does not apply here."""
 
@@ -169,15 +192,19 @@ class Transformation:
     def try_apply(self, m: Match, refused: list[Refused] | None = None) -> bool:
         """Check and apply at one place; a refusal is noted with the bytes at stake and gives False."""
         try:
-            self.check(m)
-            with m.program.edit(self.name, self.parameters, where=m.describe(), level=self.level) as edit:
-                edit.rewrite.notes["saves"] = self.saves(m)
-                self.apply(m, edit)
+            self.run(m)
         except (Refusal, EditError) as e:
             if refused is not None:
                 refused.append(Refused(self.name, m.describe(), str(e), hint_value(m.program, self.at_stake(m))))
             return False
         return True
+
+    def run(self, m: Match) -> None:
+        """Check and apply at one place, as one rewrite of the log. Raises Refusal or EditError with the reason and changes nothing then."""
+        self.check(m)
+        with m.program.edit(self.name, self.parameters, where=m.describe(), place=m.place(), level=self.level) as edit:
+            edit.rewrite.notes["saves"] = self.saves(m)
+            self.apply(m, edit)
 
     def at_stake(self, m: Match) -> IntLike:
         """Bytes in question at a place where it does not apply (for ranking refusals)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,18 @@ def test_the_example_of_the_readme_runs() -> None:
     assert done.returncode == 0, done.stderr
     assert "bytes moved" in done.stdout
     assert "lower bound" in done.stdout
+
+
+MARKED = "<!-- tests/cli/test_documents.py runs this example -->\n```python\n"
+EXAMPLES = [(d, n) for d in DOCUMENTS if d.name != "README.md" for n in range(d.read_text().count(MARKED))]
+
+
+@pytest.mark.parametrize(("document", "number"), EXAMPLES, ids=lambda p: getattr(p, "name", str(p)))
+def test_marked_examples_run(document: Path, number: int, tmp_path: Path) -> None:
+    example = document.read_text().split(MARKED)[number + 1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

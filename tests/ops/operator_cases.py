@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 import shorthaul.ops
 from shorthaul.autodiff import differentiate
-from shorthaul.codegen.library import LIBRARY
+from shorthaul.codegen.library.interpreting import library_for_interpreter
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, float64
 from shorthaul.ir.interpreter import interpret
 from shorthaul.ir.memlet import full
-from shorthaul.ir.nodes import LibraryCall, Operator
+from shorthaul.ir.nodes import Operator
 from shorthaul.ir.program import Program, Signature
 from shorthaul.ir.verify import verify
 from shorthaul.ops.expand import Choice, choose_maps, expand
 from shorthaul.ops.registry import OperatorDefinition, TensorType, definition
-from shorthaul.symbolic import evaluate
 
 assert shorthaul.ops
 
@@ -126,20 +124,6 @@ def program_of(op: str, types: Mapping[str, TensorType], attributes: Mapping[str
         edit.add(node)
         edit.set_signature(Signature(tuple(types), tuple(f"out_{k}" for k in results)))
     return p
-
-
-def library_for_interpreter() -> dict[str, Callable[..., Mapping[str, np.ndarray]]]:
-    """The library functions as the interpreter calls them."""
-
-    def adapt(name: str) -> Callable[..., Mapping[str, np.ndarray]]:
-        def call(node: LibraryCall, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            reads = {k: torch.from_numpy(np.array(v, order="C")) for k, v in values.items()}
-            attributes = {k: evaluate(v, {}) if hasattr(v, "terms") else v for k, v in node.attributes.items()}
-            return {k: v.numpy() for k, v in LIBRARY[name](reads, attributes, {}).items()}
-
-        return call
-
-    return {name: adapt(name) for name in LIBRARY}
 
 
 def run(program: Program, values: Mapping[str, np.ndarray], choose: Choice = choose_maps) -> dict[str, np.ndarray]:

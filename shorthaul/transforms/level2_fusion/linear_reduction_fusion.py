@@ -37,6 +37,7 @@ class LinearReductionFusion(Transformation):
     """
 
     level = 2
+    allowed = {"max_parts": range(1, 65)}
 
     def __init__(self, max_parts: int = 6) -> None:
         self.max_parts = max_parts

@@ -30,6 +30,7 @@ class MapFusion(Transformation):
     """
 
     level = 2
+    allowed = {"several": ("refuse", "recompute", "keep"), "max_recompute": range(1 << 20), "max_repeat": range(1 << 20)}
     pattern = Path(MapNode("first"), Data("mid"), MapNode("second"))
 
     def __init__(self, several: str = "keep", max_recompute: int = 64, max_repeat: int = 3) -> None:

@@ -33,6 +33,7 @@ class ReductionFusion(Transformation):
     """
 
     level = 2
+    allowed = {"row_bytes": range(1, 1 << 40)}
 
     def __init__(self, row_bytes: int = 256 * 1024) -> None:
         self.row_bytes = row_bytes

@@ -40,6 +40,14 @@ class CommonSubexpressions(Transformation):
                 if kept is not node:
                     yield Match(program, {"first": kept, "second": node})
 
+    def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
+        """Pairs of the node with a node that may be equal, in program order."""
+        key = structure(program, node)
+        for other in program.nodes if key is not None else ():
+            if other is not node and _rough(program, other) == _rough(program, node) and structure(program, other) == key:
+                first, second = sorted((node, other), key=program.position)
+                yield Match(program, {"first": first, "second": second})
+
     def check(self, m: Match) -> None:
         p = m.program
         require(p.writes_of(m.second).isdisjoint(p.results), "the caller gets both results")

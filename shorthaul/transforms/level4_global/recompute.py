@@ -30,6 +30,7 @@ class Recompute(Transformation):
     """
 
     level = 4
+    allowed = {"max_cost": range(1 << 20)}
 
     def __init__(self, max_cost: int = 64) -> None:
         self.max_cost = max_cost
