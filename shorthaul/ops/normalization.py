@@ -7,7 +7,7 @@ from typing import Any, Union
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import float32
+from shorthaul.ir.dtypes import float32, promote
 from shorthaul.ir.memlet import Memlet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value
 from shorthaul.symbolic import Expr, product
@@ -245,7 +245,9 @@ class BatchNormTraining(OperatorDefinition):
         statistic = TensorType(statistic_type(x), (x.shape[1],))
         out = {"y": x, "mean": statistic, "rstd": statistic}
         if "running_mean" in types:
-            out.update(new_mean=types["running_mean"], new_var=types["running_var"])
+            # of narrow buffers, as PyTorch has them before it writes them back
+            kept = TensorType(promote(statistic.dtype, types["running_mean"].dtype), (x.shape[1],))
+            out.update(new_mean=kept, new_var=kept)
         return out
 
     def maps(self, c: Expansion) -> None:
@@ -265,13 +267,14 @@ class BatchNormTraining(OperatorDefinition):
             reads.update(m=at(mean, q), rm=at(c.input("running_mean"), q), rv=at(c.input("running_var"), q))
             writes.update(nm=at(c.output("new_mean"), q), nv=at(c.output("new_var"), q))
         momentum = c.attr("momentum")
+        kept = c.output("new_mean").dtype if "nm" in writes else compute
 
         def update(s: Scalar, m: Scalar | None = None, rm: Scalar | None = None, rv: Scalar | None = None) -> dict[str, Scalar]:
             result = {"r": apply("rsqrt", s / number(count, s) + c.attr("eps"))}
             if m is not None and rm is not None and rv is not None:
                 unbiased = s / number(count - 1, s)
-                result["nm"] = cast(m * momentum + cast(rm, compute) * (1 - momentum), rm.dtype)
-                result["nv"] = cast(unbiased * momentum + cast(rv, compute) * (1 - momentum), rv.dtype)
+                result["nm"] = cast(m * momentum + cast(rm, compute) * (1 - momentum), kept)
+                result["nv"] = cast(unbiased * momentum + cast(rv, compute) * (1 - momentum), kept)
             return result
 
         c.map((q,), reads, writes, update, name="bn_update")
