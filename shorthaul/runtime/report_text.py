@@ -19,13 +19,14 @@ NOTHING = (
     "Nothing is compiled yet: call the model once. If it was called, Dynamo left all of it to eager mode, as it does with\n"
     "nn.LSTM, nn.GRU and nn.RNN; the environment variable TORCH_LOGS=graph_breaks makes it say why."
 )
+COPY = "This copy of an optimized model is not optimized: call shorthaul.optimize on it."
 NOT_TRANSFORMATIONS = frozenset({"Import", "Differentiate", "Expand", "DeadCode", "Schedule", "InlineCustomFunction"})
 
 
 def render(record: Record) -> str:
     """All regions of a model: captured, compiled, fused, not fused and why, fallbacks, bytes before and after."""
     if not record.regions:
-        return NOTHING
+        return NOTHING if record.owner is not None else COPY
     compiled = [r for r in record.regions if r.program is not None]
     seconds = sum(r.seconds.get("compile", 0.0) for r in record.regions)
     lines = [f"{_count(len(record.regions), 'region')}, {len(compiled)} compiled, in {seconds:.2f} s"]
