@@ -11,7 +11,12 @@ import pytest
 import torch
 from ecosystem import Net, agree, batch, close, compiled, mlp, step, twins
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    checkpoint_sequential,
+    create_selective_checkpoint_contexts,
+)
 
 import shorthaul as sh
 from shorthaul.testing import judge_training
@@ -110,7 +115,8 @@ class Checkpointed(nn.Module):
 
 
 def keep_products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -326,6 +332,8 @@ def test_anomaly_detection_names_the_compiled_node() -> None:
             step(m, batch())
         agree(eager, ours)
         for m in (Root(), sh.optimize(Root())):
-            with warnings.catch_warnings(), pytest.raises(RuntimeError, match="returned nan values"):
-                warnings.simplefilter("ignore")
-                m(torch.zeros(3, 8)).backward()
+            y = m(torch.zeros(3, 8))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the traceback of the forward call
+                with pytest.raises(RuntimeError, match="returned nan values"):
+                    y.backward()
