@@ -29,6 +29,7 @@ _LIBRARY.define(
 _LIBRARY.define("with_value(Tensor old, Tensor new) -> Tensor")
 _LIBRARY.impl("with_value", lambda old, new: new.clone(), "CompositeExplicitAutograd")
 torch.library.register_autograd("shorthaul::with_value", lambda ctx, grad: (grad, None), lib=_LIBRARY)
+_LIBRARY.define("pad_circular(Tensor self, SymInt[] pad) -> Tensor")
 ours = torch.ops.shorthaul
 
 # PyTorch decomposes these before functionalization sees them. The interpreter calls our operator of the same
@@ -40,6 +41,7 @@ PRESERVED = {
     ours.matmul.default: aten.matmul.default,
     ours.dropout.default: aten.dropout.default,
     ours.scaled_dot_product_attention.default: aten.scaled_dot_product_attention.default,
+    ours.pad_circular.default: aten._pad_circular.default,
 }
 
 

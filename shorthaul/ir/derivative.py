@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .dtypes import DType
 from .scalar import Scalar, apply, cast, const, walk
 from .scalar_ops import SCALAR_OPS
 
@@ -27,7 +28,7 @@ def adjoints(root: Scalar, seed: Scalar | None = None) -> dict[Scalar, Scalar]:
         if node.op == "cast":
             source = node.args[0]
             if source.dtype.is_float:
-                _accumulate(adjoint, source, cast(incoming, source.dtype))
+                _accumulate(adjoint, source, converted(incoming, source.dtype))
             continue
         if not any(a in active for a in node.args):
             continue
@@ -43,8 +44,27 @@ def adjoints(root: Scalar, seed: Scalar | None = None) -> dict[Scalar, Scalar]:
             continue
         for operand, partial in zip(node.args, rule(*node.args, node), strict=True):
             if partial is not None and operand in active and not _is_zero(partial):
-                _accumulate(adjoint, operand, incoming * partial)
+                _accumulate(adjoint, operand, scaled(incoming, partial))
     return adjoint
+
+
+def scaled(incoming: Scalar, partial: Scalar) -> Scalar:
+    """incoming * partial, inside a branch that was selected: a zero for the other branch stays zero where `partial` is infinite."""
+    if incoming.op == "where":
+        condition, a, b = incoming.args
+        if _is_zero(b):
+            return apply("where", condition, scaled(a, partial), b)
+        if _is_zero(a):
+            return apply("where", condition, a, scaled(b, partial))
+    return incoming * partial
+
+
+def converted(incoming: Scalar, dtype: DType) -> Scalar:
+    """A cast inside a branch that was selected (see `scaled`)."""
+    if incoming.op == "where":
+        condition, a, b = incoming.args
+        return apply("where", condition, converted(a, dtype), converted(b, dtype))
+    return cast(incoming, dtype)
 
 
 def partials(root: Scalar, names: Iterable[str]) -> dict[str, Scalar | None]:

@@ -162,7 +162,8 @@ class Interpreter:
             if (c.alias is None or self._root(c)[0] not in self.cells) and 0 not in self.shape(c):
                 if c.is_external or c.role == "saved":
                     raise InterpretError(f"{reader} reads the {c.role} {name}, for which no value was given")
-                raise InterpretError(f"{reader} reads {name}, which was never written")
+                if 0 not in self.shape(c):
+                    raise InterpretError(f"{reader} reads {name}, which was never written")
             return self.cell_to_write(name)
         return self.cells[name]
 

@@ -1,6 +1,7 @@
 """Operators: the registry and one module per operator family. Importing this package registers them all."""
 
 from . import (  # noqa: F401
+    activations,
     attention,
     contraction,
     convolution,
@@ -8,10 +9,15 @@ from . import (  # noqa: F401
     custom,
     elementwise,
     embedding,
+    group_norm,
+    interpolation,
     losses,
     map_gradient,
+    margin_losses,
     normalization,
+    padding,
     pooling,
+    pooling_max,
     random,
     reductions,
     several,

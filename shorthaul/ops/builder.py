@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
-from shorthaul.ir.builder import MapBuilder
+from shorthaul.ir.builder import MapBuilder, at
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType
 from shorthaul.ir.edit import Edit
@@ -46,6 +46,16 @@ class Expansion(MapBuilder):
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self.node.attributes.get(name, default)
+
+    def wide(self, y: Container) -> Container:
+        """Where a sum into y accumulates: y itself, or a temporary in its compute dtype (`narrow` casts it to y)."""
+        return y if y.dtype.compute is y.dtype else self.temp(y.shape, y.dtype.compute)
+
+    def narrow(self, total: Container, y: Container) -> None:
+        """y = total, cast, where `wide` made a temporary."""
+        if total is not y:
+            p = self.params(y.shape)
+            self.map(p, {"t": at(total, *p)}, {"y": at(y, *p)}, lambda t: {"y": cast(t, y.dtype)})
 
     def library(self, function: str, attributes: Mapping[str, Any] | None = None) -> LibraryCall:
         """Lower to one library call with the operator's own operands and results."""

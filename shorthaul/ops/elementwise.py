@@ -8,13 +8,12 @@ promotion, the gradient is the scalar derivative.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Union
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
-from shorthaul.ir.derivative import partials
+from shorthaul.ir.derivative import partials, scaled
 from shorthaul.ir.dtypes import DType, bool_, float32, int64, promote
 from shorthaul.ir.memlet import Memlet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read, reads_of, substitute_reads, where
@@ -92,7 +91,7 @@ class Pointwise(OperatorDefinition):
             operands = {f"x{i}": g.input(n) for i, n in enumerate(names)}
             rename = {n: read(f"x{i}", g.input(n).dtype) for i, n in enumerate(names)}
             gname = f"x{len(names)}"
-            value = cast(read(gname, gy.dtype), d.dtype) * substitute_reads(d, rename)
+            value = scaled(substitute_reads(d, rename), cast(read(gname, gy.dtype), d.dtype))
             shape = broadcast_shapes(self.name, [gy.shape, *(c.shape for c in operands.values())])
             full_grad = g.op("pointwise", {"code": cast(value, x.dtype)}, **operands, **{gname: gy})
             assert tuple(full_grad.shape) == tuple(shape)
@@ -187,22 +186,11 @@ def _scaled(b: Scalar, alpha: Any) -> Scalar:
     return b if alpha in (None, 1) else b * alpha
 
 
-def _gelu(x: Scalar, *, approximate: str = "none") -> Scalar:
-    if approximate == "tanh":
-        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
-        return 0.5 * x * (1 + apply("tanh", inner))
-    return 0.5 * x * (1 + apply("erf", x * math.sqrt(0.5)))
-
-
 def _clamp(x: Scalar, *, min: Any = None, max: Any = None) -> Scalar:
     # where() and not max/min: the gradient at a bound is one, and NaN passes through, as in PyTorch
     if min is not None:
         x = where(x < min, min, x)
     return x if max is None else where(x > max, max, x)
-
-
-def _softplus(x: Scalar, *, beta: float = 1.0, threshold: float = 20.0) -> Scalar:
-    return where(x * beta > threshold, x, apply("log1p", apply("exp", x * beta)) / beta)
 
 
 def _div(a: Scalar, b: Scalar, *, rounding_mode: str | None = None) -> Scalar:
@@ -236,10 +224,6 @@ def _float_first(name: str) -> Callable[[Scalar], Scalar]:
 
 def _logical(op: str) -> Callable[..., Scalar]:
     return lambda a, b: apply(op, cast(a, bool_), cast(b, bool_))
-
-
-def _relu6_like(low: float, high: float) -> Callable[[Scalar], Scalar]:
-    return lambda x: where(x <= low, low, where(x >= high, high, x))
 
 
 elementwise("add", lambda a, b, *, alpha=1: a + _scaled(b, alpha) if a.dtype is not bool_ else a | b, "add.Tensor", "add.Scalar")
@@ -288,29 +272,6 @@ elementwise("masked_fill", lambda x, mask, value: where(mask, value, x), "masked
 elementwise("clamp", _clamp, "clamp.default")
 elementwise("clamp_min", lambda x, b: where(x < b, b, x), "clamp_min.default")
 elementwise("clamp_max", lambda x, b: where(x > b, b, x), "clamp_max.default")
-# activations
-elementwise("relu", lambda x: where(x <= 0, 0, x), "relu.default")
-elementwise("relu6", _relu6_like(0.0, 6.0), "relu6.default")
-elementwise(
-    "hardtanh",
-    lambda x, *, min_val=-1.0, max_val=1.0: where(x <= min_val, min_val, where(x >= max_val, max_val, x)),
-    "hardtanh.default",
-)
-elementwise("silu", lambda x: x * apply("sigmoid", x), "silu.default")
-elementwise("gelu", _gelu, "gelu.default")
-elementwise("mish", lambda x: x * apply("tanh", _softplus(x)), "mish.default")
-elementwise("softplus", _softplus, "softplus.default")
-elementwise(
-    "elu",
-    lambda x, *, alpha=1.0, scale=1.0, input_scale=1.0: where(
-        x <= 0, apply("expm1", x * input_scale) * (alpha * scale), x * scale
-    ),
-    "elu.default",
-)
-elementwise("leaky_relu", lambda x, *, negative_slope=0.01: where(x > 0, x, x * negative_slope), "leaky_relu.default")
-elementwise("hardsigmoid", lambda x: where(x <= -3, 0, where(x >= 3, 1, x / 6 + 0.5)), "hardsigmoid.default")
-elementwise("hardswish", lambda x: where(x <= -3, 0, where(x >= 3, x, x * (x / 6 + 0.5))), "hardswish.default")
-elementwise("log_sigmoid", lambda x: apply("min", x, 0) - apply("log1p", apply("exp", -apply("abs", x))), "log_sigmoid.default")
 elementwise("lerp", lambda a, b, weight: a + weight * (b - a), "lerp.Scalar", "lerp.Tensor")
 elementwise("addcmul", lambda x, a, b, *, value=1: x + _scaled(a * b, value), "addcmul.default")
 elementwise("addcdiv", lambda x, a, b, *, value=1: x + _scaled(a / b, value), "addcdiv.default")

@@ -7,7 +7,7 @@ from typing import Any, Union
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
-from shorthaul.ir.derivative import partials
+from shorthaul.ir.derivative import partials, scaled
 from shorthaul.ir.dtypes import float32, int64, promote
 from shorthaul.ir.memlet import Indirect, Memlet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read, reads_of, rewrite, where
@@ -274,7 +274,7 @@ class Loss(OperatorDefinition):
             names = [n for n in operands if n in reads_of(d)]
             x = operands[k]
             full = g.pointwise(
-                lambda v, *values, d=d, names=names: _with(d, dict(zip(names, values, strict=True))) * v,
+                lambda v, *values, d=d, names=names: scaled(_with(d, dict(zip(names, values, strict=True))), v),
                 gy,
                 *(operands[n] for n in names),
                 dtype=x.dtype,

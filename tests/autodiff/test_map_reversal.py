@@ -132,8 +132,9 @@ def samples() -> list[Any]:
 FLAT = {"all", "any", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isinf", "isnan", "logical_and", "logical_not", "logical_or",
         "logical_xor", "bernoulli_of"}  # fmt: skip
 STEPS = {"floor", "ceil", "round", "trunc", "sign", "floor_divide"}
-# no derivative rule (digamma), the gradient is a matter of definition (detach, with_value), or the meaning is no map
-EXCEPT = {"digamma", "detach", "with_value", "custom_function", "map_gradient"}
+# no derivative rule (digamma), the gradient is a matter of definition (detach, with_value), or the meaning is no map;
+# of elements unpooled to one place the last counts, and PyTorch gives all of them its gradient
+EXCEPT = {"max_unpool", "digamma", "detach", "with_value", "custom_function", "map_gradient"}
 
 
 def cases() -> list[Any]:

@@ -419,11 +419,12 @@ INCOMPARABLE = {
 }
 # operands that PyTorch refuses to differentiate: argument -> parts of the overload's name
 FROZEN = {
-    "weight": ("binary_cross_entropy", "nll_loss"),
+    "weight": ("binary_cross_entropy", "nll_loss", "multi_margin_loss"),
     "pos_weight": ("binary_cross_entropy",),
     "running_mean": ("batch_norm",),
     "running_var": ("batch_norm",),
     "target": ("soft_margin_loss",),
+    "random_samples": ("fractional_max_pool",),
     "attn_mask": ("flash_attention",),
 }
 # (overload, case) whose gradient PyTorch does not compute, or defines differently
@@ -432,7 +433,8 @@ NO_PYTORCH_GRADIENT = {
     ("aten.floor_divide.Scalar", 0): "PyTorch has no derivative of floor_divide",
     ("aten.scatter_add.default", 0): "PyTorch's gradient has the wrong shape where src is larger than index",
     ("aten.clamp.default", 2): "at a NaN PyTorch's gradient of clamp is 0, that of the identity it computes there is 1",
+    ("aten.kl_div.default", 2): "at a target of 0 PyTorch's gradient by the target is 0 / 0, ours that of 0 log(0) = 0",
     ("aten.digamma.default", 0): "the vocabulary has no trigamma: refused by name, see test_generated.py",
 }
-# PyTorch's own rounding: its kernel multiplies by 1/6 in float32
-LOOSE = {"aten.hardsigmoid.default": 1e-7}
+# PyTorch's own rounding: its kernels multiply by 1/6, or divide by alpha, in float32
+LOOSE = {"aten.hardsigmoid.default": 1e-7, "aten.celu.default": 1e-7}

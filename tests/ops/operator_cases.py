@@ -39,6 +39,7 @@ DOMAINS: dict[tuple[str, str], tuple[float, float]] = {
     ("batch_norm", "running_var"): AWAY,
     ("batch_norm_inference", "running_var"): AWAY,
     ("nll_loss_backward", "total_weight"): AWAY,
+    ("fractional_max_pool", "samples"): (0.0, 1.0),
 }
 
 
@@ -56,7 +57,9 @@ def integer_bound(
         shape = types["x"].shape if op == "index" else attributes["shape"]
         n = shape[attributes["dims"][int(operand[1:])]]
         return (-n if attributes["wrap"] else 0), n  # type: ignore[operator,return-value]
-    if op == "nll_loss":
+    if op == "multilabel_margin_loss":
+        return -1, types["x"].shape[-1]  # type: ignore[return-value]
+    if op in ("nll_loss", "multi_margin_loss"):
         x = types["x"].shape
         return 0, x[1] if len(x) > 1 else x[0]  # type: ignore[return-value]
     if op == "nll_loss_backward":
@@ -84,6 +87,9 @@ def value_of(
         if operand == "mask" and op.startswith("attention") and value.ndim:
             value[..., 0, :] = False  # a row without an allowed key
         return np.asarray(value)
+    if op == "max_unpool":  # no two elements of an image go to one place
+        rows, places = int(np.prod(shape[: -len(attributes["size"])])), int(np.prod(attributes["size"]))
+        return np.stack([rng.permutation(places)[: int(np.prod(shape)) // rows] for _ in range(rows)]).reshape(shape)
     low, high = integer_bound(op, operand, types, attributes)
     return rng.integers(low, high, shape).astype(t.dtype.numpy)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import aten_cases_nn
 import numpy as np
 import pytest
 import torch
@@ -16,9 +17,10 @@ from shorthaul.ir.dtypes import DTYPES, DType
 from shorthaul.ops.registry import ATEN, AtenCall, TensorType
 
 assert shorthaul.ops
+assert aten_cases_nn.CASES is CASES
 
 # outputs that PyTorch saves for its own backward kernels, which ours does not use
-OWN_RESULTS = {"batch_norm": (1, 2), "attention": (1,), "layer_norm": (1, 2)}
+OWN_RESULTS = {"batch_norm": (1, 2), "attention": (1,), "layer_norm": (1, 2), "group_norm": (1, 2)}
 ALL = [
     pytest.param(target, i, id=f"{target.removeprefix('aten.')}-{i}")
     for target in sorted(CASES)

@@ -112,6 +112,7 @@ NO_GRADIENT = {
     ("nll_loss", "weight"),
     ("bernoulli_of", "x"),
     ("bernoulli", "x"),
+    ("fractional_max_pool", "samples"),
 }
 
 
@@ -130,6 +131,7 @@ def differentiable_results(name: str) -> tuple[str, ...]:
         "attention": ("lse",),
         "nll_loss": ("total_weight",),
         "max_pool": ("offset",),
+        "group_norm": ("mean", "rstd"),
     }
     d = REGISTRY[name]
     sample = next(s for s in d.samples() if not s.error)

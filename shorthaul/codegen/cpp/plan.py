@@ -51,7 +51,7 @@ class Group:
     names: tuple[str, ...]
     combiner: str | None
     address: frozenset[Symbol]  # parameters in scope that the target element depends on, through indices too
-    kept: frozenset[Symbol]  # those of them that are not behind an index read
+    kept: frozenset[Symbol]  # those of them that are not behind an index read and that the address is linear in
     scan: Symbol | None = None
 
     @property
@@ -95,8 +95,10 @@ def groups(code: Code, scope: frozenset[Symbol]) -> list[Group]:
                     raise ValueError(f"combiner {ref.combine} needs writes named {', '.join(parts)}; missing {', '.join(missing)}")
                 names = parts
         done |= set(names)
+        address = frozenset().union(*(depends(code.writes[n].address, scope) | index_params(code, code.writes[n], scope) for n in names))
         kept = frozenset().union(*(depends(code.writes[n].address, scope) for n in names))
-        address = kept | frozenset().union(*(index_params(code, code.writes[n], scope) for n in names))
+        if ref.combine is not None:  # iterations may meet in one element where the address is not linear
+            kept -= frozenset().union(*(decompose(code.writes[n].address, scope)[2] for n in names))
         out.append(Group(names, ref.combine, address, kept, ref.scan))
     return out
 
