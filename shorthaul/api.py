@@ -27,6 +27,7 @@ from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsuppor
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
 from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
+from shorthaul.ir.sizes import runtime_sizes
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
@@ -345,7 +346,7 @@ def _interface(
                 name = str(n.node.expr) if isinstance(n, torch.SymInt) else ""
                 if name in wanted and wanted[name] not in sizes:
                     sizes[wanted[name]] = (i, d)
-    missing = [s.name for s in wanted.values() if s not in sizes]
+    missing = [s.name for s in wanted.values() if s not in sizes and s not in runtime_sizes(imported.program)]
     if missing:
         raise Unsupported(f"the size {missing[0]} is not the size of an input")
     mutations = [(m.input, m.graph_output) for m in graph.mutations]

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from shorthaul.ir.containers import Container
-from shorthaul.ir.nodes import LibraryCall, Map, Node
+from shorthaul.ir.nodes import Branch, Defines, LibraryCall, Loop, Map, Node
 from shorthaul.ir.program import Program
+from shorthaul.ir.sizes import container_sizes, runtime_sizes
 from shorthaul.symbolic import Expr, Symbol, evaluate, free_symbols
 
 IntLike = Union[int, Expr]
@@ -50,9 +51,34 @@ class LibraryStep:
     writes: tuple[tuple[str, str], ...]
     node: int
     origin: str = ""
+    defines: tuple[Defines, ...] = ()
 
 
-Step = Union[Segment, LibraryStep]
+@dataclass(frozen=True)
+class ControlStep:
+    """A branch or a loop, with its bodies as host programs. It allocates its results, as most library calls do."""
+
+    control: Branch | Loop
+    bodies: tuple[HostProgram, ...]
+
+    @property
+    def reads(self) -> tuple[tuple[str, str], ...]:
+        return tuple((k, m.container) for k, m in self.control.reads.items())
+
+    @property
+    def writes(self) -> tuple[tuple[str, str], ...]:
+        return tuple((k, m.container) for k, m in self.control.writes.items())
+
+    @property
+    def defines(self) -> tuple[Defines, ...]:
+        return self.control.defines
+
+    @property
+    def origin(self) -> str:
+        return str(self.control.origin)
+
+
+Step = Union[Segment, LibraryStep, ControlStep]
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,7 @@ class HostProgram:
 
     kinds: where a container lives: "external" (the caller's tensor), "constant", "result" (a fresh tensor for the caller), "saved" (from
     the forward to the backward phase), "transient" (within one phase), "alias" (in another container). pointers: index of each container
-    in the pointer table.
+    in the pointer table. late: symbols that steps define. dynamic: containers whose sizes those are; they get memory when they are known.
     """
 
     containers: dict[str, Container]
@@ -94,13 +120,27 @@ class HostProgram:
     source: str
     signature: Any
     constants: dict[str, Any]
+    late: frozenset[Symbol] = frozenset()
+    dynamic: frozenset[str] = frozenset()
+
+    @property
+    def functions(self) -> list[str]:
+        """Names of the C functions of all segments, those of bodies too."""
+        names = []
+        for phase in self.phases.values():
+            for step in phase.steps:
+                if isinstance(step, Segment):
+                    names.append(step.function)
+                elif isinstance(step, ControlStep):
+                    names += [f for body in step.bodies for f in body.functions]
+        return names
 
 
-def build_host(program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20) -> HostProgram:
-    """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes).
+def build_host(program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20, prefix: str = "") -> HostProgram:
+    """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes), those of bodies too.
 
-    The backward phase is cut into at most `parts` parts with at least `part_bytes` of gradients each; the program's attribute of that
-    name, where it has one, says otherwise.
+    prefix: what the names of C functions begin with (bodies have their own). The backward phase is cut into at most `parts` parts with at
+    least `part_bytes` of gradients each; the program's attribute of that name, where it has one, says otherwise.
     """
     part_bytes = program.attributes.get("part_bytes", part_bytes)
     nodes = {phase: [n for n in program.nodes if n.phase == phase] for phase in ("forward", "backward")}
@@ -111,14 +151,18 @@ def build_host(program: Program, kernels: Mapping[int, Any], *, parts: int = 8, 
     text: list[str] = []
     for phase, listing in nodes.items():
         cuts = _cuts(program, listing, parts, part_bytes) if phase == "backward" else []
-        phases[phase] = _phase(program, phase, listing, kernels, kinds, cuts)
+        phases[phase] = _phase(program, phase, listing, kernels, kinds, cuts, prefix)
         for step in phases[phase].steps:
             if isinstance(step, Segment):
                 text.append(_segment_source(step, pointers, program.symbols))
+            elif isinstance(step, ControlStep):
+                text += [body.source for body in step.bodies]
     declared = {k.function for p in phases.values() for s in p.steps if isinstance(s, Segment) for k in s.kernels}
     head = "#include <stdint.h>\n" + "".join(f'extern "C" void {name}(void* const*, const int64_t*);\n' for name in sorted(declared))
+    late = runtime_sizes(program)
+    dynamic = frozenset(n for n in used if not late.isdisjoint(container_sizes(program.containers[n]))) if late else frozenset[str]()
     return HostProgram({n: program.containers[n] for n in used}, kinds, pointers, program.symbols, phases, head + "\n".join(text),
-                       program.signature, dict(program.constants))  # fmt: skip
+                       program.signature, dict(program.constants), late, dynamic)  # fmt: skip
 
 
 def _kinds(program: Program, nodes: Mapping[str, Sequence[Node]]) -> dict[str, str]:
@@ -191,13 +235,13 @@ def _complete(program: Program, nodes: Sequence[Node]) -> dict[str, int]:
 
 
 def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str],
-           cuts: Sequence[int] = ()) -> Phase:  # fmt: skip
+           cuts: Sequence[int] = (), prefix: str = "") -> Phase:  # fmt: skip
     result = Phase(phase)
     pending: list[KernelCall] = []
 
     def flush() -> None:
         if pending:
-            result.steps.append(Segment(f"segment_{phase}_{len(result.steps)}", tuple(pending)))
+            result.steps.append(Segment(f"segment_{prefix}{phase}_{len(result.steps)}", tuple(pending)))
             pending.clear()
 
     touched: list[tuple[str, int]] = []
@@ -210,8 +254,13 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
         elif isinstance(n, LibraryCall):
             flush()
             at = len(result.steps)
-            result.steps.append(LibraryStep(n.function, n.attributes, tuple((k, m.container) for k, m in n.reads.items()),
-                                            tuple((k, m.container) for k, m in n.writes.items()), n.id, str(n.origin)))  # fmt: skip
+            reads, writes = (tuple((k, m.container) for k, m in side.items()) for side in (n.reads, n.writes))
+            result.steps.append(LibraryStep(n.function, n.attributes, reads, writes, n.id, str(n.origin), n.defines))
+        elif isinstance(n, (Branch, Loop)):
+            flush()
+            at = len(result.steps)
+            bodies = tuple(build_host(b, kernels, prefix=f"{prefix}{phase}_{at}_{i}_") for i, b in enumerate(n.bodies))
+            result.steps.append(ControlStep(n, bodies))
         else:
             raise HostError(f"{n} ({n.origin}) is not a kernel or a library call; expand and schedule the program first")
         touched += [(c, at) for c in program.reads_of(n) | program.writes_of(n)]

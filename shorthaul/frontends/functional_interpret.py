@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
@@ -336,11 +336,8 @@ class Interpreter:
         self.recorder.grad_enabled = bool(enabled)
 
     def assert_size(self, condition: Any, message: str) -> None:
-        """What Dynamo asserts of sizes that depend on data: provable from their ranges, or refused."""
-        if not statically_known_true(condition):
-            raise Unsupported(
-                f"a size that depends on data would have to be checked at run time ({message})", self.recorder.origin
-            )
+        """What the user or Dynamo asserts of sizes that depend on data."""
+        self.recorder.check(condition, message)
 
     def _get_data(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.call(torch.Tensor.detach, (tensor,), {})

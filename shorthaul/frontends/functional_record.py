@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shorthaul.frontends.functional import Origin, Unsupported
@@ -61,6 +62,8 @@ _NEVER_DIFFERENTIABLE = _packets(
     "detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones "
     "new_full new_empty new_empty_strided _local_scalar_dense"
 )
+_ASSUMPTIONS = _packets("sym_constrain_range sym_constrain_range_for_size")
+_MASKS = (torch.bool, torch.uint8)
 _ONLY_FIRST_DIFFERENTIABLE = {
     aten._native_batch_norm_legit_functional,
     aten._native_batch_norm_legit_no_training,
@@ -266,7 +269,35 @@ class Recorder(TorchDispatchMode):
             return self._copy(*args[:2])
         if self.autocast and func is aten._to_copy.default:
             return self._autocast_copy(func, args, kwargs)
+        if packet in _ASSUMPTIONS:  # tracing goes on from them; what they say of a symbol's range is checked with the symbol
+            with self.fake_mode:
+                return func(*args, **kwargs)
+        if func is aten.masked_select.default:
+            x, mask = (self.record(aten.expand.default, (t, list(torch.broadcast_shapes(*(a.shape for a in args)))), {}) for t in args)
+            return self._by_position(x, [mask])
+        if func is aten.index.Tensor and any(t is not None and t.dtype in _MASKS for t in args[1]):
+            return self._by_position(*args)
         return self.record(func, args, kwargs)
+
+    def _by_position(self, x: torch.Tensor, indices: list[Any]) -> Any:
+        """Indexing by masks: a mask stands for the positions of its elements, one index a dimension (`nonzero`)."""
+        found: list[Any] = []
+        for index in indices:
+            if index is None or index.dtype not in _MASKS:
+                found.append(index)
+                continue
+            positions = self.record(aten.nonzero.default, (index,), {})
+            found += [self.record(aten.select.int, (positions, 1, d), {}) for d in range(index.dim())]
+        return self.record(aten.index.Tensor, (x, found), {})
+
+    def check(self, condition: torch.SymBool, message: str) -> None:
+        """A condition on sizes that holds or is an error at run time (`torch._check`, and what Dynamo concludes of its own)."""
+        if isinstance(condition, bool) or not free_unbacked_symbols(condition):  # of sizes of inputs: a guard
+            if not condition:
+                raise Unsupported(f"a check of sizes fails: {message}", self.origin)
+            return
+        torch._check(condition)  # tracing goes on from it
+        self.call(aten._assert_scalar.default, (True, message), {}, condition, False)
 
     def record(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Evaluate `func` on fake tensors, append its node, return the fake result."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from shorthaul.frontends.functional_hops import custom_function
 from shorthaul.frontends.sizes import Sizes
 from shorthaul.ir.containers import Container, contiguous_strides
 from shorthaul.ir.dtypes import DTYPES, DType, dtype, int64
-from shorthaul.ir.memlet import full
-from shorthaul.ir.nodes import LibraryCall, Node, Operator, Origin
+from shorthaul.ir.memlet import Condition, full
+from shorthaul.ir.nodes import Defines, LibraryCall, Node, Operator, Origin
 from shorthaul.ir.program import Program, Signature
 from shorthaul.ops.registry import ATEN, AtenCall, OperatorError, TensorType
+from shorthaul.symbolic import free_symbols, prove_eq, prove_le
 
 RANDOM_INPUTS = ("rng_seed", "rng_offset")
+Late = tuple[int, int, Any]  # (result, dimension, SymInt): a size that depends on data and appears here first
 
 
 @dataclass
@@ -158,7 +160,13 @@ class _Importer:
 
     def _call(self, node: fx.Node) -> Any:
         fake = node.meta.get("val")
+        if node.target is torch.ops.aten._assert_scalar.default:
+            for condition in self.sizes.condition(fake):  # type: ignore[arg-type]
+                self._require(condition, f"{node.args[1]}, at {node.meta['origin']}")
+            return None
         if isinstance(fake, (int, torch.SymInt)) and not isinstance(fake, bool):
+            if node.target is torch.ops.aten._local_scalar_dense.default and isinstance(fake, torch.SymInt):
+                self._item(node, fake)
             return self.sizes.convert(fake)
         if node.target is torch.ops.aten._local_scalar_dense.default and isinstance(fake, (float, torch.SymFloat)):
             return self.env[node.args[0]]  # type: ignore[index]  # a Python float that changes between calls stays a tensor
@@ -177,9 +185,11 @@ class _Importer:
         if definition is None and target.startswith("shorthaul."):
             definition = ATEN.get("aten." + target.removeprefix("shorthaul."))
         fakes = list(fake) if isinstance(fake, (list, tuple)) else [fake]
+        tensors = [(i, f) for i, f in enumerate(fakes) if isinstance(f, torch.Tensor)]
+        late = [(i, d, n) for i, f in tensors for d, n in enumerate(f.shape) if self.sizes.undefined(n)]
         if definition is not None:
             try:
-                return self._operator(node, definition, fakes, origin, not isinstance(fake, torch.Tensor))
+                return self._operator(node, definition, fakes, origin, not isinstance(fake, torch.Tensor), late)
             except (OperatorError, NotImplementedError) as e:
                 reason = f"{target}: {e}"
         else:
@@ -187,7 +197,32 @@ class _Importer:
         if self.strict:
             raise Unsupported(f"strict=True refuses the fallback of {reason}", source_origin, "Register the operator, or allow fallbacks.")
         self.fallbacks.append((reason, origin))
-        return self._fallback(node, fakes, origin, not isinstance(fake, torch.Tensor))
+        return self._fallback(node, fakes, origin, not isinstance(fake, torch.Tensor), late)
+
+    def _item(self, node: fx.Node, fake: torch.SymInt) -> None:
+        """An integer that the program uses as a size: a node reads it from its tensor, and defines the size."""
+        symbol, conditions = self.sizes.item(fake)
+        if symbol is None:
+            return
+        source_origin = node.meta["origin"]
+        x = self.env[node.args[0]]  # type: ignore[index]
+        y = self.edit.add_container(Container(self.program.fresh(node.name), int64, ()))
+        self._append(LibraryCall("item", reads={"x": full(x)}, writes={"y": full(y)}, defines=(Defines(symbol, "y"),),
+                                 origins=(Origin(source_origin.module, source_origin.source, "item"),)), node, [y])  # fmt: skip
+        for c in conditions:
+            self._require(c, f"the size {symbol} is not {fake}, which a check says it equals")
+
+    def _require(self, condition: Condition, text: str) -> None:
+        """Check a condition on sizes that depend on data where the last of them is defined, unless their bounds prove it."""
+        symbols = free_symbols(condition.expr) & self.sizes.late
+        if (prove_le(0, condition.expr) if condition.relation == "ge" else prove_eq(condition.expr, 0)) is True:
+            return
+        for at in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[at]
+            if any(d.symbol in symbols for d in node.defines):
+                *others, last = sorted(node.defines, key=lambda d: d.symbol in symbols)
+                self.nodes[at] = node.with_(defines=(*others, replace(last, checks=(*last.checks, (condition, text)))))
+                return
 
     def _schema_call(self, node: fx.Node, fakes: list[Any]) -> AtenCall:
         schema = node.target._schema  # type: ignore[union-attr]
@@ -219,8 +254,14 @@ class _Importer:
                    if isinstance(f, torch.Tensor) else None for f in fakes]  # fmt: skip
         return AtenCall(str(node.target), arguments, tuple(a.name for a in schema.arguments), results, compute, frozenset(tensor_names))
 
-    def _operator(self, node: fx.Node, definition: Any, fakes: list[Any], origin: Origin, several: bool) -> Any:
-        call = self._schema_call(node, fakes)
+    def _operator(self, node: fx.Node, definition: Any, fakes: list[Any], origin: Origin, several: bool, late: list[Late]) -> Any:
+        call = self._schema_call(node, [None] * len(fakes) if late else fakes)
+        if definition.counts and late:
+            most = definition.most(call)
+            for _, _, n in late:
+                if most is not None:
+                    self.sizes.bound(n, most)
+            call = self._schema_call(node, fakes)
         operands, attributes = definition.from_aten(call)
         operands = {k: v for k, v in operands.items() if v is not None}
         bad = [k for k, v in operands.items() if not isinstance(v, Container)]
@@ -231,7 +272,15 @@ class _Importer:
             attributes = {**attributes, "stream": self.streams}
             self.streams += 1
         attrs = {**definition.attributes, **attributes}
-        types = definition.infer({k: TensorType(v.dtype, v.shape) for k, v in operands.items()}, attrs)
+        given = {k: TensorType(v.dtype, v.shape) for k, v in operands.items()}
+        types = definition.infer(given, attrs)
+        if late and not definition.counts:  # PyTorch has symbols of their own for what follows from other sizes
+            for i, d, n in late:
+                self.sizes.stand_for(n, list(types.values())[i].shape[d])
+            call = self._schema_call(node, fakes)
+        if self.sizes.late:
+            for condition, text in definition.conditions(given, attrs):
+                self._require(condition, f"{text}, at {node.meta['origin']}")
         outputs = []
         for i, (k, t) in enumerate(types.items()):
             expected = call.results[i] if i < len(call.results) else None
@@ -246,15 +295,21 @@ class _Importer:
                 )
             )
         self._append(Operator(definition.name, attrs, reads={k: full(v) for k, v in operands.items()},
-                              writes=dict(zip(types, map(full, outputs), strict=True)), origins=(origin,)), node, outputs)  # fmt: skip
+                              writes=dict(zip(types, map(full, outputs), strict=True)), origins=(origin,),
+                              defines=self._defined(late, list(types)) if definition.counts else ()), node, outputs)  # fmt: skip
         return outputs if several else outputs[0]
+
+    def _defined(self, late: list[Late], connectors: list[str]) -> tuple[Defines, ...]:
+        """The sizes of results that a new node defines."""
+        found = {self.sizes.convert(n): (connectors[i], d) for i, d, n in reversed(late)}
+        return tuple(Defines(s, *place) for s, place in found.items())  # type: ignore[arg-type]
 
     def _random_input(self, name: str) -> Container:
         if name not in self.program.containers:
             self.edit.add_container(Container(name, int64, (), role="input"))
         return self.program.containers[name]
 
-    def _fallback(self, node: fx.Node, fakes: list[Any], origin: Origin, several: bool) -> Any:
+    def _fallback(self, node: fx.Node, fakes: list[Any], origin: Origin, several: bool, late: list[Late]) -> Any:
         """A visible library call: PyTorch's own operator, its gradient traced from PyTorch."""
         operands: dict[str, Container] = {}
 
@@ -286,7 +341,8 @@ class _Importer:
             attributes["random"] = True
         call = LibraryCall("aten::call", attributes,
                            reads={k: full(v) for k, v in operands.items()},
-                           writes={f"y{i}": full(c) for i, c in enumerate(outputs)}, origins=(origin,))  # fmt: skip
+                           writes={f"y{i}": full(c) for i, c in enumerate(outputs)}, origins=(origin,),
+                           defines=self._defined(late, [f"y{i}" for i in range(len(outputs))]))  # fmt: skip
         self._append(call, node, outputs)
         return outputs if several else outputs[0]
 

@@ -82,9 +82,12 @@ class _Trace:
         carrier = torch.empty(tuple(101 + 2 * i for i in range(len(self.symbols))), device="meta")
         context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * len(self.symbols))
         fake = self.fake_mode.from_tensor(carrier, symbolic_context=context)
-        for n in fake.shape:
-            torch._check(n >= 2)
-        return dict(zip(self.symbols, fake.shape, strict=True))
+        values: dict[Symbol, Any] = dict(zip(self.symbols, fake.shape, strict=True))
+        for s in self.symbols:
+            if _least(s) < 2:  # it depends on data: PyTorch's kernels have rules of their own where 0 and 1 are possible
+                values[s] = self.env.create_unbacked_symint()
+            torch._check(values[s] >= _least(s))
+        return values
 
     def run(self, wanted: list[str], results: list[str]) -> Program:
         try:
@@ -166,24 +169,29 @@ class _Trace:
 
     def _refuse_guards(self) -> None:
         for guard in self.env.guards:
-            if not _holds_from_two(guard.expr):
+            if not self._holds_anyway(guard.expr):
                 raise self._error(f"PyTorch's gradient holds only where {guard.expr} for the sizes {', '.join(map(str, self.symbols))}")
         if any(v.node.maybe_as_int() is not None for v in self.values.values()):
             raise self._error("PyTorch's gradient holds for one size only")
+
+    def _holds_anyway(self, condition: Any) -> bool:
+        """Whether a guard only says what the least values of the sizes say already."""
+        import torch.utils._sympy.value_ranges as ranges
+
+        least = {v.node.expr: _least(s) for s, v in self.values.items()}
+        bounds = {s: ranges.ValueRanges(least.get(s, 0), ranges.int_oo) for s in condition.free_symbols}
+        try:
+            return bool(ranges.bound_sympy(condition, bounds).lower)
+        except Exception:  # what PyTorch cannot bound is not known to hold
+            return False
 
     def _error(self, reason: str) -> DifferentiationError:
         return DifferentiationError(f"no gradient for {self.target} of {self.call.origin}: {reason}")
 
 
-def _holds_from_two(condition: Any) -> bool:
-    """Whether a guard only says that a size is none of 0 and 1, which the caller's own guards say already."""
-    import torch.utils._sympy.value_ranges as ranges
-
-    bounds = {s: ranges.ValueRanges(2, ranges.int_oo) for s in condition.free_symbols}
-    try:
-        return bool(ranges.bound_sympy(condition, bounds).lower)
-    except Exception:  # what PyTorch cannot bound is not known to hold
-        return False
+def _least(s: Symbol) -> int:
+    """The least value of a size. A caller's size is none of 0 and 1: its guards say so. One that depends on data may be both."""
+    return max(s.lower, 0) if isinstance(s.lower, int) else 0
 
 
 def _decompositions() -> dict[Any, Callable]:

@@ -17,7 +17,7 @@ from shorthaul.symbolic import Expr, FloorDiv, Max, Min, Mod, Symbol
 from .containers import Container
 from .dtypes import DType
 from .memlet import Indirect, Memlet, Span
-from .nodes import Branch, LibraryCall, Loop, Map, Node, Operator, Tasklet
+from .nodes import Branch, Defines, LibraryCall, Loop, Map, Node, Operator, Tasklet
 from .program import Program
 from .scalar import Scalar, reads_of, walk
 from .scalar_ops import COMBINERS
@@ -190,8 +190,11 @@ class _Canonical:
             own = str(texts)
         else:
             raise TypeError(f"node {n} has no fingerprint")
-        defines = "".join(f" defines {self.expr(d.symbol)}={connector(d.connector)}:{d.dim}" for d in n.defines)
+        defines = "".join(f" defines {self.expr(d.symbol)}={connector(d.connector)}:{d.dim}:{self._checks(d)}" for d in n.defines)
         return f"{n.kind} {n.phase} {own} ({reads})->({writes}){defines}"
+
+    def _checks(self, d: Defines) -> list[tuple[str, str]]:
+        return [(self.expr(c.expr), c.relation) for c, _ in d.checks]
 
     def map(self, n: Map) -> str:
         outer = dict(self.symbols), dict(self.numbers), self.containers, self.memo

@@ -285,7 +285,8 @@ class Interpreter:
             n = int(value.reshape(-1)[0]) if d.dim is None else value.shape[d.dim]
             if self.sizes.setdefault(d.symbol, n) != n:
                 raise InterpretError(f"{node} defines the size {d.symbol} = {n}, which is {self.sizes[d.symbol]} already")
-            self._check_size(d.symbol, self.sizes)
+            if problem := d.violated(self.sizes):
+                raise InterpretError(f"{node}: {problem}")
 
     def _store(self, node: Node, values: Mapping[str, np.ndarray]) -> None:
         self._define(node, values)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Union
 
-from shorthaul.symbolic import Expr, Symbol, free_symbols, product, substitute
+from shorthaul.symbolic import Expr, Symbol, evaluate, free_symbols, product, substitute
 
 from .containers import Container
 
@@ -53,6 +53,11 @@ class Condition:
 
     expr: IntLike
     relation: str = "ge"
+
+    def holds(self, values: Mapping[Symbol, int]) -> bool:
+        """Whether it holds for these values of its symbols."""
+        value = self.expr if isinstance(self.expr, int) else evaluate(self.expr, values)
+        return value >= 0 if self.relation == "ge" else value == 0
 
     def __repr__(self) -> str:
         return f"{self.expr} {'>=' if self.relation == 'ge' else '=='} 0"

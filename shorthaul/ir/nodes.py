@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Union
 
-from shorthaul.symbolic import Expr, Symbol, product
+from shorthaul.symbolic import Expr, Symbol, evaluate, product
 
 from .containers import Container
-from .memlet import Memlet
+from .memlet import Condition, Memlet
 from .scalar import Scalar
 
 if TYPE_CHECKING:
@@ -53,13 +53,24 @@ NOWHERE = Origin()
 class Defines:
     """A size that is known when a node has run (the number of nonzero elements, of tokens that an expert gets, of iterations).
 
-    symbol: a symbol of the program, used by nothing that runs earlier; its bounds hold for every value. connector: the result of the
-    node that has the size as its dimension `dim`, or, where `dim` is None, holds it as its one integer.
+    symbol: a symbol of the program, used by nothing that runs earlier; its bounds are checked when it is known. connector: the result of
+    the node that has the size as its dimension `dim`, or, where `dim` is None, holds it as its one integer.
+    checks: what else must hold then, with the text of the error where it does not.
     """
 
     symbol: Symbol
     connector: str
     dim: int | None = None
+    checks: tuple[tuple[Condition, str], ...] = ()
+
+    def violated(self, sizes: Mapping[Symbol, int]) -> str:
+        """What is wrong with the size among those that are known, in words; empty where nothing is."""
+        s, n = self.symbol, sizes[self.symbol]
+        low, high = (None if e is None else evaluate(e, sizes) for e in (s.lower, s.upper))
+        if (low is not None and n < low) or (high is not None and n > high) or n % s.multiple_of:
+            multiple = f", a multiple of {s.multiple_of}" if s.multiple_of > 1 else ""
+            return f"the size {s} = {n} is not between {'-∞' if low is None else low} and {'∞' if high is None else high}{multiple}"
+        return next((text for c, text in self.checks if not c.holds(sizes)), "")
 
 
 class Node:

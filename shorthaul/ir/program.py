@@ -250,6 +250,17 @@ def _by_id(nodes: Mapping[int, Node] | None) -> list[Node]:
     return [nodes[i] for i in sorted(nodes)] if len(nodes) > 1 else list(nodes.values())
 
 
+def with_bodies(program: Program) -> Iterator[Program]:
+    """The program and the bodies of its loops and branches, outer before inner."""
+    from .nodes import Branch, Loop
+
+    yield program
+    for node in program.nodes:
+        if isinstance(node, (Loop, Branch)):
+            for body in node.bodies:
+                yield from with_bodies(body)
+
+
 def program_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
     """Nodes in order with the bodies of maps, outer before inner."""
     from .nodes import Map

@@ -10,7 +10,7 @@ from shorthaul.symbolic import Expr, Symbol, substitute
 
 from .builder import fresh_params
 from .edit import Edit
-from .memlet import Memlet
+from .memlet import Condition, Memlet
 from .nodes import Branch, Defines, LibraryCall, Loop, Map, Node, Operator, Origin, Tasklet
 from .scalar import Scalar, substitute_indices
 from .sizes import attribute_sizes, runtime_sizes
@@ -74,7 +74,7 @@ def _with_sizes(node: Node, values: Mapping[Symbol, IntLike]) -> dict[str, Any]:
     """The fields of a node, apart from memlets and scalar code, that hold some of the sizes: with their new values."""
     found: dict[str, Any] = {}
     if node.defines:
-        found["defines"] = tuple(Defines(values.get(d.symbol, d.symbol), d.connector, d.dim) for d in node.defines)  # type: ignore[arg-type]
+        found["defines"] = tuple(_definition(d, values) for d in node.defines)
     if isinstance(node, (Operator, LibraryCall)) and attribute_sizes(node.attributes) & values.keys():
         found["attributes"] = _attribute(node.attributes, values)
     if isinstance(node, Loop):
@@ -82,6 +82,12 @@ def _with_sizes(node: Node, values: Mapping[Symbol, IntLike]) -> dict[str, Any]:
     if isinstance(node, (Loop, Branch)) and any(not values.keys().isdisjoint(b.symbols) for b in node.bodies):
         raise TypeError(f"cannot copy {node} for other sizes")
     return found
+
+
+def _definition(d: Defines, values: Mapping[Symbol, IntLike]) -> Defines:
+    symbol = values.get(d.symbol, d.symbol)
+    assert isinstance(symbol, Symbol)
+    return Defines(symbol, d.connector, d.dim, tuple((Condition(_sub(c.expr, values), c.relation), text) for c, text in d.checks))
 
 
 def _attribute(value: Any, values: Mapping[Symbol, IntLike]) -> Any:

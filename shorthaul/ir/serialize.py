@@ -155,7 +155,7 @@ class _Writer:
         common["reads"] = {k: self.memlet(m) for k, m in n.reads.items()}
         common["writes"] = {k: self.memlet(m) for k, m in n.writes.items()}
         if n.defines:
-            common["defines"] = [[self.expr(d.symbol), d.connector, d.dim] for d in n.defines]
+            common["defines"] = [self.definition(d) for d in n.defines]
         if isinstance(n, Tasklet):
             return {**common, "code": {k: self.scalar(s) for k, s in n.code.items()}}
         if isinstance(n, Operator):
@@ -177,6 +177,10 @@ class _Writer:
         if isinstance(n, Branch):
             return {**common, "then": self.program(n.then), "otherwise": self.program(n.otherwise)}
         raise SerializeError(f"node {n} of kind {n.kind} cannot be written")
+
+    def definition(self, d: Defines) -> Json:
+        checks = [[self.expr(c.expr), c.relation, text] for c, text in d.checks]
+        return [self.expr(d.symbol), d.connector, d.dim, checks]
 
     def rewrite(self, r: Rewrite) -> Json:
         return {"name": r.name, "parameters": self.value(r.parameters, lenient=True), "notes": self.value(r.notes, lenient=True),
@@ -330,7 +334,7 @@ class _Reader:
             return Map(tuple(self.symbol(p) for p in n["params"]), body, locals, schedule, n["name"], **common)
         common["reads"] = {k: self.memlet(m) for k, m in n["reads"].items()}
         common["writes"] = {k: self.memlet(m) for k, m in n["writes"].items()}
-        common["defines"] = tuple(Defines(self.symbol(s), k, dim) for s, k, dim in n.get("defines", ()))
+        common["defines"] = tuple(self.definition(d) for d in n.get("defines", ()))
         if kind == Tasklet.kind:
             return Tasklet({k: self._scalars[s] for k, s in n["code"].items()}, **common)
         if kind == Operator.kind:
@@ -343,6 +347,10 @@ class _Reader:
         if kind == Branch.kind:
             return Branch(self.program(n["then"]), self.program(n["otherwise"]), **common)
         raise SerializeError(f"unknown kind of node {kind!r}")
+
+    def definition(self, d: Json) -> Defines:
+        symbol, connector, dim, checks = d
+        return Defines(self.symbol(symbol), connector, dim, tuple((Condition(self.expr(e), r), text) for e, r, text in checks))
 
     def value(self, v: Json) -> Any:
         if isinstance(v, list):

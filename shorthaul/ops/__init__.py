@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     attention,
     contraction,
     convolution,
+    counted,
     creation,
     custom,
     elementwise,

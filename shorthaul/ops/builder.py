@@ -60,7 +60,7 @@ class Expansion(MapBuilder):
     def library(self, function: str, attributes: Mapping[str, Any] | None = None) -> LibraryCall:
         """Lower to one library call with the operator's own operands and results."""
         call = LibraryCall(function, attributes if attributes is not None else self.node.attributes, reads=self.node.reads,
-                           writes=self.node.writes, origins=self.origins, phase=self.phase)  # fmt: skip
+                           writes=self.node.writes, origins=self.origins, phase=self.phase, defines=self.node.defines)  # fmt: skip
         self.nodes.append(call)
         return call
 

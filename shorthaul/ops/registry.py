@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Union
 
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType
+from shorthaul.ir.memlet import Condition
 from shorthaul.ir.nodes import Operator
 from shorthaul.symbolic import Expr
 
@@ -63,6 +64,7 @@ class OperatorDefinition:
     is_random: reads the containers `seed` and `offset` and has an attribute `stream` (see `uses_random`).
     optional_results: results that the expansions leave out where nobody uses them.
     eager_kernels: how many kernels eager PyTorch runs for it (0 for views).
+    counts: sizes of its results depend on data (see ops/counted.py); of other operators' they follow from `infer`.
     """
 
     name: str = ""
@@ -74,6 +76,15 @@ class OperatorDefinition:
     is_view: bool = False
     is_random: bool = False
     optional_results: tuple[str, ...] = ()
+    counts: bool = False
+
+    def most(self, call: AtenCall) -> IntLike | None:
+        """The largest that a size which depends on data can be, None where only the data says (see `counts`)."""
+        return None
+
+    def conditions(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> Iterable[tuple[Condition, str]]:
+        """What must hold of sizes that depend on data, with what is wrong where it does not; all else `infer` checks."""
+        return ()
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         """Types of the results; raises OperatorError naming what does not fit."""

@@ -206,6 +206,19 @@ class Expand(View):
         yield Sample({"x": TensorType(float32, (3, 2))}, {"shape": (3, 4)}, error="expand")
 
 
+def from_front(i: IntLike, n: IntLike) -> IntLike:
+    """An index as counted from the front, where a negative one counts from the end of `n` elements."""
+    if isinstance(i, int):
+        return i if i >= 0 else i + n
+    return i if prove_le(0, i) is True else i + n * maximum(0, minimum(1, -i))
+
+
+def clamped(i: IntLike, n: IntLike) -> IntLike:
+    """A bound of a slice as Python reads it: negative ones count from the end, and none is outside of the `n` elements."""
+    front = from_front(i, n)
+    return minimum(front if prove_le(0, front) is True else maximum(front, 0), n)
+
+
 @register
 class Slice(View):
     """Elements start, start+step, ... before stop along `dim`."""
@@ -219,17 +232,12 @@ class Slice(View):
         dim = wrap_dim(self.name, call["dim"], len(x.shape))
         n = x.shape[dim]
         start = call.arguments.get("start")
-        start = 0 if start is None else start
-        if isinstance(start, int) and start < 0:
-            start = maximum(start + n, 0)
-        start = minimum(start, n)
+        start = clamped(0 if start is None else start, n)
         if "length" in call.arguments:
             return {"x": x}, {"dim": dim, "start": start, "stop": start + call["length"], "step": 1}
         stop = call.arguments.get("end")
         stop = n if stop is None or (isinstance(stop, int) and stop >= 2**62) else stop
-        if isinstance(stop, int) and stop < 0:
-            stop = maximum(stop + n, 0)
-        stop = maximum(minimum(stop, n), start)
+        stop = maximum(clamped(stop, n), start)
         return {"x": x}, {"dim": dim, "start": start, "stop": stop, "step": call.arguments.get("step", 1)}
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
@@ -298,7 +306,12 @@ class Select(View):
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         x = call["self"]
         dim, i = wrap_dim(self.name, call["dim"], len(x.shape)), call["index"]
-        return {"x": x}, {"dim": dim, "index": i + x.shape[dim] if isinstance(i, int) and i < 0 else i}
+        return {"x": x}, {"dim": dim, "index": from_front(i, x.shape[dim])}
+
+    def conditions(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> Iterable[tuple[Condition, str]]:
+        i, n = attributes["index"], types["x"].shape[attributes["dim"]]
+        text = f"the index {i} is out of range for dimension {attributes['dim']}, which has size {n}"
+        return (Condition(i), text), (Condition(n - 1 - i), text)
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x, d = types["x"], attributes["dim"]

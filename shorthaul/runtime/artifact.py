@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from shorthaul.codegen.cpp.emit import Kernel
-from shorthaul.codegen.host import Segment, build_host
+from shorthaul.codegen.host import build_host
 from shorthaul.ir.fingerprint import fingerprint
-from shorthaul.ir.program import Program
+from shorthaul.ir.program import Program, with_bodies
 from shorthaul.ir.serialize import SerializeError, from_json, to_json
 
 from .build import header_hash
@@ -75,11 +75,14 @@ def load(key: str) -> tuple[Program, Compiled] | None:
     if folder is None:
         return None
     program = from_json(value["program"])
-    symbols = {s.name: s for s in program.symbols}
-    kernels = {int(i): Kernel(name, "", tuple(arguments), tuple(symbols[s] for s in sizes))
-               for i, (name, arguments, sizes) in value["kernels"].items()}  # fmt: skip
+    kernels = {}
+    for p in with_bodies(program):
+        symbols = {s.name: s for s in p.symbols}
+        for node in p.nodes:
+            if str(node.id) in value["kernels"]:
+                name, arguments, sizes = value["kernels"][str(node.id)]
+                kernels[node.id] = Kernel(name, "", tuple(arguments), tuple(symbols[s] for s in sizes))
     host = build_host(program, kernels)
-    functions = [s.function for p in host.phases.values() for s in p.steps if isinstance(s, Segment)]
-    library = CompiledLibrary(folder / "library.so", functions)
+    library = CompiledLibrary(folder / "library.so", host.functions)
     program.attributes["refusals"] = [tuple(r) for r in value["refusals"]]
     return program, Compiled(Executable(host, library.function), kernels, {}, library)

@@ -9,6 +9,7 @@ when it is ready. The node that makes the outputs (`_Forward`) runs the first pa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,7 @@ class CompiledGraph:
         """Kernels do not check addresses that are data: what comes from outside is checked here."""
         for index, container, d, where in self._indices:
             t = tensors[index]
-            if t.numel():
+            if t.numel() and container in layout.shapes:  # of others the sizes are not known yet
                 low, high = (int(v) for v in torch.aminmax(t))
                 size = layout.shapes[container][d]
                 if low < 0 or high >= size:
@@ -126,14 +127,14 @@ class CompiledGraph:
 
     # calling ----------------------------------------------------------------------------------------------------------
     def __call__(self, *inputs: Any) -> list[Any]:
-        sizes: dict[Symbol, int] = {}
         layout = self._static
         if layout is None:
-            sizes = self._sizes(inputs)
-            layout = self.executable.layout(sizes)
+            layout = self.executable.layout(self._sizes(inputs))
         tensors = self._bind(inputs, layout)
         if self._indices:
             self._check_indices(tensors, layout)
+            if self.executable.host.late:
+                layout.watch = functools.partial(self._check_indices, tensors)
         if self._cotangents and torch.is_grad_enabled():
             by_name = self._differentiably(inputs, tensors, layout)
         else:
@@ -146,7 +147,7 @@ class CompiledGraph:
                 if n is not None
                 else e
                 if e is None or isinstance(e, (int, float, bool))
-                else evaluate(e, sizes)
+                else evaluate(e, layout.known)
                 for n, e in self._results
             ]
         if self.interface.mutations:

@@ -7,7 +7,7 @@ from typing import Any
 
 from shorthaul.codegen.cpp.emit import Kernel, emit_kernel, emit_source
 from shorthaul.codegen.host import build_host
-from shorthaul.ir.nodes import Map
+from shorthaul.ir.nodes import Branch, Loop, Map
 from shorthaul.ir.program import Program
 
 from .executable import Executable
@@ -25,12 +25,15 @@ class Compiled:
 
 
 def emit(program: Program) -> dict[int, Kernel]:
-    """The C++ kernel of every top-level map, by node id."""
+    """The C++ kernel of every top-level map, also of bodies, by node id (ids are unique in all of them)."""
     kernels = {}
     for node in program.nodes:
         if isinstance(node, Map):
             shared = [c for c in program.writes_of(node) if len(program.writers(c)) > 1]
             kernels[node.id] = emit_kernel(node, program.containers, shared=shared)
+        elif isinstance(node, (Branch, Loop)):
+            for body in node.bodies:
+                kernels.update(emit(body))
     return kernels
 
 
@@ -41,6 +44,5 @@ def compile_program(program: Program, **options: Any) -> Compiled:
     distinct = len({k.name for k in kernels.values()})
     sources = emit_source(kernels.values(), units=max(1, min(16, distinct // 4)))
     sources = {**sources, "host.cpp": host.source}
-    functions = [s.function for p in host.phases.values() for s in p.steps if hasattr(s, "kernels")]
-    library = build_library(sources, symbols=functions, **options)
+    library = build_library(sources, symbols=host.functions, **options)
     return Compiled(Executable(host, library.function), kernels, sources, library)

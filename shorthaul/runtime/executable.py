@@ -12,18 +12,21 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from shorthaul.codegen.host import HostProgram, LibraryStep, Segment
+from shorthaul.codegen.host import ControlStep, HostProgram, LibraryStep, Segment
 from shorthaul.codegen.library import LIBRARY, writes_out
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType
+from shorthaul.ir.nodes import Defines
+from shorthaul.ir.sizes import attribute_sizes, container_sizes
 from shorthaul.symbolic import Expr, Symbol, evaluate
 
+from .control import Control
 from .memory import ARENAS, Arena, plan_arena
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -37,6 +40,10 @@ _serials = itertools.count()
 
 class CallError(TypeError):
     """A compiled program was called with tensors that it was not compiled for; the message names input, expected and given."""
+
+
+class SizeError(RuntimeError):
+    """A size that depends on data is not what the program may assume; the message names the size and what computed it."""
 
 
 def torch_dtype(d: DType) -> torch.dtype:
@@ -55,13 +62,18 @@ class _Call:
     attributes: dict[str, Any]
     reads: list[tuple[str, str, int]]
     out: list[tuple[str, str, int]]
-    owned: list[tuple[str, str, tuple[int, ...]]]
+    owned: list[tuple[str, str, tuple[int, ...] | None]]
     origin: str
+    defines: tuple[Defines, ...] = ()
 
 
 @dataclass
 class _Plan:
-    """One phase for one choice of sizes. slots: for a container that is a tensor, the entries of the table to fill, with byte offsets."""
+    """One phase for one choice of sizes. slots: for a container that is a tensor, the entries of the table to fill, with byte offsets.
+
+    steps: C functions, prepared library calls, and steps that wait for sizes which earlier ones define. ends: containers whose memory is
+    given back after a step, because it was allocated when their sizes were known.
+    """
 
     table: Any
     addresses: memoryview
@@ -72,6 +84,7 @@ class _Plan:
     steps: list[Any]
     allocate: list[list[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]]]
     offsets: dict[str, int]
+    ends: dict[int, list[str]]
     serial: int = field(default_factory=lambda: next(_serials))
     arena_base: int = 0
     saved_base: int = 0
@@ -79,7 +92,11 @@ class _Plan:
 
 @dataclass
 class Layout:
-    """Concrete shapes and strides for one choice of sizes."""
+    """Concrete shapes and strides for one choice of sizes.
+
+    known: the sizes by symbol; `sizes` has them in the order of the program. Where steps define sizes, each call has a layout of its own,
+    into which `shapes` and `strides` of containers go as their sizes become known. watch: called whenever that happens.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     strides: dict[str, tuple[int, ...]]
@@ -91,6 +108,12 @@ class Layout:
     sizes: Any
     plans: dict[str, _Plan] = field(default_factory=dict)
     checks: Any = None  # the bridge keeps what it compares inputs with here
+    known: dict[Symbol, int] = field(default_factory=dict)
+    watch: Callable[[Layout], None] | None = None
+
+    def own(self) -> Layout:
+        """A copy for one call, which shares the plans."""
+        return replace(self, shapes=dict(self.shapes), strides=dict(self.strides), sizes=self.sizes.copy(), known=dict(self.known))
 
 
 class Run:
@@ -144,6 +167,7 @@ class Executable:
         self._layouts: OrderedDict[tuple[int, ...], Layout] = OrderedDict()
         self._constants = {k: _constant(v, host.containers[k]) for k, v in host.constants.items() if k in host.containers}
         self._functions: dict[str, Any] = {}
+        self._controls: dict[int, Control] = {}
         for phase in host.phases.values():
             for step in phase.steps:
                 if isinstance(step, Segment):
@@ -151,13 +175,15 @@ class Executable:
                     f.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
                     f.restype = None
                     self._functions[step.function] = f
+                elif isinstance(step, ControlStep):
+                    self._controls[step.control.id] = Control(step, [Executable(body, function) for body in step.bodies])
                 elif step.function not in LIBRARY:
                     raise KeyError(f"library call {step.function} ({step.origin}) is not known")
-        self._owned = {p: {c for s in ph.steps if isinstance(s, LibraryStep) for _, c in s.writes if self._owned_by_library(s, c)}
+        self._owned = {p: {c for s in ph.steps if not isinstance(s, Segment) for _, c in s.writes if self._owned_by_library(s, c)}
                        for p, ph in host.phases.items()}  # fmt: skip
         saved = [n for n, k in host.kinds.items() if k == "saved"]
-        self._saved_names = [n for n in saved if n not in self._owned["forward"]]
-        self._kept_names = [n for n in saved if n in self._owned["forward"]]
+        self._kept_names = [n for n in saved if n in self._owned["forward"] | host.dynamic]
+        self._saved_names = [n for n in saved if n not in self._kept_names]
         self._results = {"forward": {*self.signature.outputs, *(u for _, u in self.signature.updates)},
                          "backward": {g for _, g in self.signature.gradients}}  # fmt: skip
         self._input_of = {g: i for i, g in self.signature.gradients}
@@ -239,11 +265,46 @@ class Executable:
                     table[slot] = t.data_ptr() + offset
             bounds = self.host.phases[phase].parts[part]
             sizes, address = layout.sizes.ctypes.data, plan.address
-            for step in plan.steps[bounds.first : bounds.last]:
+            if self.host.late:
+                self._allocate(layout, plan, phase, tensors)
+            for at in range(bounds.first, bounds.last):
+                step = plan.steps[at]
+                if isinstance(step, (LibraryStep, ControlStep)):
+                    step = self._prepared(step, layout, phase)
                 if isinstance(step, _Call):
                     self._call(step, layout, plan, tensors, arena, saved)
+                    if step.defines:
+                        self._allocate(layout, plan, phase, tensors)
                 else:
                     step(address, sizes)
+                for name in plan.ends.get(at, ()):
+                    tensors.pop(name, None)
+
+    def _allocate(self, layout: Layout, plan: _Plan, phase: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Memory for the containers of this phase whose sizes have become known."""
+        others = tensors.keys() | self._owned[phase]
+        for name in self.host.phases[phase].lifetimes:
+            if name in self.host.dynamic and name in layout.shapes and name not in others and self.host.kinds[name] != "external":
+                t = torch.empty_strided(layout.shapes[name], layout.strides[name], dtype=torch_dtype(self.host.containers[name].dtype))
+                tensors[name] = t
+                for slot, offset in plan.slots.get(name, ()):
+                    plan.addresses[slot] = t.data_ptr() + offset
+
+    def _define(self, step: _Call, layout: Layout, values: Mapping[str, torch.Tensor]) -> None:
+        """The sizes that a step's results define, and the shapes that follow from them."""
+        for d in step.defines:
+            value = values[d.connector]
+            layout.known[d.symbol] = n = int(value) if d.dim is None else value.shape[d.dim]
+            if problem := d.violated(layout.known):
+                raise SizeError(f"{problem}, computed by {step.origin}")
+            layout.sizes[self.host.symbols.index(d.symbol)] = n
+        for name in sorted(self.host.dynamic - layout.shapes.keys()):
+            c = self.host.containers[name]
+            if container_sizes(c) <= layout.known.keys():
+                layout.shapes[name] = tuple(_number(s, layout.known) for s in c.shape)
+                layout.strides[name] = tuple(_number(s, layout.known) for s in c.actual_strides)
+        if layout.watch is not None:
+            layout.watch(layout)
 
     def _call(self, step: _Call, layout: Layout, plan: _Plan, tensors: dict[str, torch.Tensor], arena: Arena, saved: Arena | None) -> None:
         arenas = (None, arena, saved)
@@ -268,11 +329,17 @@ class Executable:
         reads = {k: tensor(c, source) for k, c, source in step.reads}
         out = {k: tensor(c, source) for k, c, source in step.out}
         values = step.function(reads, step.attributes, out)
+        if step.defines:
+            self._define(step, layout, values)
         for k, destination in out.items():
             if values[k] is not destination:
                 destination.copy_(values[k])
         for k, c, strides in step.owned:
             value = values[k]
+            if strides is None:
+                strides = layout.strides[c]
+                if value.shape != layout.shapes[c]:
+                    raise SizeError(f"{step.origin} gives {c} the shape {tuple(value.shape)} where the program needs {layout.shapes[c]}")
             if value.stride() != strides and not _same_strides(value, strides):
                 value = torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
             tensors[c] = value
@@ -287,30 +354,33 @@ class Executable:
         end = memory.tensor.numel() // c.dtype.itemsize * c.dtype.itemsize
         return torch.as_strided(memory.tensor[:end].view(dtype), layout.shapes[name], layout.strides[name], at // c.dtype.itemsize + offset)
 
-    def _owned_by_library(self, step: LibraryStep, name: str) -> bool:
+    def _owned_by_library(self, step: LibraryStep | ControlStep, name: str) -> bool:
         kind = self.host.kinds[name]
-        return not writes_out(step.function) and kind in ("transient", "saved", "result")
+        fills = isinstance(step, LibraryStep) and writes_out(step.function)
+        return not fills and kind in ("transient", "saved", "result")
 
     # preparation ------------------------------------------------------------------------------------------------------
     def layout(self, sizes: Mapping[Symbol, int]) -> Layout:
-        """Everything that follows from a choice of sizes; cached."""
-        key = tuple([sizes[s] for s in self.host.symbols])
+        """Everything that follows from a choice of sizes; cached. Where steps define sizes it is for one call alone."""
+        key = tuple([sizes[s] for s in self.host.symbols if s not in self.host.late])
         found = self._layouts.get(key)
         if found is None:
             with self._lock:
                 found = self._layouts[key] = self._make_layout(sizes)
                 while len(self._layouts) > LAYOUTS:
                     self._layouts.popitem(last=False)
-        return found
+        return found.own() if self.host.late else found
 
     def _make_layout(self, sizes: Mapping[Symbol, int]) -> Layout:
         host = self.host
+        sizes = {s: sizes[s] for s in host.symbols if s not in host.late}
 
         def number(e: Any) -> int:
-            return e if isinstance(e, int) else evaluate(e, sizes)
+            return _number(e, sizes)
 
-        shapes = {n: tuple(number(s) for s in c.shape) for n, c in host.containers.items()}
-        strides = {n: tuple(number(s) for s in c.actual_strides) for n, c in host.containers.items()}
+        static = {n: c for n, c in host.containers.items() if n not in host.dynamic}
+        shapes = {n: tuple(number(s) for s in c.shape) for n, c in static.items()}
+        strides = {n: tuple(number(s) for s in c.actual_strides) for n, c in static.items()}
         alias: dict[str, tuple[str, int]] = {}
         for n, c in host.containers.items():
             if c.alias is not None:
@@ -319,12 +389,12 @@ class Executable:
                     base, offset = further.base, offset + number(further.offset)
                 alias[n] = (base, offset)
         bytes_ = {n: (1 + sum((d - 1) * s for d, s in zip(shapes[n], strides[n], strict=True)) if all(shapes[n]) else 0) * c.dtype.itemsize
-                  for n, c in host.containers.items()}  # fmt: skip
+                  for n, c in static.items()}  # fmt: skip
         offsets: dict[str, dict[str, int]] = {}
         arena_bytes: dict[str, int] = {}
         for name, phase in host.phases.items():
             blocks = [(n, bytes_[n], first, last) for n, (first, last) in phase.lifetimes.items()
-                      if host.kinds.get(n) == "transient" and n not in self._owned[name]]  # fmt: skip
+                      if host.kinds.get(n) == "transient" and n not in self._owned[name] and n in static]  # fmt: skip
             offsets[name], arena_bytes[name] = plan_arena(blocks)
         saved, saved_bytes = plan_arena((n, bytes_[n], 0, 0) for n in self._saved_names)
         return Layout(
@@ -335,7 +405,8 @@ class Executable:
             saved,
             saved_bytes,
             arena_bytes,
-            np.array([sizes[s] for s in host.symbols] or [0], dtype=np.int64),
+            np.array([sizes.get(s, 0) for s in host.symbols] or [0], dtype=np.int64),
+            known=sizes,
         )
 
     def _prepare(self, layout: Layout, name: str) -> _Plan:
@@ -355,22 +426,35 @@ class Executable:
         for c, t in self._constants.items():
             for slot, at in slots.pop(c, ()):
                 table[slot] = t.data_ptr() + at
-        steps = [self._functions[s.function] if isinstance(s, Segment) else self._prepared(s, layout, name) for s in phase.steps]
+        steps = [self._functions[s.function] if isinstance(s, Segment) else s if self._waits(s) else self._prepared(s, layout, name)
+                 for s in phase.steps]  # fmt: skip
+        ends: dict[int, list[str]] = {}
+        for c in host.dynamic & phase.lifetimes.keys():
+            if host.kinds[c] == "transient":
+                ends.setdefault(phase.lifetimes[c][1], []).append(c)
         allocate = []
         for part in phase.parts:
             rows = []
             for c in self._results[name]:
                 first = phase.lifetimes.get(c, (-1, -1))[0]
-                if host.kinds[c] == "result" and part.first <= first < part.last and c not in self._owned[name]:
+                if host.kinds[c] == "result" and c not in host.dynamic and part.first <= first < part.last and c not in self._owned[name]:
                     rows.append((c, layout.shapes[c], layout.strides[c], torch_dtype(host.containers[c].dtype)))
             allocate.append(rows)
         return _Plan(table, table.data, table.ctypes.data, _columns(arena_slots), _columns(saved_slots), slots, steps, allocate,
-                     layout.offsets[name])  # fmt: skip
+                     layout.offsets[name], ends)  # fmt: skip
 
-    def _prepared(self, step: LibraryStep, layout: Layout, phase: str) -> _Call:
+    def _waits(self, step: LibraryStep | ControlStep) -> bool:
+        """Whether a step can be prepared only when sizes are known that earlier steps define."""
+        if not self.host.late:
+            return False
+        if isinstance(step, ControlStep):
+            return True
+        return not attribute_sizes(step.attributes).isdisjoint(self.host.late)
+
+    def _prepared(self, step: LibraryStep | ControlStep, layout: Layout, phase: str) -> _Call:
         def concrete(value: Any) -> Any:
             if isinstance(value, Expr):
-                return evaluate(value, {s: int(n) for s, n in zip(self.host.symbols, layout.sizes, strict=False)})
+                return evaluate(value, layout.known)
             if isinstance(value, (list, tuple)):
                 return type(value)(concrete(v) for v in value)
             return value
@@ -384,10 +468,20 @@ class Executable:
             return k, c, 3 if c in layout.alias else 0
 
         owned = [(k, c) for k, c in step.writes if self._owned_by_library(step, c)]
-        attributes = {k: concrete(v) for k, v in step.attributes.items()}
+        attributes: dict[str, Any]
+        function: Callable[..., dict[str, torch.Tensor]]
+        if isinstance(step, ControlStep):
+            function, attributes = self._controls[step.control.id], {"sizes": layout.known}
+        else:
+            function, attributes = LIBRARY[step.function], {k: concrete(v) for k, v in step.attributes.items()}
         reads = [entry(k, c) for k, c in step.reads]
         writes = [entry(k, c) for k, c in step.writes if (k, c) not in owned]
-        return _Call(LIBRARY[step.function], attributes, reads, writes, [(k, c, layout.strides[c]) for k, c in owned], step.origin)
+        results = [(k, c, None if c in self.host.dynamic else layout.strides[c]) for k, c in owned]
+        return _Call(function, attributes, reads, writes, results, step.origin, step.defines)
+
+
+def _number(e: Any, sizes: Mapping[Symbol, int]) -> int:
+    return e if isinstance(e, int) else evaluate(e, sizes)
 
 
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import bool_, float32, int64
 from shorthaul.ir.edit import EditError
 from shorthaul.ir.fingerprint import fingerprint
-from shorthaul.ir.interpreter import interpret
+from shorthaul.ir.interpreter import InterpretError, interpret
 from shorthaul.ir.memlet import full
 from shorthaul.ir.nodes import Branch, Defines, LibraryCall, Loop
 from shorthaul.ir.printer import print_program
@@ -96,7 +96,7 @@ def test_a_while_loop_defines_its_trip_count():
         assert out["last"] == every[-1] * 2
     out = interpret(program, {"x": np.float32(7), "go": False})
     assert out["every"].shape == (0,) and out["last"] == 7
-    with pytest.raises(ValueError, match="size n = 6 is outside its bounds"):
+    with pytest.raises(InterpretError, match="size n = 6 is not between 0 and 3"):
         interpret(while_net(upper=3).program, {"x": np.float32(3), "go": True})
 
 

@@ -10,6 +10,7 @@ from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect, Span
 from shorthaul.ir.nodes import LibraryCall, Map
 from shorthaul.ir.program import Program
+from shorthaul.ir.sizes import container_sizes, runtime_sizes
 from shorthaul.symbolic import Expr, Symbol, affine, prove_le
 
 from .. import traffic
@@ -46,6 +47,8 @@ class AliasViews(Transformation):
         require(m.mid not in p.results and not target.is_external, "the caller needs it as a tensor of its own")
         require(target.dtype is base.dtype, "it converts")
         require(len(p.writers(m.mid)) == 1, "several nodes write it")
+        late = runtime_sizes(p)
+        require(late.isdisjoint(container_sizes(target) | container_sizes(base)), "its size is known at run time only")
         require(source.container not in p.results or base.is_external, "its source is handed to the caller, who may change it")
         updated = any(c == source.container for c, _ in p.signature.updates)
         require(not updated or all(r.phase == "forward" for r in p.readers(m.mid)), "its source changes before the backward phase reads it")

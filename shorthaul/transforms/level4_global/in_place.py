@@ -9,6 +9,7 @@ from shorthaul.ir.containers import Alias, Container
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Program
+from shorthaul.ir.sizes import container_sizes, runtime_sizes
 from shorthaul.symbolic import Expr, Symbol
 
 from ..base import Match, Transformation, require
@@ -48,6 +49,7 @@ class InPlace(Transformation):
         base = _base(p, x)
         require(not base.is_external, "the operand's memory is the caller's")
         require(not p.aliases(m.mid), "its result shares memory already")
+        require(runtime_sizes(p).isdisjoint(container_sizes(y)), "its size is known at run time only")
         family = p.aliases(base.name) | {base.name}
         require(family.isdisjoint(p.results), "the caller gets the operand")
         require(
