@@ -14,6 +14,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from shorthaul.frontends.functional import Origin, Unsupported
 
@@ -297,7 +298,9 @@ class Recorder(TorchDispatchMode):
                 raise Unsupported(f"a check of sizes fails: {message}", self.origin)
             return
         torch._check(condition)  # tracing goes on from it
-        self.call(aten._assert_scalar.default, (True, message), {}, condition, False)
+        node = condition.node
+        if not bool(bound_sympy(node.expr, node.shape_env.var_to_range).lower):  # bounds of single sizes are checked with the sizes
+            self.call(aten._assert_scalar.default, (True, message), {}, condition, False)
 
     def record(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Evaluate `func` on fake tensors, append its node, return the fake result."""

@@ -89,7 +89,8 @@ class Sizes:
 
     def condition(self, b: torch.SymBool) -> tuple[Condition, ...]:
         """A condition on sizes as a conjunction. Raises Unsupported for others."""
-        found = self._conjunction(b.node.expr, b.node.shape_env)
+        unknown = [s for s in b.node.expr.free_symbols if str(s) not in self._symbols and s not in self._cache]
+        found = None if unknown else self._conjunction(b.node.expr, b.node.shape_env)
         if found is None:
             raise Unsupported(f"the condition {b} on sizes that depend on data cannot be checked at run time")
         return found
