@@ -256,7 +256,7 @@ class _Importer:
 
     def _operator(self, node: fx.Node, definition: Any, fakes: list[Any], origin: Origin, several: bool, late: list[Late]) -> Any:
         call = self._schema_call(node, [None] * len(fakes) if late else fakes)
-        if definition.counts and late:
+        if definition.defines_sizes and late:
             most = definition.most(call)
             for _, _, n in late:
                 if most is not None:
@@ -274,7 +274,7 @@ class _Importer:
         attrs = {**definition.attributes, **attributes}
         given = {k: TensorType(v.dtype, v.shape) for k, v in operands.items()}
         types = definition.infer(given, attrs)
-        if late and not definition.counts:  # PyTorch has symbols of their own for what follows from other sizes
+        if late and not definition.defines_sizes:  # PyTorch has symbols of their own for what follows from other sizes
             for i, d, n in late:
                 self.sizes.stand_for(n, list(types.values())[i].shape[d])
             call = self._schema_call(node, fakes)
@@ -296,7 +296,7 @@ class _Importer:
             )
         self._append(Operator(definition.name, attrs, reads={k: full(v) for k, v in operands.items()},
                               writes=dict(zip(types, map(full, outputs), strict=True)), origins=(origin,),
-                              defines=self._defined(late, list(types)) if definition.counts else ()), node, outputs)  # fmt: skip
+                              defines=self._defined(late, list(types)) if definition.defines_sizes else ()), node, outputs)  # fmt: skip
         return outputs if several else outputs[0]
 
     def _defined(self, late: list[Late], connectors: list[str]) -> tuple[Defines, ...]:

@@ -3,7 +3,7 @@
 Such a size is a symbol that the node defines (`ir.nodes.Defines`). The front end declares it from what PyTorch's tracing says, with the
 bound that `most` gives, and hands it to the definition as a size of `call.results`; the definition keeps it as an attribute, `infer` gives
 it back, and every expansion lets one of its nodes define it (`Expansion.library` passes the definition on). To register another such
-operator, set `counts = True` and write `most`. Their kernels are library calls: a map's iterations do not depend on data.
+operator, set `defines_sizes = True` and write `most`. Their kernels are library calls: a map's iterations do not depend on data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .registry import AtenCall, ExpansionRule, IntLike, OperatorDefinition, Oper
 class Counted(OperatorDefinition):
     """Base: one result, the leading size of which is the attribute `count`."""
 
-    counts = True
+    defines_sizes = True
     attributes: Mapping[str, Any] = {"count": 0}
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:

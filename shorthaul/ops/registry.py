@@ -64,7 +64,7 @@ class OperatorDefinition:
     is_random: reads the containers `seed` and `offset` and has an attribute `stream` (see `uses_random`).
     optional_results: results that the expansions leave out where nobody uses them.
     eager_kernels: how many kernels eager PyTorch runs for it (0 for views).
-    counts: sizes of its results depend on data (see ops/counted.py); of other operators' they follow from `infer`.
+    defines_sizes: sizes of its results depend on data (see ops/counted.py); of other operators' they follow from `infer`.
     """
 
     name: str = ""
@@ -76,10 +76,10 @@ class OperatorDefinition:
     is_view: bool = False
     is_random: bool = False
     optional_results: tuple[str, ...] = ()
-    counts: bool = False
+    defines_sizes: bool = False
 
     def most(self, call: AtenCall) -> IntLike | None:
-        """The largest that a size which depends on data can be, None where only the data says (see `counts`)."""
+        """The largest that a size which depends on data can be, None where only the data says (see `defines_sizes`)."""
         return None
 
     def conditions(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> Iterable[tuple[Condition, str]]:
