@@ -86,6 +86,9 @@ def optimize(
     # what `module.compile()` sets, for an entry of the module's own: `Module.__call__` goes there, hooks included
     limits: dict[str, Any] = {"recompile_limit": RECOMPILATIONS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
     compiled = torch.compile(_entry_of(target), backend=functools.partial(backend, options=options, record=record), **limits)
+    if any(isinstance(m, torch.nn.RNNBase) for m in target.modules()):
+        # Dynamo leaves functions that call a recurrent module to eager mode, unless it is told otherwise
+        compiled = torch._dynamo.config.patch(allow_rnn=True)(compiled)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         wrapper = _DataParallel._active_ddp_module if _DataParallel is not None else None

@@ -55,7 +55,8 @@ def capture_graph(
     entry = types.FunctionType(code, _entry.__globals__, code.co_name)
     compiled = torch._dynamo.optimize(backend, nopython=True, dynamic=dynamic)(entry)
     try:
-        with torch.compiler.set_stance("default"):  # a "force_eager" stance of the caller would run the model
+        # a "force_eager" stance of the caller would run the model
+        with torch.compiler.set_stance("default"), torch._dynamo.config.patch(allow_rnn=True):
             compiled(module_or_fn, *args, **(kwargs or {}))
     except _Captured as captured:
         gm, example_inputs = found[-1]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from shorthaul.frontends.functional import Unsupported
 from shorthaul.frontends.functional_modules import MODULE_COMPOSITES
 from shorthaul.frontends.functional_record import ours
+from shorthaul.frontends.functional_recurrent import RECURRENT
 
 aten = torch.ops.aten
 
@@ -209,6 +210,7 @@ REDIRECTED: dict[Any, Callable] = {
     torch.instance_norm: instance_norm,
     aten.instance_norm.default: instance_norm,
     **MODULE_COMPOSITES,
+    **RECURRENT,
 }
 
 

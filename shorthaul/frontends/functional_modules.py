@@ -59,7 +59,7 @@ def channel_shuffle(input: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def bilinear(input1: torch.Tensor, input2: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """y[..., o] = sum over i, j of input1[..., i] weight[o, i, j] input2[..., j] + bias[o], by a product over i and a fused sum over j."""
+    """y[..., o] = sum over i, j of input1[..., i] weight[o, i, j] input2[..., j] + bias[o]: a product over i, a sum over j."""
     outputs, n, m = weight.shape
     if input1.shape[:-1] != input2.shape[:-1] or input1.shape[-1] != n or input2.shape[-1] != m:
         raise RuntimeError(f"bilinear of {tuple(input1.shape)} and {tuple(input2.shape)} does not fit weight {tuple(weight.shape)}")

@@ -7,6 +7,7 @@ evaluated once, on fake tensors, to learn shapes and strides.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ _LIBRARY.define(
 _LIBRARY.define("with_value(Tensor old, Tensor new) -> Tensor")
 _LIBRARY.impl("with_value", lambda old, new: new.clone(), "CompositeExplicitAutograd")
 torch.library.register_autograd("shorthaul::with_value", lambda ctx, grad: (grad, None), lib=_LIBRARY)
+_LIBRARY.define("lstm_cell(Tensor x, Tensor h, Tensor state) -> (Tensor, Tensor)")
+_LIBRARY.define("gru_cell(Tensor x, Tensor h, Tensor state) -> Tensor")
 _LIBRARY.define("pad_circular(Tensor self, SymInt[] pad) -> Tensor")
 ours = torch.ops.shorthaul
 
@@ -45,6 +48,37 @@ PRESERVED = {
     ours.scaled_dot_product_attention.default: aten.scaled_dot_product_attention.default,
     ours.pad_circular.default: aten._pad_circular.default,
 }
+
+
+def _define(name: str, function: Callable[..., Any]) -> None:
+    """What our operator computes in eager mode, where a functional graph is run; its gradient is that of `function`."""
+
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        with torch.enable_grad():
+            inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+            outputs = function(*inputs)
+        return torch.autograd.grad(outputs, inputs, grads)
+
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_autograd(
+        f"shorthaul::{name}", backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs), lib=_LIBRARY
+    )
+
+
+def _lstm_cell(x: torch.Tensor, h: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    i, f, g, o = (x + h).chunk(4, 1)
+    c = f.sigmoid() * state + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_cell(x: torch.Tensor, h: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    (xr, xz, xn), (hr, hz, hn) = x.chunk(3, 1), h.chunk(3, 1)
+    n = (xn + (xr + hr).sigmoid() * hn).tanh()
+    return (state - n) * (xz + hz).sigmoid() + n
+
+
+_define("lstm_cell", _lstm_cell)
+_define("gru_cell", _gru_cell)
 
 
 def _packets(names: str) -> set:

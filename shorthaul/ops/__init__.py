@@ -20,6 +20,7 @@ from . import (  # noqa: F401
     pooling,
     pooling_max,
     random,
+    recurrent,
     reductions,
     several,
     views,
