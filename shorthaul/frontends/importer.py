@@ -142,7 +142,7 @@ class _Importer:
             c = self._declare(str(node.target), value, "constant", node.meta.get("origin"))
             self.edit.set_container(c.with_(strides=None))
             plain = value.detach().cpu()
-            self.edit.set_constant(c.name, np.ascontiguousarray((plain.float() if value.dtype is torch.bfloat16 else plain).numpy()))
+            self.edit.set_constant(c.name, np.asarray((plain.float() if value.dtype is torch.bfloat16 else plain).numpy(), order="C"))
             return self.program.containers[c.name]
         return value
 

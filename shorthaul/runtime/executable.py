@@ -500,5 +500,5 @@ def with_strides(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
 
 
 def _constant(value: np.ndarray, c: Container) -> torch.Tensor:
-    t = torch.from_numpy(np.ascontiguousarray(value)).to(torch_dtype(c.dtype))
+    t = torch.from_numpy(np.asarray(value, order="C")).to(torch_dtype(c.dtype))
     return t if c.strides is None else torch.empty_strided(t.shape, c.strides, dtype=t.dtype).copy_(t)  # type: ignore[arg-type]

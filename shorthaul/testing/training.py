@@ -201,7 +201,7 @@ def _place(x: Any, dtype: torch.dtype, restride: bool) -> Any:
     if not isinstance(x, Tensor):
         return copy.copy(x)
     placed = x.detach().to(dtype) if x.is_floating_point() else x.detach()
-    placed = _other_layout(placed) if restride else placed.clone()
+    placed = _other_layout(placed) if restride and x.is_floating_point() else placed.clone()  # only these round
     return placed.requires_grad_(x.requires_grad)
 
 

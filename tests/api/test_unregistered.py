@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -50,3 +51,17 @@ def test_trains_as_in_eager_mode(name: str) -> None:
     report = str(model.report())
     assert f"aten.{name}" in report
     assert "test_unregistered.py" in report, "the report names the user's line"
+
+
+def test_constants_without_dimensions_stay_scalars() -> None:
+    """PyTorch refuses to fill with a tensor of one dimension."""
+
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y[..., 0] = torch.tensor(3)
+        return y * x
+
+    x = torch.randint(1, 9, (2, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(torch.compile(shifted, backend="shorthaul")(x), shifted(x))

@@ -468,6 +468,30 @@ def scatter_add(n: int, rows: int, d: int) -> Case:
     return Case(f"scatter add {n}x{d} into {rows}", m, cs, ranges={"idx": (0, rows)})
 
 
+def divided_sum(rows: int, n: int, divisor: int, dtype: DType = float32) -> Case:
+    """Several iterations meet in one element whose subscript is a quotient (heads that share keys)."""
+    cs = table(array("x", (rows, n, 5), dtype), array("y", (rows, -(-n // divisor), 5), dtype))
+    r, i, j = fresh_params((rows, n, 5))
+    m = flat((r, i, j), {"x": at("x", r, i, j)}, {"y": at("y", r, i // divisor, j, combine="sum")}, lambda x: {"y": x}, cs)
+    return Case(f"sum over {n} // {divisor} {dtype}", m, cs)
+
+
+def folded_sum(n: int, k: int, step: int) -> Case:
+    """Quotient and remainder in the subscript: one to one only if the quotient's stride is large enough."""
+    cs = table(array("x", (4, n)), array("y", ((n - 1) // k * step + k,)))
+    r, i = fresh_params((4, n))
+    m = flat((r, i), {"x": at("x", r, i)}, {"y": at("y", step * (i // k) + i % k, combine="sum")}, lambda x: {"y": x}, cs)
+    return Case(f"sum of {n} folded by {k} every {step}", m, cs)
+
+
+def overlapping_sum(n: int, window: int, stride: int, combiner: str = "sum") -> Case:
+    """Windows that overlap, written to instead of read from."""
+    cs = table(array("x", (3, n, window)), array("y", (3, (n - 1) * stride + window)))
+    r, i, j = fresh_params((3, n, window))
+    m = flat((r, i, j), {"x": at("x", r, i, j)}, {"y": at("y", r, stride * i + j, combine=combiner)}, lambda x: {"y": x}, cs)
+    return Case(f"{combiner} of windows of {window} every {stride}", m, cs)
+
+
 def histogram(n: int, bins: int) -> Case:
     cs = table(array("idx", (n,), int32), array("h", (bins,), int64))
     (i,) = fresh_params((n,))

@@ -45,6 +45,14 @@ def _cases() -> Iterator[Case]:
     for rows, cols in ((1, 1), (7, 17), (5, 1000), (300, 3), (2, 40_000), (2000, 33)):
         yield c.row_reduction(rows, cols)
         yield c.column_reduction(rows, cols)
+    for rows, n, divisor in ((3, 8, 2), (2, 9, 2), (2, 6, 6), (50, 64, 4), (1, 1000, 7)):
+        yield c.divided_sum(rows, n, divisor)
+    yield c.divided_sum(4, 12, 3, float64)
+    for n, window, stride in ((9, 3, 2), (40, 5, 1), (7, 2, 2), (300, 4, 3)):
+        yield c.overlapping_sum(n, window, stride)
+    yield c.overlapping_sum(9, 3, 2, "max")
+    for n, k, step in ((12, 4, 6), (12, 4, 2), (50, 7, 1)):
+        yield c.folded_sum(n, k, step)
     for combiner in ("max", "min", "prod"):
         yield c.row_reduction(9, 50, combiner)
         yield c.column_reduction(50, 9, combiner)

@@ -18,6 +18,7 @@ from shorthaul.ir.scalar import Scalar
 from shorthaul.ir.scalar_ops import identity
 from shorthaul.symbolic import Expr, IntLike, Symbol, free_symbols, index, product, prove_eq, prove_lt, summation
 
+from .collisions import split
 from .common import share_rows
 from .expressions import ctype
 from .linearize import Code, Nest, Ref, depends, lower, simplify
@@ -85,7 +86,7 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = 
     others it also sets the elements that no iteration reaches, to the combiner's identity. limits: tuning parameters.
     Raises ValueError, KeyError or TypeError, naming the memlet, for a map that is not well formed.
     """
-    nest = simplify(lower(pad_locals(m), containers))
+    nest = simplify(split(lower(pad_locals(m), containers)))
     nest = packed(share_rows(rewrite_windows(nest, limits)))
     names = Names(containers)
     for code in nest.codes():

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, maximum, product
 
+from .collisions import colliding
 from .linearize import Code, Nest, Ref, decompose, depends, stride_of
 
 LANES = 16  # for which plans are made; kernels are correct for any
@@ -51,7 +52,7 @@ class Group:
     names: tuple[str, ...]
     combiner: str | None
     address: frozenset[Symbol]  # parameters in scope that the target element depends on, through indices too
-    kept: frozenset[Symbol]  # those of them that are not behind an index read and that the address is linear in
+    kept: frozenset[Symbol]  # those of them that choose the element one to one: not behind an index read, not colliding
     scan: Symbol | None = None
 
     @property
@@ -95,10 +96,10 @@ def groups(code: Code, scope: frozenset[Symbol]) -> list[Group]:
                     raise ValueError(f"combiner {ref.combine} needs writes named {', '.join(parts)}; missing {', '.join(missing)}")
                 names = parts
         done |= set(names)
-        address = frozenset().union(*(depends(code.writes[n].address, scope) | index_params(code, code.writes[n], scope) for n in names))
         kept = frozenset().union(*(depends(code.writes[n].address, scope) for n in names))
-        if ref.combine is not None:  # iterations may meet in one element where the address is not linear
-            kept -= frozenset().union(*(decompose(code.writes[n].address, scope)[2] for n in names))
+        address = kept | frozenset().union(*(index_params(code, code.writes[n], scope) for n in names))
+        if ref.combine is not None:
+            kept -= frozenset().union(*(colliding(code.writes[n].address, scope) for n in names))
         out.append(Group(names, ref.combine, address, kept, ref.scan))
     return out
 
@@ -110,8 +111,6 @@ def index_params(code: Code, ref: Ref, scope: frozenset[Symbol]) -> frozenset[Sy
         if name not in code.reads:
             raise ValueError(f"indirect subscript <{name}> names no read of its tasklet; reads are {', '.join(code.reads)}")
         r = code.reads[name]
-        if r.local:  # a value of one iteration of some enclosing map
-            found |= scope
         found |= frozenset().union(*(depends(e, scope) for e in r.expressions)) | index_params(code, r, scope)
     return found
 
@@ -130,6 +129,8 @@ def vector_cost(code: Code, v: Symbol | None, params: Iterable[Symbol]) -> float
     total = ops
     for ref in (*code.reads.values(), *code.writes.values()):
         weight = max(1, ref.dtype.itemsize / 4)
+        if ref.combine is not None and v in colliding(ref.address, scope):
+            return math.inf
         if v in index_params(code, ref, scope):
             if ref.combine is not None:
                 return math.inf
@@ -272,7 +273,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
         if isinstance(p.size, int) and chunk >= p.size:
             continue
         out.items.append(
-            (p, chunk if isinstance(p.size, int) or p in free else maximum(ceildiv(p.size, limits.pieces), 1))  # an empty one has no pieces
+            (p, chunk if isinstance(p.size, int) or p in free else ceildiv(p.size, limits.pieces))
             if chunk > 1 or not isinstance(p.size, int)
             else (p, None)
         )
