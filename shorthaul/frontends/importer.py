@@ -262,6 +262,7 @@ class _Importer:
                 if most is not None:
                     self.sizes.bound(n, most)
             call = self._schema_call(node, fakes)
+        definition = definition.of_call(call)
         operands, attributes = definition.from_aten(call)
         operands = {k: v for k, v in operands.items() if v is not None}
         bad = [k for k, v in operands.items() if not isinstance(v, Container)]

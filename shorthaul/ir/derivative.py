@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .dtypes import DType
 from .scalar import Scalar, apply, cast, const, walk
-from .scalar_ops import SCALAR_OPS
+from .scalar_ops import SCALAR_OPS, NoRule
 
 
 class NotDifferentiable(ValueError):
     """Scalar code uses an operation without a derivative rule."""
 
 
-def adjoints(root: Scalar, seed: Scalar | None = None) -> dict[Scalar, Scalar]:
+def adjoints(root: Scalar, seed: Scalar | None = None, names: Collection[str] | None = None) -> dict[Scalar, Scalar]:
     """d root / d node for every node of the code that root depends on differentiably (times `seed`, default one).
 
-    Raises NotDifferentiable for an operation whose row has no derivative.
+    names: the reads of interest (default: all). Raises NotDifferentiable for an operation whose row has no derivative for an operand
+    that depends on them.
     """
     order = [n for n in walk(root) if n.dtype.is_float]
-    active = _active(root)
+    active = _active(root, names)
     adjoint: dict[Scalar, Scalar] = {root: const(1, root.dtype) if seed is None else seed}
     for node in reversed(order):
         incoming = adjoint.get(node)
@@ -42,8 +43,11 @@ def adjoints(root: Scalar, seed: Scalar | None = None) -> dict[Scalar, Scalar]:
             _accumulate(adjoint, a, apply("where", condition, incoming, zero))
             _accumulate(adjoint, b, apply("where", condition, zero, incoming))
             continue
-        for operand, partial in zip(node.args, rule(*node.args, node), strict=True):
-            if partial is not None and operand in active and not _is_zero(partial):
+        for i, (operand, partial) in enumerate(zip(node.args, rule(*node.args, node), strict=True)):
+            if isinstance(partial, NoRule):
+                if operand in active:
+                    raise NotDifferentiable(f"scalar operation {node.op} has no derivative rule for its operand {i}")
+            elif partial is not None and operand in active and not _is_zero(partial):
                 _accumulate(adjoint, operand, scaled(incoming, partial))
     return adjoint
 
@@ -69,16 +73,18 @@ def converted(incoming: Scalar, dtype: DType) -> Scalar:
 
 def partials(root: Scalar, names: Iterable[str]) -> dict[str, Scalar | None]:
     """d root / d read for each read name; None where root does not depend on it differentiably."""
-    adjoint = adjoints(root)
+    names = list(names)
+    adjoint = adjoints(root, names=names)
     found = {n.attr: adjoint.get(n) for n in walk(root) if n.op == "read"}
     return {name: found.get(name) for name in names}
 
 
-def _active(root: Scalar) -> set[Scalar]:
-    """Nodes that depend on a floating read through floating operations."""
+def _active(root: Scalar, names: Collection[str] | None) -> set[Scalar]:
+    """Nodes that depend on a floating read (of those names) through floating operations."""
     active: set[Scalar] = set()
     for n in walk(root):
-        if n.dtype.is_float and (n.op == "read" or any(a in active for a in n.args)):
+        wanted = n.op == "read" and (names is None or n.attr in names)
+        if n.dtype.is_float and (wanted or any(a in active for a in n.args)):
             active.add(n)
     return active
 

@@ -2,7 +2,8 @@
 
 A row gives the dtype rule, the derivative, the NumPy meaning (which is *the* meaning: the interpreter uses it), and the
 C++ and Triton text. One more row extends the vocabulary everywhere. The derivative of an operation gives, for each operand, the
-partial derivative as scalar code of (operands, result); None marks an operand without a gradient.
+partial derivative as scalar code of (operands, result); None marks an operand without a gradient, NO_RULE one whose gradient is
+refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from . import philox
 from .dtypes import DType, bool_, float32
 from .scalar import Number, Scalar, apply, cast, const, where
 
-Derivative = Callable[..., "tuple[Scalar | None, ...]"]
+Derivative = Callable[..., "tuple[Scalar | NoRule | None, ...]"]
+
+
+class NoRule:
+    """The derivative by an operand is not known: asking for it is an error."""
+
+
+NO_RULE = NoRule()
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ def _np_digamma(x: np.ndarray) -> np.ndarray:
     return value.astype(np.asarray(x).dtype)
 
 
-define("digamma", 1, "float", _np_digamma, None, cost=40)
+define("digamma", 1, "float", _np_digamma, lambda a, y: (apply("trigamma", a),), cost=40)
 # comparisons, logic, selection ----------------------------------------------------------------------------------------
 for _name, _fn, _sym in (("eq", np.equal, "=="), ("ne", np.not_equal, "!="), ("lt", np.less, "<"),
                          ("le", np.less_equal, "<="), ("gt", np.greater, ">"), ("ge", np.greater_equal, ">=")):  # fmt: skip
@@ -186,7 +194,7 @@ define("philox", 3, "philox", philox.uniform, lambda s, o, i, y: (None, None, No
 def simplify(op: str, args: tuple[Scalar, ...], dtype: DType) -> Scalar:
     """Build `op(args)`, applying the identities that hold for every value (also NaN, infinities and signed zeros).
 
-    x*1, 1*x, x/1, x-0, x+(-0) , neg(neg x), where with a constant condition or equal branches, and folding of constants.
+    x*1, 1*x, x/1, x-0, x+(-0) , neg(neg x), x or False, where with a constant condition or equal branches, and folding of constants.
     x*0 is *not* folded: it is NaN for an infinite x.
     """
     if all(a.op == "const" for a in args) and op != "philox":
@@ -217,6 +225,8 @@ def simplify(op: str, args: tuple[Scalar, ...], dtype: DType) -> Scalar:
             return args[1] if args[0].attr else args[2]
         if args[1] is args[2]:
             return args[1]
+    elif op == "or" and dtype is bool_ and args[1].op == "const" and not args[1].attr:
+        return x
     elif op == "not" and dtype is bool_ and x.op == "not":
         return x.args[0]
     return Scalar(op, args, dtype)
@@ -258,11 +268,11 @@ def _welford(l: tuple[Scalar, ...], r: tuple[Scalar, ...]) -> tuple[Scalar, ...]
     return n, l[1] + delta * share, l[2] + r[2] + delta * delta * l[0] * share
 
 
-def _argmax(l: tuple[Scalar, ...], r: tuple[Scalar, ...], better: str = "gt") -> tuple[Scalar, ...]:
-    # first occurrence wins; NaN wins over everything, as in PyTorch
+def _argmax(l: tuple[Scalar, ...], r: tuple[Scalar, ...], better: str = "gt", preferred: str = "lt") -> tuple[Scalar, ...]:
+    # of equal elements the first wins (the last with preferred="gt"); NaN wins over everything, as in PyTorch
     nan_l, nan_r = apply("ne", l[0], l[0]), apply("ne", r[0], r[0])
-    earlier = apply("lt", r[1], l[1])
-    right = (nan_r & (~nan_l | earlier)) | (~nan_l & (apply(better, r[0], l[0]) | (apply("eq", r[0], l[0]) & earlier)))
+    tie = apply(preferred, r[1], l[1])
+    right = (nan_r & (~nan_l | tie)) | (~nan_l & (apply(better, r[0], l[0]) | (apply("eq", r[0], l[0]) & tie)))
     return where(right, r[0], l[0]), where(right, r[1], l[1])
 
 
@@ -274,6 +284,11 @@ def _online_softmax(l: tuple[Scalar, ...], r: tuple[Scalar, ...]) -> tuple[Scala
         return where(apply("eq", s[0], m), s[1], s[1] * apply("exp", s[0] - m))
 
     return m, scaled(l) + scaled(r)
+
+
+def _recurrence(l: tuple[Scalar, ...], r: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    # the composition of h -> factor * h + value, left first: a linear recurrence as a scan (Blelloch 1990). Not commutative
+    return l[0] * r[0], l[1] * r[0] + r[1]
 
 
 _BIG = 2**63 - 1
@@ -289,6 +304,9 @@ COMBINERS: dict[str, Combiner] = {
         Combiner("welford", ("count", "mean", "m2"), (0, 0, 0), _welford),
         Combiner("argmax", ("value", "index"), (-math.inf, _BIG), _argmax),
         Combiner("argmin", ("value", "index"), (math.inf, _BIG), lambda l, r: _argmax(l, r, "lt")),
+        Combiner("argmax_last", ("value", "index"), (-math.inf, -1), lambda l, r: _argmax(l, r, "gt", "gt")),
+        Combiner("argmin_last", ("value", "index"), (math.inf, -1), lambda l, r: _argmax(l, r, "lt", "gt")),
+        Combiner("recurrence", ("factor", "value"), (1, 0), _recurrence),
         Combiner("online_softmax", ("max", "sum"), (-math.inf, 0), _online_softmax),
     )
 }
@@ -303,3 +321,6 @@ def identity(combiner: str, component: int, dtype: DType) -> Scalar:
         info = np.iinfo(dtype.numpy)
         return const(int(info.max if value > 0 else info.min), dtype)
     return cast(const(value, dtype), dtype)
+
+
+from . import scalar_special  # noqa: E402,F401  (its rows belong to the table)

@@ -76,7 +76,12 @@ class Contract(OperatorDefinition):
         "aten.mv.default",
         "aten.dot.default",
         "aten.addmv.default",
+        "aten.vdot.default",
+        "aten.addbmm.default",
+        "aten.addr.default",
     )
+    # overloads whose equation does not follow from the operands' dimensions alone
+    equations: Mapping[str, str] = {"aten.addbmm.default": "bmk,bkn->mn", "aten.addr.default": "m,n->mn"}
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         if call.target == "aten.linear.default":
@@ -86,7 +91,7 @@ class Contract(OperatorDefinition):
             return {"a": x, "b": w, "bias": call["bias"]}, {"equation": linear_equation(len(x.shape))}
         names = [n for n in call.order if isinstance(call.arguments[n], Container)]
         a, b = (call[n] for n in names[-2:])
-        attributes = {"equation": matmul_equation(a.shape, b.shape)}
+        attributes = {"equation": self.equations.get(call.target) or matmul_equation(a.shape, b.shape)}
         if "alpha" not in call.arguments:
             return {"a": a, "b": b}, attributes
         attributes.update(alpha=call["alpha"], beta=call["beta"])

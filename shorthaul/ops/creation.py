@@ -7,9 +7,9 @@ from typing import Any, Union
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import float32, int64
+from shorthaul.ir.dtypes import float32, float64, int64
 from shorthaul.ir.memlet import Condition
-from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value
+from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, where
 from shorthaul.symbolic import Expr
 
 from .builder import Expansion, Gradient
@@ -40,7 +40,7 @@ def number_of(value: Any, dtype: Any) -> Scalar:
 class Creation(OperatorDefinition):
     """Base: no operands; attributes `shape` and `dtype`."""
 
-    operands = ()
+    operands: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = {"shape": (), "dtype": float32}
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
@@ -106,6 +106,51 @@ class Arange(Creation):
     def samples(self) -> Iterable[Sample]:
         yield Sample({}, {"shape": (5,), "start": 2, "step": 3, "dtype": int64})
         yield Sample({}, {"shape": (4,), "start": 0.5, "step": 0.25, "dtype": float32})
+
+
+@register
+class Linspace(Creation):
+    """Numbers at equal distances from start to stop, both included; they may be scalars that are operands. attribute base: its powers
+    with these exponents."""
+
+    name = "linspace"
+    operands: tuple[str, ...] = ("start?", "stop?")
+    attributes: Mapping[str, Any] = {"from": 0.0, "to": 0.0, "base": None, **Creation.attributes}
+    gradient = None  # type: ignore[assignment]
+    aten = tuple(
+        f"aten.{n}.{o}" for n in ("linspace", "logspace") for o in ("default", "Tensor_Tensor", "Tensor_Scalar", "Scalar_Tensor")
+    )
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        ends = {k: call[k] for k in ("start", "end")}
+        operands = {n: ends[k] if isinstance(ends[k], Container) else None for n, k in (("start", "start"), ("stop", "end"))}
+        attributes = {n: 0.0 if isinstance(ends[k], Container) else ends[k] for n, k in (("from", "start"), ("to", "end"))}
+        return operands, {**attributes, "base": call.arguments.get("base"), **self.result(call)}
+
+    def maps(self, c: Expansion) -> None:
+        y = c.output()
+        (i,) = c.params(y.shape)
+        wide = y.dtype.compute if y.dtype.is_float else float64
+        reads = {k: at(c.input(k)) for k in ("start", "stop") if c.has(k)}
+
+        def value(**ends: Scalar) -> dict[str, Scalar]:
+            first, last = (cast(ends[k], wide) if k in ends else number_of(c.attr(a), wide) for k, a in (("start", "from"), ("stop", "to")))
+            gaps = y.shape[0] - 1
+            if isinstance(gaps, int) and gaps <= 0:
+                result = first
+            else:  # from the nearer end, so that both are exact
+                step = (last - first) / cast(index_value(gaps), wide)
+                lower = apply("lt", index_value(i * 2), index_value(gaps + 1))
+                result = where(lower, first + step * cast(index_value(i), wide), last - step * cast(index_value(gaps - i), wide))
+            base = c.attr("base")
+            return {"y": cast(result if base is None else apply("pow", const(base, wide), result), y.dtype)}
+
+        c.map((i,), reads, {"y": at(y, i)}, value)
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample({}, {"shape": (5,), "from": -1.0, "to": 2.0, "dtype": float32})
+        yield Sample({"start": TensorType(float32, ()), "stop": TensorType(float32, ())}, {"shape": (6,), "dtype": float32})
+        yield Sample({}, {"shape": (4,), "from": 0.0, "to": 3.0, "base": 2.0, "dtype": float32})
 
 
 @register

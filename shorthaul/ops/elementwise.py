@@ -210,11 +210,13 @@ def _power(a: Scalar, b: Scalar) -> Scalar:
     return apply("pow", a, b)
 
 
-def _unary(name: str) -> Callable[[Scalar], Scalar]:
+def unary(name: str) -> Callable[[Scalar], Scalar]:
+    """The function that applies a scalar operation of one operand."""
     return lambda x: apply(name, x)
 
 
-def _binary(name: str) -> Callable[[Scalar, Scalar], Scalar]:
+def binary(name: str) -> Callable[[Scalar, Scalar], Scalar]:
+    """The function that applies a scalar operation of two operands."""
     return lambda a, b: apply(name, a, b)
 
 
@@ -232,7 +234,8 @@ elementwise("rsub", lambda a, b, *, alpha=1: b - _scaled(a, alpha), "rsub.Tensor
 elementwise("mul", lambda a, b: a * b if a.dtype is not bool_ else a & b, "mul.Tensor", "mul.Scalar")
 elementwise("div", _div, "div.Tensor", "div.Scalar", "div.Tensor_mode", "div.Scalar_mode")
 elementwise("floor_divide", lambda a, b: apply("floordiv", a, b), "floor_divide.default", "floor_divide.Scalar")
-elementwise("remainder", lambda a, b: apply("mod", a, b), "remainder.Tensor", "remainder.Scalar")
+elementwise("remainder", lambda a, b: apply("mod", a, b), "remainder.Tensor", "remainder.Scalar",
+            "remainder.Scalar_Tensor")  # fmt: skip
 elementwise("fmod", lambda a, b: apply("fmod", a, b), "fmod.Tensor", "fmod.Scalar")
 elementwise("pow", _power, "pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar")
 elementwise("maximum", lambda a, b: apply("max", a, b), "maximum.default")
@@ -245,11 +248,11 @@ elementwise("square", lambda x: x * x, "square.default")
 elementwise("reciprocal", lambda x: 1 / x, "reciprocal.default")
 for _name in ("exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "erfc", "sin", "cos", "tan",
               "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "lgamma", "digamma"):  # fmt: skip
-    elementwise(_name, _unary(_name), f"{_name}.default")
+    elementwise(_name, unary(_name), f"{_name}.default")
 for _name in ("floor", "ceil", "round", "trunc"):
     elementwise(_name, _float_first(_name), f"{_name}.default")
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    elementwise(_name, _binary(_name), f"{_name}.Tensor", f"{_name}.Scalar", result=bool_)
+    elementwise(_name, binary(_name), f"{_name}.Tensor", f"{_name}.Scalar", result=bool_)
 elementwise("isnan", lambda x: apply("ne", x, x), "isnan.default", result=bool_)
 elementwise("isinf", lambda x: apply("isinf", x), "isinf.default", result=bool_)
 elementwise("logical_and", _logical("and"), "logical_and.default", result=bool_)
@@ -270,9 +273,10 @@ elementwise(
 )
 elementwise("masked_fill", lambda x, mask, value: where(mask, value, x), "masked_fill.Scalar", "masked_fill.Tensor", raw=("mask",))
 elementwise("clamp", _clamp, "clamp.default")
-elementwise("clamp_min", lambda x, b: where(x < b, b, x), "clamp_min.default")
-elementwise("clamp_max", lambda x, b: where(x > b, b, x), "clamp_max.default")
+elementwise("clamp_min", lambda x, b: where((x < b) | apply("ne", b, b), b, x), "clamp_min.default", "clamp_min.Tensor")
+elementwise("clamp_max", lambda x, b: where((x > b) | apply("ne", b, b), b, x), "clamp_max.default", "clamp_max.Tensor")
 elementwise("lerp", lambda a, b, weight: a + weight * (b - a), "lerp.Scalar", "lerp.Tensor")
 elementwise("addcmul", lambda x, a, b, *, value=1: x + _scaled(a * b, value), "addcmul.default")
 elementwise("addcdiv", lambda x, a, b, *, value=1: x + _scaled(a / b, value), "addcdiv.default")
-elementwise("cast", lambda x: x, "_to_copy.default", "clone.default", "alias.default", "contiguous.default", "lift_fresh_copy.default")
+elementwise("cast", lambda x: x, "_to_copy.default", "clone.default", "alias.default", "contiguous.default", "lift_fresh_copy.default",
+            "alias_copy.default")  # fmt: skip

@@ -196,14 +196,14 @@ class ScatterSum(IndexOperator):
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
-        return {"src": gy and _gather_like(g, gy)}
+        return {"src": gy and gather_padded(g, gy)}
 
     def samples(self) -> Iterable[Sample]:
         t = TensorType(int64, (3, 5))
         yield Sample({"index": t, "src": TensorType(float32, (3, 5))}, {"dim": 0, "shape": (4, 5)})
 
 
-def _gather_like(g: Gradient, gy: Container) -> Container:
+def gather_padded(g: Gradient, gy: Container) -> Container:
     """The incoming gradient at the index, for the elements of src that the index reaches (the rest of src gets zeros)."""
     index, src = g.input("index"), g.input("src")
     taken = g.op("gather", {"dim": g.attr("dim")}, x=gy, index=index)
@@ -256,7 +256,7 @@ class ScatterAdd(IndexOperator):
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
-        return {"x": gy, "src": gy and _gather_like(g, gy) if g.needs("src") else None}
+        return {"x": gy, "src": gy and gather_padded(g, gy) if g.needs("src") else None}
 
     def samples(self) -> Iterable[Sample]:
         t = TensorType(int64, (3, 5))
@@ -279,7 +279,7 @@ class Index(IndexOperator):
     name = "index"
     operands = ("x", "i*")
     attributes: Mapping[str, Any] = {"dims": (), "wrap": True}
-    aten: tuple[str, ...] = ("aten.index.Tensor", "aten.index_select.default")
+    aten: tuple[str, ...] = ("aten.index.Tensor", "aten.index_select.default", "aten._unsafe_index.Tensor")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         x = call["self"]
@@ -308,6 +308,8 @@ class Index(IndexOperator):
             if k != "x":
                 self.check_index(k, t)
         dims = attributes["dims"]
+        if not x.shape and dims == (0,):  # a scalar counts as one element
+            return {"y": x}
         self.require(
             len(dims) == len(types) - 1 and all(0 <= d < len(x.shape) for d in dims),
             f"{len(types) - 1} indices for dimensions {list(dims)} of {list(x.shape)}",
@@ -336,14 +338,17 @@ class Index(IndexOperator):
 
     def maps(self, c: Expansion) -> None:
         x, y = c.input(), c.output()
+        if not x.shape:
+            c.map((), {"x": at(x)}, {"y": at(y)}, lambda x: {"y": x})
+            return
         p = c.params(y.shape)
         reads, subset = self.subscripts(c, x, p)
         c.map(p, {**reads, "x": at(x, *subset)}, {"y": at(y, *p)}, lambda x, **i: {"y": x})
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
-        if gy is None:
-            return {}
+        if gy is None or not g.input().shape:
+            return {"x": gy}
         indices = {k: c for k, c in g.inputs().items() if k != "x"}
         attributes = {"dims": g.attr("dims"), "wrap": g.attr("wrap"), "shape": g.input().shape}
         return {"x": g.op("index_backward", attributes, x=gy, **indices)}

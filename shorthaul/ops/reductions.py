@@ -39,7 +39,7 @@ class Reduction(OperatorDefinition):
 
     def dims_of(self, rank: int, attributes: Mapping[str, Any]) -> frozenset[int]:
         dims = frozenset(wrap_dim(self.name, d, rank) for d in attributes["dims"])
-        return dims or frozenset(range(rank))
+        return (dims if rank else frozenset()) or frozenset(range(rank))  # a scalar may be reduced along its "dimension" 0
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         dim = call.arguments.get("dim")

@@ -104,6 +104,10 @@ class OperatorDefinition:
 
     gradient: ClassVar[Callable[[Any, Gradient], dict[str, Container | None]] | None] = None
 
+    def of_call(self, call: AtenCall) -> OperatorDefinition:
+        """The operator that an ATen call becomes, where one overload means several."""
+        return self
+
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         """Operands and attributes of an ATen call. The default takes operands and attributes by position and by name."""
         names = [n.rstrip("?") for n in self.operands]

@@ -56,6 +56,8 @@ class Split(Parts):
         "aten.chunk.default",
         "aten.unsafe_chunk.default",
         "aten.split.sizes",
+        "aten.split_copy.Tensor",
+        "aten.split_with_sizes_copy.default",
     )
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,7 +93,7 @@ class Unbind(Parts):
 
     name = "unbind"
     attributes: Mapping[str, Any] = {"dim": 0}
-    aten = ("aten.unbind.int",)
+    aten = ("aten.unbind.int", "aten.unbind_copy.int")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"x": call["self"]}, {"dim": wrap_dim(self.name, call["dim"], len(call["self"].shape))}

@@ -96,7 +96,9 @@ class Reshape(View):
     name = "reshape"
     attributes = {"shape": ()}
     aten = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.squeeze.dim", "aten.squeeze.dims",
-            "aten.squeeze.default", "aten.unsqueeze.default", "aten.flatten.using_ints", "aten._reshape_alias.default")  # fmt: skip
+            "aten.squeeze.default", "aten.unsqueeze.default", "aten.flatten.using_ints", "aten._reshape_alias.default",
+            "aten.view_copy.default", "aten.squeeze_copy.default", "aten.squeeze_copy.dim", "aten.squeeze_copy.dims",
+            "aten.unsqueeze_copy.default", "aten._reshape_copy.default", "aten.unflatten.int")  # fmt: skip
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         assert call.results[0] is not None
@@ -130,7 +132,8 @@ class Permute(View):
 
     name = "permute"
     attributes = {"dims": ()}
-    aten = ("aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.mT.default", "aten.numpy_T.default")
+    aten = ("aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.mT.default", "aten.numpy_T.default",
+            "aten.permute_copy.default", "aten.transpose_copy.int", "aten.t_copy.default")  # fmt: skip
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         x = call["self"]
@@ -175,7 +178,7 @@ class Expand(View):
 
     name = "expand"
     attributes = {"shape": ()}
-    aten = ("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
+    aten = ("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default", "aten.expand_copy.default")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         assert call.results[0] is not None
@@ -225,7 +228,7 @@ class Slice(View):
 
     name = "slice"
     attributes = {"dim": 0, "start": 0, "stop": 0, "step": 1}
-    aten = ("aten.slice.Tensor", "aten.narrow.default")
+    aten = ("aten.slice.Tensor", "aten.narrow.default", "aten.slice_copy.Tensor", "aten.narrow_copy.default")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         x = call["self"]
@@ -301,7 +304,7 @@ class Select(View):
 
     name = "select"
     attributes = {"dim": 0, "index": 0}
-    aten = ("aten.select.int",)
+    aten = ("aten.select.int", "aten.select_copy.int")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         x = call["self"]

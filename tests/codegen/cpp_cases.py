@@ -226,8 +226,9 @@ def all_float_operations(dtype: DType) -> Iterator[Case]:
     from shorthaul.ir.scalar_ops import SCALAR_OPS
 
     n = 37
-    positive = {"log", "log2", "log10", "sqrt", "rsqrt", "lgamma", "digamma", "pow", "acosh", "log1p"}
-    unit = {"asin", "acos", "atanh"}
+    positive = {"log", "log2", "log10", "sqrt", "rsqrt", "lgamma", "digamma", "pow", "acosh", "log1p", "zeta", "trigamma",
+                "k0", "k1", "k0e", "k1e", "bessel_y0", "bessel_y1", "igamma", "igammac"}  # fmt: skip
+    unit = {"asin", "acos", "atanh", "erfinv"}
     for op, row in SCALAR_OPS.items():
         if row.kind in ("philox", "logic") or op == "where":
             continue
@@ -238,6 +239,8 @@ def all_float_operations(dtype: DType) -> Iterator[Case]:
         (i,) = fresh_params((n,))
 
         def prepared(x: Scalar, op: str = op) -> Scalar:
+            if op == "ndtri":
+                return tanh(x) * 0.15 + 0.25
             return apply("abs", x) + 1.25 if op in positive else tanh(x) * 0.9 if op in unit else x
 
         def vector_code(*, op: str = op, arity: int = row.arity, **v: Scalar) -> dict[str, Scalar]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,8 +27,14 @@ assert shorthaul.ops
 POSITIVE, UNIT, AWAY = (0.2, 3.0), (-0.9, 0.9), (0.5, 2.0)
 # operands whose values must stay in a range for the operator to be defined and smooth: (operator, operand) or (operator, "")
 DOMAINS: dict[tuple[str, str], tuple[float, float]] = {
-    **{(n, ""): POSITIVE for n in ("log", "log2", "log10", "sqrt", "rsqrt", "lgamma", "digamma", "reciprocal")},
-    **{(n, ""): UNIT for n in ("asin", "acos", "atanh", "log1p", "tan")},
+    **{(n, ""): POSITIVE for n in ("log", "log2", "log10", "sqrt", "rsqrt", "lgamma", "digamma", "reciprocal", "entr",
+                                   "bessel_y0", "bessel_y1", "k0", "k1", "k0e", "k1e", "igamma", "igammac", "xlogy")},
+    **{(n, ""): UNIT for n in ("asin", "acos", "atanh", "log1p", "tan", "erfinv", "xlog1py")},
+    **{(n, ""): (0.1, 0.9) for n in ("ndtri", "logit")},
+    ("polygamma", ""): POSITIVE,
+    ("mvlgamma", ""): (1.5, 4.0),
+    ("zeta", "a"): (1.5, 3.0),
+    ("zeta", "b"): AWAY,
     ("acosh", ""): (1.1, 3.0),
     ("pow", "a"): AWAY,
     **{(n, "b"): AWAY for n in ("div", "floor_divide", "remainder", "fmod", "addcdiv")},
@@ -49,13 +56,18 @@ def integer_bound(
     """The range [low, high) of an integer operand."""
     if op in ("embedding", "embedding_backward"):
         return 0, attributes["rows"] if op == "embedding_backward" else types["weight"].shape[0]  # type: ignore[return-value]
-    if op in ("gather", "scatter_add"):
+    if op == "searchsorted":
+        return 0, types["x"].shape[-1]  # type: ignore[return-value]
+    if op in ("take", "put"):
+        n = math.prod(types["x"].shape)  # type: ignore[arg-type]
+        return -n, n
+    if op in ("gather", "scatter_add", "scatter"):
         return 0, types["x"].shape[attributes["dim"]]  # type: ignore[return-value]
     if op == "scatter_sum":
         return 0, attributes["shape"][attributes["dim"]]
-    if op in ("index", "index_backward"):
-        shape = types["x"].shape if op == "index" else attributes["shape"]
-        n = shape[attributes["dims"][int(operand[1:])]]
+    if op in ("index", "index_backward", "index_put"):
+        shape = attributes["shape"] if op == "index_backward" else types["x"].shape
+        n = shape[attributes["dims"][int(operand[1:])]] if shape else 1
         return (-n if attributes["wrap"] else 0), n  # type: ignore[operator,return-value]
     if op == "multilabel_margin_loss":
         return -1, types["x"].shape[-1]  # type: ignore[return-value]
@@ -81,7 +93,8 @@ def value_of(
         return np.asarray(rng.integers(0, 2**40), np.int64)
     if t.dtype.is_float:
         low, high = DOMAINS.get((op, operand), DOMAINS.get((op, ""), (-2.0, 2.0)))
-        return rng.uniform(low, high, shape).astype(t.dtype.numpy)
+        value = rng.uniform(low, high, shape).astype(t.dtype.numpy)
+        return np.sort(value, -1) if (op, operand) == ("searchsorted", "x") else value
     if t.dtype.kind == "bool":
         value = rng.random(shape) < 0.6
         if operand == "mask" and op.startswith("attention") and value.ndim:

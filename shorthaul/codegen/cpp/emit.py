@@ -30,6 +30,7 @@ from .text import Block, Names, Place
 from .window_tiles import rewrite_windows
 
 HEADER = "shorthaul_vec.h"
+SPECIAL = '#include "shorthaul_special.h"\n'
 
 PRELUDE = """\
 #include "shorthaul_vec.h"
@@ -210,8 +211,8 @@ def emit_source(kernels: Iterable[Kernel], units: int = 4) -> dict[str, str]:
         at = load.index(min(load))
         bins[at].append(k)
         load[at] += len(k.source)
-    return {f"kernels_{n}.cpp": PRELUDE + "\n" + "\n".join(k.source for k in sorted(b, key=lambda k: k.name))
-            for n, b in enumerate(bins) if b}  # fmt: skip
+    texts = ("\n".join(k.source for k in sorted(b, key=lambda k: k.name)) for b in bins if b)
+    return {f"kernels_{n}.cpp": (SPECIAL if "sh::special::" in t else "") + PRELUDE + "\n" + t for n, t in enumerate(texts)}
 
 
 __all__ = ["Kernel", "emit_kernel", "emit_source"]
