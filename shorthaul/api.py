@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -21,7 +22,7 @@ from shorthaul import pipeline
 from shorthaul.autodiff import differentiate
 from shorthaul.codegen.library import LIBRARY
 from shorthaul.config import Options
-from shorthaul.errors import DifferentiationError, FallbackWarning
+from shorthaul.errors import DeviceError, DifferentiationError, FallbackWarning
 from shorthaul.frontends.dynamo import capture_graph
 from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
@@ -31,8 +32,9 @@ from shorthaul.ir.sizes import runtime_sizes
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
-from shorthaul.runtime.compile import compile_program
+from shorthaul.runtime.compile import compile_program, compile_triton
 from shorthaul.runtime.executable import CallError
+from shorthaul.runtime.graphs import GraphedExecutable, in_place_inputs
 from shorthaul.runtime.report import Record, Region, attach_report
 from shorthaul.runtime.sequential import is_plain_sequential, unroll_containers, unrolled_call
 from shorthaul.symbolic import Symbol
@@ -254,7 +256,7 @@ def _real_input(node: torch.fx.Node) -> Any:
 
 
 def _reason(e: Exception) -> str:
-    if isinstance(e, (Unsupported, DifferentiationError)):
+    if isinstance(e, (DeviceError, Unsupported, DifferentiationError)):
         return str(e)
     if isinstance(e, OSError):
         return f"the compiled library cannot be written ({e}); make room, or name another directory in SHORTHAUL_CACHE_DIR"
@@ -274,7 +276,9 @@ def _recompile_reason() -> str:
 def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Callable[..., Any]:
     with region.timed("functionalize"):
         graph = functionalize(gm, example_inputs)
-    _refuse_devices(graph)
+    device = _device_of(graph)
+    triton = options.target == "triton" or (options.target == "auto" and device.type != "cpu")
+    options = dataclasses.replace(options, target="triton" if triton else "cpp")
     train = torch.is_grad_enabled()
     with region.timed("import"):
         imported = import_training(graph, train=train, strict=options.strict, name=f"region_{region.index}")
@@ -287,6 +291,19 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     region.captured(program, imported.fallbacks)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         program.attributes["part_bytes"] = DISTRIBUTED_PART_BYTES
+    if triton:
+        with region.timed("optimize"):
+            pipeline.optimize(program, options)
+        with region.timed("build"):
+            compiled = compile_triton(program, device)
+        interface = _interface(graph, imported, depends, watched)
+        executable: Any = compiled.executable
+        if device.type == "cuda" and options.cuda_graphs:
+            written = frozenset(str(interface.inputs[i]) for i, _ in interface.mutations)
+            roles = {n: program.containers[n].role for n in program.signature.inputs}
+            executable = GraphedExecutable(executable, in_place_inputs(program.signature.inputs, roles, written))
+        region.finished(program, dataclasses.replace(compiled, executable=executable))
+        return CompiledGraph(program.name, program, interface, executable)
     with region.timed("cache"):
         key = artifact_key(program, options)
         found = load(key)
@@ -307,17 +324,27 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
 install()  # gives Program the methods that need other parts of the package (`ir` knows none of them)
 
 
-def _refuse_devices(graph: FunctionalGraph) -> None:
-    """Compiled programs run on the CPU: tensors elsewhere are refused before an address is taken."""
+def _device_of(graph: FunctionalGraph) -> torch.device:
+    """The device of all tensors of a graph. Raises Unsupported, with the place, where there are several or one without a target."""
+    found: torch.device | None = None
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         for t in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(t, torch.Tensor) and t.device.type != "cpu":
-                raise Unsupported(
-                    f"{node.name} is on device {t.device}",
-                    node.meta.get("origin"),
-                    "Only the CPU is supported; move module and inputs there.",
-                )
+            if isinstance(t, torch.Tensor):
+                if t.device.type not in ("cpu", "cuda"):
+                    raise Unsupported(
+                        f"{node.name} is on device {t.device}",
+                        node.meta.get("origin"),
+                        "CPUs and NVIDIA GPUs are supported; move module and inputs there.",
+                    )
+                if found is not None and t.device != found:
+                    raise Unsupported(
+                        f"{node.name} is on {t.device}, other tensors are on {found}",
+                        node.meta.get("origin"),
+                        "Put module, inputs and the tensors that it makes on one device.",
+                    )
+                found = t.device
+    return found or torch.device("cpu")
 
 
 def _dependences(program: Program, inputs: Sequence[str]) -> dict[str, frozenset[str]]:

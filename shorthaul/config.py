@@ -11,12 +11,18 @@ class Options:
 
     strict: refuse fallbacks instead of showing them in the report. recipe: the text of a recipe that takes the place of the default
     choices.
+    cuda_graphs: on a GPU, phases are captured in CUDA graphs and replayed.
+    target: "cpp" or "triton"; "auto" takes Triton for tensors on a GPU. Triton for tensors on a CPU means its interpreter (tests).
     """
 
     level: int = 4
     strict: bool = False
     recipe: str | None = None
+    target: str = "auto"
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 4:
             raise ValueError(f"level is 0, 1, 2, 3 or 4, not {self.level}")
+        if self.target not in ("auto", "cpp", "triton"):
+            raise ValueError(f"target is auto, cpp or triton, not {self.target!r}")

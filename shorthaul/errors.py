@@ -9,3 +9,7 @@ class DifferentiationError(ValueError):
 
 class FallbackWarning(UserWarning):
     """A part of the model runs in eager mode; the message says which and why."""
+
+
+class DeviceError(RuntimeError):
+    """A device, or what kernels for it need, is missing or too old; the message says what and the remedy."""

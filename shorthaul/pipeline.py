@@ -13,8 +13,9 @@ from shorthaul.ir.verify import verify
 from shorthaul.ops.custom import inline_custom_functions
 from shorthaul.ops.expand import expand
 from shorthaul.transforms.base import Refused, Result, apply_everywhere
-from shorthaul.transforms.fuse import fuse
+from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
+from shorthaul.transforms.level1_operator.fission import Fission
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level4_global.alias_views import AliasViews
@@ -37,7 +38,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         verify(program, Form.OPERATORS)
     program.attributes.setdefault("eager_bytes", eager_bytes(program))
     if options.recipe is not None:
-        return _by_recipe(program, options.recipe, check)
+        return _by_recipe(program, options, check)
     apply_everywhere(program, [Checkpoint()])
     inline_custom_functions(program)
     eliminate_dead_code(program)
@@ -54,10 +55,12 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         eliminate_dead_code(program)
     result = Result()
     if level >= 2:
-        result = fuse(program)
+        result = fuse(program, default_fusions(options.target))
         eliminate_dead_code(program)
         apply_everywhere(program, [AliasViews()])
     _schedule(program)
+    if options.target == "triton":
+        _split(program)
     if level >= 4:
         apply_everywhere(program, [InPlace()])
     if check:
@@ -66,12 +69,13 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     return result
 
 
-def _by_recipe(program: Program, text: str, check: bool) -> Result:
+def _by_recipe(program: Program, options: Options, check: bool) -> Result:
     """Lower by a recipe. Steps that find no place are skipped and reported: one recipe serves training and evaluation, which differ.
 
     What the recipe leaves undone is only lowered, not optimized. Raises RecipeError where none of its places is there.
     """
-    recipe = parse(text)
+    assert options.recipe is not None
+    recipe = parse(options.recipe)
     replay = recipe.replay(program, STAGES, missing="skip")
     placed = [s for s in recipe.steps if s.place is not None]
     if placed and all(any(s is t for t, _ in replay.skipped) for s in placed):
@@ -81,6 +85,8 @@ def _by_recipe(program: Program, text: str, check: bool) -> Result:
         _expand(program)
     if program.form is Form.MAPS:
         _schedule(program)
+    if options.target == "triton":
+        _split(program)
     if check:
         verify(program, Form.SCHEDULED)
     program.attributes["refusals"] = refused = [Refused(s.name, "the recipe", f"skipped: {why}", 0) for s, why in replay.skipped]
@@ -98,6 +104,13 @@ def _schedule(program: Program) -> None:
             if isinstance(node, Map) and node.schedule.kind == "auto":
                 edit.replace(node, node.with_(schedule=Schedule("parallel", node.schedule.options)))
         edit.set_form(Form.SCHEDULED)
+
+
+def _split(program: Program) -> None:
+    """Nested kernels that the Triton target cannot say become flat ones."""
+    from shorthaul.codegen.triton.emit_map import schedulable  # imports torch
+
+    apply_everywhere(program, [Fission(lambda m: m.tasklet is None and not schedulable(m, program))])
 
 
 # rewrites of the whole program, by the name under which they are logged: the stages of recipes

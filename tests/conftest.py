@@ -49,11 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    gpu = _has_gpu() if any("gpu" in item.keywords for item in items) else False
+    gpu = _has_gpu() if any(item.get_closest_marker("gpu") for item in items) else False
     for item in items:
-        if "gpu" in item.keywords and not gpu:
+        if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        elif "slow" in item.keywords and not config.getoption("--full"):
+        elif item.get_closest_marker("slow") and not config.getoption("--full"):
             item.add_marker(pytest.mark.skip(reason="slow; run by `make test-all`"))
     passed = _passed_before(config)
     if passed:

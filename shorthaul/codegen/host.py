@@ -136,10 +136,13 @@ class HostProgram:
         return names
 
 
-def build_host(program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20, prefix: str = "") -> HostProgram:
+def build_host(
+    program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20, prefix: str = "", single: bool = False
+) -> HostProgram:
     """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes), those of bodies too.
 
-    prefix: what the names of C functions begin with (bodies have their own). The backward phase is cut into at most `parts` parts with at
+    prefix: what the names of C functions begin with (bodies have their own). single: every kernel is a segment of its own, for a target
+    that launches kernels one by one and wants memory back after each. The backward phase is cut into at most `parts` parts with at
     least `part_bytes` of gradients each; the program's attribute of that name, where it has one, says otherwise.
     """
     part_bytes = program.attributes.get("part_bytes", part_bytes)
@@ -151,14 +154,15 @@ def build_host(program: Program, kernels: Mapping[int, Any], *, parts: int = 8, 
     text: list[str] = []
     for phase, listing in nodes.items():
         cuts = _cuts(program, listing, parts, part_bytes) if phase == "backward" else []
-        phases[phase] = _phase(program, phase, listing, kernels, kinds, cuts, prefix)
+        phases[phase] = _phase(program, phase, listing, kernels, kinds, cuts, prefix, single)
         for step in phases[phase].steps:
-            if isinstance(step, Segment):
+            if isinstance(step, Segment) and not single:
                 text.append(_segment_source(step, pointers, program.symbols))
             elif isinstance(step, ControlStep):
                 text += [body.source for body in step.bodies]
     declared = {k.function for p in phases.values() for s in p.steps if isinstance(s, Segment) for k in s.kernels}
-    head = "#include <stdint.h>\n" + "".join(f'extern "C" void {name}(void* const*, const int64_t*);\n' for name in sorted(declared))
+    head = "" if single else "#include <stdint.h>\n"
+    head += "".join(f'extern "C" void {name}(void* const*, const int64_t*);\n' for name in sorted(declared) if not single)
     late = runtime_sizes(program)
     dynamic = frozenset(n for n in used if not late.isdisjoint(container_sizes(program.containers[n]))) if late else frozenset[str]()
     return HostProgram({n: program.containers[n] for n in used}, kinds, pointers, program.symbols, phases, head + "\n".join(text),
@@ -235,7 +239,7 @@ def _complete(program: Program, nodes: Sequence[Node]) -> dict[str, int]:
 
 
 def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str],
-           cuts: Sequence[int] = (), prefix: str = "") -> Phase:  # fmt: skip
+           cuts: Sequence[int] = (), prefix: str = "", single: bool = False) -> Phase:  # fmt: skip
     result = Phase(phase)
     pending: list[KernelCall] = []
 
@@ -251,6 +255,8 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
             k = kernels[n.id]
             pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id))
             at = len(result.steps)
+            if single:
+                flush()
         elif isinstance(n, LibraryCall):
             flush()
             at = len(result.steps)

@@ -112,7 +112,7 @@ define("min", 2, "arith", np.minimum, lambda a, b, y: _half_max(a, b, "lt"),
        triton="tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)")  # fmt: skip
 define("floordiv", 2, "arith", np.floor_divide, lambda a, b, y: (None, None), triton="tl.floor({0} / {1})", cost=4)
 define("mod", 2, "arith", np.mod, lambda a, b, y: (_one(a), -apply("floor", a / b)), cost=4)
-define("fmod", 2, "arith", np.fmod, lambda a, b, y: (_one(a), -apply("trunc", a / b)), cost=4)
+define("fmod", 2, "arith", np.fmod, lambda a, b, y: (_one(a), -apply("trunc", a / b)), triton="libdevice.fmod({0}, {1})", cost=4)
 # float functions ------------------------------------------------------------------------------------------------------
 define("exp", 1, "float", np.exp, lambda a, y: (y,), triton="tl.exp({0})", cost=8)
 define("expm1", 1, "float", np.expm1, lambda a, y: (y + 1,), triton="libdevice.expm1({0})", cost=10)
@@ -170,7 +170,7 @@ def _np_digamma(x: np.ndarray) -> np.ndarray:
     return value.astype(np.asarray(x).dtype)
 
 
-define("digamma", 1, "float", _np_digamma, lambda a, y: (apply("trigamma", a),), cost=40)
+define("digamma", 1, "float", _np_digamma, lambda a, y: (apply("trigamma", a),), triton="digamma({0})", cost=40)
 # comparisons, logic, selection ----------------------------------------------------------------------------------------
 for _name, _fn, _sym in (("eq", np.equal, "=="), ("ne", np.not_equal, "!="), ("lt", np.less, "<"),
                          ("le", np.less_equal, "<="), ("gt", np.greater, ">"), ("ge", np.greater_equal, ">=")):  # fmt: skip

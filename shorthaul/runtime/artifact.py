@@ -51,6 +51,7 @@ def artifact_key(program: Program, *options: object) -> str:
 
 def store(key: str, program: Program, compiled: Compiled) -> None:
     """Keep an optimized program and its library. A program that cannot be written as JSON is not kept."""
+    assert compiled.library is not None
     folder = compiled.library.path.parent
     if Cache("libraries").path(folder.name) != folder:
         return  # the library itself could not be cached

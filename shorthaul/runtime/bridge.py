@@ -88,6 +88,7 @@ class CompiledGraph:
         self._groups = self._group_inputs()
         self._indices = self._addressing()
         self._plain = all(e is None for _, e in self._results) and not program.symbols
+        self.token = torch.empty(0, device=executable.device)
         self._static = executable.layout({}) if not program.symbols else None
 
     def _addressing(self) -> list[tuple[str, str, int, str]]:
@@ -108,9 +109,15 @@ class CompiledGraph:
         """Kernels do not check addresses that are data: what comes from outside is checked here."""
         for index, container, d, where in self._indices:
             t = tensors[index]
-            if t.numel() and container in layout.shapes:  # of others the sizes are not known yet
+            if not t.numel() or container not in layout.shapes:  # of some the sizes are not known yet
+                continue
+            size = layout.shapes[container][d]
+            if t.device.type == "cuda":
+                # as PyTorch's own kernels do: found on the device, without waiting for it
+                low_, high_ = torch.aminmax(t)
+                torch._assert_async((low_ >= 0) & (high_ < size), f"{self.name}: an index in input {index} is out of range at {where}")
+            else:
                 low, high = (int(v) for v in torch.aminmax(t))
-                size = layout.shapes[container][d]
                 if low < 0 or high >= size:
                     bad = low if low < 0 else high
                     raise IndexError(
@@ -173,6 +180,8 @@ class CompiledGraph:
                 for n, i, d in self._tensors
             ]
         tensors = {}
+        device = self.executable.device
+        on_host = device.type == "cpu"
         for n, i, dtype, shape, strides in checks:
             t = inputs[i]
             if shape is None:
@@ -184,13 +193,19 @@ class CompiledGraph:
             if t.stride() != strides:
                 with torch.no_grad():
                     t = with_strides(t, strides)
-            tensors[n] = t
+            tensors[n] = t if on_host else self._placed(n, t)
         if self.interface.random:
             seed, offset = self.interface.random
             # one draw a forward from PyTorch's generator: manual_seed and set_rng_state reproduce it
-            tensors[seed] = torch.empty((), dtype=torch.int64).random_()
-            tensors[offset] = torch.zeros((), dtype=torch.int64)
+            tensors[seed] = torch.empty((), dtype=torch.int64, device=device).random_()
+            tensors[offset] = torch.zeros((), dtype=torch.int64, device=device)
         return tensors
+
+    def _placed(self, name: str, t: torch.Tensor) -> torch.Tensor:
+        """The tensor where the kernels of a GPU expect it: on the program's device, beginning at a multiple of 16 bytes."""
+        if t.device != self.executable.device:
+            raise CallError(f"{self.name}: input {name} is on {t.device}, compiled for {self.executable.device}")
+        return t if t.data_ptr() % 16 == 0 else t.detach().clone(memory_format=torch.preserve_format)
 
     def _differentiably(self, inputs: Sequence[Any], tensors: dict[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
         call = _Call(self, tensors, layout)
@@ -212,8 +227,9 @@ class CompiledGraph:
                 shape, strides = layout.shapes[name], layout.strides[name]
                 if g is None:
                     dtype = torch_dtype(self.program.containers[name].dtype)
-                    g = torch.empty_strided(shape, strides, dtype=dtype).zero_()
-                found[name] = with_strides(g, strides)
+                    g = torch.empty_strided(shape, strides, dtype=dtype, device=self.executable.device).zero_()
+                g = with_strides(g, strides)
+                found[name] = g if g.device.type == "cpu" else self._placed(name, g)
         return found
 
     def silent(self, grads: Sequence[torch.Tensor | None]) -> frozenset[str]:
@@ -294,7 +310,7 @@ class _Forward(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise call.graph.error(HIGHER_ORDER)
         call.start(ctx.saved_tensors, grads)
-        token = _TOKEN if len(call.graph._groups) > 1 else None
+        token = call.graph.token if len(call.graph._groups) > 1 else None
         return (None, token, *call.gradients(0))
 
 
@@ -305,16 +321,13 @@ class _Link(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, part: int, token: torch.Tensor | None, *inputs: torch.Tensor) -> torch.Tensor:
         ctx.set_materialize_grads(False)
         ctx.call, ctx.part = call, part
-        return torch.empty(0)
+        return torch.empty(0, device=call.graph.executable.device)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor | None) -> Any:
         call: _Call = ctx.call
-        token = _TOKEN if ctx.part + 1 < len(call.graph._groups) else None
+        token = call.graph.token if ctx.part + 1 < len(call.graph._groups) else None
         return (None, None, token, *call.gradients(ctx.part))
-
-
-_TOKEN = torch.empty(0)
 
 
 def _base(program: Program, name: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from shorthaul.codegen.cpp.emit import Kernel, emit_kernel, emit_source
 from shorthaul.codegen.host import build_host
+from shorthaul.errors import DeviceError
 from shorthaul.ir.nodes import Branch, Loop, Map
 from shorthaul.ir.program import Program
 
@@ -19,9 +23,9 @@ class Compiled:
     """An executable program with what it was made of: kernels by node id and the C++ sources by file name."""
 
     executable: Executable
-    kernels: dict[int, Kernel]
+    kernels: Mapping[int, Any]
     sources: dict[str, str]
-    library: CompiledLibrary
+    library: CompiledLibrary | None
 
 
 def emit(program: Program) -> dict[int, Kernel]:
@@ -35,6 +39,25 @@ def emit(program: Program) -> dict[int, Kernel]:
             for body in node.bodies:
                 kernels.update(emit(body))
     return kernels
+
+
+def compile_triton(program: Program, device: torch.device) -> Compiled:
+    """Compile for a GPU, or for Triton's interpreter where the device is a CPU. Kernels of programs without symbolic sizes are compiled
+    now, others at the first call with new sizes. Raises DeviceError where the device, or Triton, does not serve."""
+    from shorthaul.codegen.triton.emit_map import emit_map
+
+    from .triton_target import TritonTarget
+
+    for n in program.nodes:
+        if isinstance(n, (Branch, Loop)) or n.defines:
+            what = "a size that is data" if n.defines else f"a {n.kind}"
+            raise DeviceError(f"{what} ({n.origin}) is not supported on a GPU yet; leave that part to eager mode with shorthaul.disable")
+    kernels = {n.id: emit_map(n, program) for n in program.nodes if isinstance(n, Map)}
+    host = build_host(program, kernels, single=True)
+    executable = Executable(host, None, TritonTarget(kernels, device))
+    if not program.symbols:
+        executable.layout({})
+    return Compiled(executable, kernels, {k.name: k.source for m in kernels.values() for k in m.kernels}, None)
 
 
 def compile_program(program: Program, **options: Any) -> Compiled:

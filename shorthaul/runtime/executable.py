@@ -1,4 +1,4 @@
-"""Running a compiled program on the CPU: pointer tables, arenas, kernels and library calls.
+"""Running a compiled program: pointer tables, arenas, kernels and library calls.
 
 A phase runs on a table of addresses, one per container. What does not change between calls (offsets in arenas, views for library calls,
 concrete sizes) is prepared once for each choice of sizes, in a `_Layout` with a `_Plan` for each phase. An executable may have several
@@ -7,13 +7,15 @@ forward runs in flight (the model called twice before backward): each has a `Run
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,11 +31,15 @@ from shorthaul.symbolic import Expr, Symbol, evaluate
 from .control import Control
 from .memory import ARENAS, Arena, plan_arena
 
+if TYPE_CHECKING:
+    from .triton_target import TritonTarget
+
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int64": torch.int64,
     "int32": torch.int32, "int16": torch.int16, "int8": torch.int8, "uint8": torch.uint8, "bool": torch.bool,
 }  # fmt: skip
 
+WIDE = 2**31 - 65536  # elements of a container from which on a GPU's kernels need addresses of 64 bits
 LAYOUTS = 256  # choices of sizes that are kept prepared
 _serials = itertools.count()
 
@@ -84,10 +90,21 @@ class _Plan:
     steps: list[Any]
     allocate: list[list[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]]]
     offsets: dict[str, int]
-    ends: dict[int, list[str]]
+    ends: dict[int, list[str]]  # for each step the tensors that nothing needs after it
     serial: int = field(default_factory=lambda: next(_serials))
     arena_base: int = 0
     saved_base: int = 0
+
+
+@dataclass
+class Binding:
+    """What kernels of a GPU are bound by: sizes by name, bytes of every container, whether one needs addresses of 64 bits, and which
+    begin where 16 bytes do not divide the address."""
+
+    sizes: dict[str, int]
+    bytes: dict[str, int]
+    wide: bool
+    unaligned: frozenset[str]
 
 
 @dataclass
@@ -106,6 +123,7 @@ class Layout:
     saved_bytes: int
     arena_bytes: dict[str, int]
     sizes: Any
+    binding: Binding
     plans: dict[str, _Plan] = field(default_factory=dict)
     checks: Any = None  # the bridge keeps what it compares inputs with here
     known: dict[Symbol, int] = field(default_factory=dict)
@@ -158,19 +176,24 @@ class Backward:
 
 
 class Executable:
-    """A compiled program. Build it with the host program and a function that gives a compiled C function by name."""
+    """A compiled program. Build it with the host program and a function that gives a compiled C function by name, or with the Triton
+    target that runs its kernels, on whose device everything lives then."""
 
-    def __init__(self, host: HostProgram, function: Callable[[str], Any]) -> None:
+    def __init__(self, host: HostProgram, function: Callable[[str], Any] | None, target: TritonTarget | None = None) -> None:
         self.host = host
+        self.target = target
+        self.device = target.device if target is not None else torch.device("cpu")
         self.signature = host.signature
         self._lock = threading.RLock()
         self._layouts: OrderedDict[tuple[int, ...], Layout] = OrderedDict()
-        self._constants = {k: _constant(v, host.containers[k]) for k, v in host.constants.items() if k in host.containers}
+        self._constants = {k: _constant(v, host.containers[k]).to(self.device) for k, v in host.constants.items() if k in host.containers}
         self._functions: dict[str, Any] = {}
         self._controls: dict[int, Control] = {}
         for phase in host.phases.values():
             for step in phase.steps:
                 if isinstance(step, Segment):
+                    if function is None:
+                        continue
                     f = function(step.function)
                     f.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
                     f.restype = None
@@ -200,8 +223,8 @@ class Executable:
         Returns the results (outputs and updates) by container, and the Run for `backward`.
         """
         tensors = dict(inputs)
-        arena = ARENAS.acquire(layout.arena_bytes["forward"])
-        saved = ARENAS.acquire(layout.saved_bytes) if layout.saved_bytes else None
+        arena = ARENAS.acquire(layout.arena_bytes["forward"], self.device)
+        saved = ARENAS.acquire(layout.saved_bytes, self.device) if layout.saved_bytes else None
         try:
             self._execute(layout, "forward", 0, tensors, arena, saved)
         except BaseException:
@@ -224,7 +247,7 @@ class Executable:
 
         tensors: the cotangents, and those inputs and results of the forward phase that the backward phase reads, by container.
         """
-        return Backward(run, {**run.kept, **tensors}, ARENAS.acquire(run.layout.arena_bytes["backward"]))
+        return Backward(run, {**run.kept, **tensors}, ARENAS.acquire(run.layout.arena_bytes["backward"], self.device))
 
     def part(self, state: Backward) -> dict[str, torch.Tensor]:
         """Run the next part of a backward phase; returns the gradients that it completes, by input."""
@@ -247,12 +270,12 @@ class Executable:
 
     # one phase --------------------------------------------------------------------------------------------------------
     def _execute(self, layout: Layout, phase: str, part: int, tensors: dict[str, torch.Tensor], arena: Arena, saved: Arena | None) -> None:
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), _current(self.device):
             plan = layout.plans.get(phase)
             if plan is None:
                 plan = layout.plans[phase] = self._prepare(layout, phase)
             for name, shape, strides, dtype in plan.allocate[part]:
-                tensors[name] = torch.empty_strided(shape, strides, dtype=dtype)
+                tensors[name] = torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
             table, slots = plan.addresses, plan.slots
             if plan.arena_base != arena.base:
                 plan.table[plan.arena_slots[0]] = plan.arena_slots[1] + np.uint64(arena.base)
@@ -341,7 +364,7 @@ class Executable:
                 if value.shape != layout.shapes[c]:
                     raise SizeError(f"{step.origin} gives {c} the shape {tuple(value.shape)} where the program needs {layout.shapes[c]}")
             if value.stride() != strides and not _same_strides(value, strides):
-                value = torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
+                value = with_strides(value, strides)
             tensors[c] = value
             for slot, offset in plan.slots.get(c, ()):
                 plan.addresses[slot] = value.data_ptr() + offset
@@ -392,22 +415,23 @@ class Executable:
                   for n, c in static.items()}  # fmt: skip
         offsets: dict[str, dict[str, int]] = {}
         arena_bytes: dict[str, int] = {}
+        named = {s.name: int(n) for s, n in sizes.items()}
+        wide = any(math.prod(shape) >= WIDE for shape in shapes.values())
+        unaligned = frozenset(n for n, (_, offset) in alias.items() if offset * host.containers[n].dtype.itemsize % 16)
+        if self.target is not None:
+            segments = [s for phase in host.phases.values() for s in phase.steps if isinstance(s, Segment)]
+            self.target.compile_all(segments, named, wide, unaligned)
         for name, phase in host.phases.items():
             blocks = [(n, bytes_[n], first, last) for n, (first, last) in phase.lifetimes.items()
                       if host.kinds.get(n) == "transient" and n not in self._owned[name] and n in static]  # fmt: skip
+            if self.target is not None:
+                blocks += [(n, size, at, at) for at, s in enumerate(phase.steps) if isinstance(s, Segment)
+                           for n, size in self.target.scratch(s, named)]  # fmt: skip
             offsets[name], arena_bytes[name] = plan_arena(blocks)
         saved, saved_bytes = plan_arena((n, bytes_[n], 0, 0) for n in self._saved_names)
-        return Layout(
-            shapes,
-            strides,
-            alias,
-            offsets,
-            saved,
-            saved_bytes,
-            arena_bytes,
-            np.array([sizes.get(s, 0) for s in host.symbols] or [0], dtype=np.int64),
-            known=sizes,
-        )
+        table = np.array([sizes.get(s, 0) for s in host.symbols] or [0], dtype=np.int64)
+        binding = Binding(named, bytes_, wide, unaligned)
+        return Layout(shapes, strides, alias, offsets, saved, saved_bytes, arena_bytes, table, binding, known=dict(sizes))
 
     def _prepare(self, layout: Layout, name: str) -> _Plan:
         host, phase = self.host, self.host.phases[name]
@@ -422,14 +446,25 @@ class Executable:
                 saved_slots.append((slot, layout.saved[base] + at))
             else:
                 slots.setdefault(base, []).append((slot, at))
-        table = np.zeros(max(1, len(host.pointers)), dtype=np.uint64)
+        places = dict(host.pointers)
+        for n, offset in layout.offsets[name].items():  # partial results of kernels
+            if n not in places:
+                places[n] = len(places)
+                arena_slots.append((places[n], offset))
+        table = np.zeros(max(1, len(places)), dtype=np.uint64)
         for c, t in self._constants.items():
             for slot, at in slots.pop(c, ()):
                 table[slot] = t.data_ptr() + at
-        steps = [self._functions[s.function] if isinstance(s, Segment) else s if self._waits(s) else self._prepared(s, layout, name)
-                 for s in phase.steps]  # fmt: skip
+        steps: list[Any] = []
+        for s in phase.steps:
+            if not isinstance(s, Segment):
+                steps.append(s if self._waits(s) else self._prepared(s, layout, name))
+            elif self.target is not None:
+                steps.append(self.target.prepare(s, layout.binding, table, places))
+            else:
+                steps.append(self._functions[s.function])
         ends: dict[int, list[str]] = {}
-        for c in host.dynamic & phase.lifetimes.keys():
+        for c in (host.dynamic | self._owned[name]) & phase.lifetimes.keys():
             if host.kinds[c] == "transient":
                 ends.setdefault(phase.lifetimes[c][1], []).append(c)
         allocate = []
@@ -496,7 +531,11 @@ def with_strides(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     """The tensor, or a copy of it, with those strides (dimensions of size one may have any)."""
     if t.stride() == strides or _same_strides(t, strides):
         return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _constant(value: np.ndarray, c: Container) -> torch.Tensor:

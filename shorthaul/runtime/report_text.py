@@ -49,6 +49,9 @@ def _region(region: Region) -> list[str]:
         lines.append(f"captured      {_count(sum(region.operators.values()), 'operator')}: {_listing(region.operators)}")
     if region.program is not None:
         lines += _compiled(region, region.program)
+    status = getattr(getattr(region.compiled, "executable", None), "status", "")
+    if status:
+        lines.append(f"CUDA graphs   {status}")
     if region.graph_break:
         lines.append(f"graph break   {region.graph_break}")
     if region.seconds:

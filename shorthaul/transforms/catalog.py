@@ -14,6 +14,7 @@ from typing import Any, TypeVar, Union
 
 from .base import Transformation
 from .level1_operator.expansion_choice import ExpansionChoice
+from .level1_operator.fission import Fission
 from .level2_fusion.image_fusion import ImageFusion
 from .level2_fusion.linear_reduction_fusion import LinearReductionFusion
 from .level2_fusion.map_fusion import MapFusion
@@ -33,8 +34,8 @@ GROUP = "shorthaul.transformations"
 Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
-    ExpansionChoice, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, AliasViews,
-    ConstantFolding, ChannelsLast, Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace,
+    ExpansionChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion,
+    AliasViews, ConstantFolding, ChannelsLast, Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

@@ -17,12 +17,17 @@ from .level2_fusion.row_sibling_fusion import RowSiblingFusion
 from .level2_fusion.sibling_fusion import SiblingFusion
 
 
-def default_fusions() -> list[Transformation]:
-    """The fusions in the order in which they run.
+def default_fusions(target: str = "cpp") -> list[Transformation]:
+    """The fusions of a target in the order in which they run.
 
     First what costs nothing: producers with one reader. Then rows, where a value with several readers becomes local. What still has several
-    readers is recomputed where that moves fewer bytes, else kept beside its first reader.
+    readers is recomputed where that moves fewer bytes, else kept beside its first reader. On a GPU ("triton") a row has to fit the
+    registers of a block, and no cache of one core holds an image.
     """
+    if target == "triton":
+        rows = ReductionFusion(row_bytes=64 * 1024)
+        return [MapFusion("refuse"), rows, SiblingFusion(reductions_only=True), MapFusion("recompute"), LinearReductionFusion(),
+                MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), rows, RowSiblingFusion()]  # fmt: skip
     return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), LinearReductionFusion(),
             ImageFusion(), MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), ReductionFusion(), RowSiblingFusion()]  # fmt: skip
 

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("triton", reason="the Triton target needs triton")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+ANYWHERE = ["triton_maps.py", "triton_contractions.py", "triton_operators.py", "triton_programs.py"]  # in the interpreter and on a GPU
 
 
 def run(*arguments: str, interpret: bool) -> str:
@@ -29,7 +30,7 @@ def run(*arguments: str, interpret: bool) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("suite", ["triton_maps.py", "triton_contractions.py", "triton_mbconv.py"])
+@pytest.mark.parametrize("suite", [*ANYWHERE, "triton_mbconv.py"])
 def test_in_the_interpreter(suite: str) -> None:
     out = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", str(HERE / suite), interpret=True)
     assert " passed" in out
@@ -42,7 +43,7 @@ def test_compiles_to_cubin_without_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("suite", ["triton_maps.py", "triton_contractions.py"])
+@pytest.mark.parametrize("suite", ANYWHERE)
 def test_on_the_gpu(suite: str) -> None:
     assert " passed" in run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", str(HERE / suite), interpret=False

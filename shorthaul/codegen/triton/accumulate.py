@@ -39,7 +39,7 @@ class Accumulator:
             raise ValueError(f"{t}: combiner {w.combine} needs the writes {', '.join(self.components)}")
         self.code = [strip_cast(t.code[c]) for c in self.connectors]
         self.memlets: list[Memlet] = [t.writes[c] for c in self.connectors]
-        self.dtypes: tuple[DType, ...] = tuple(_wide(c.dtype) for c in self.code)
+        self.dtypes: tuple[DType, ...] = tuple(wide_type(c.dtype) for c in self.code)
         self.reduced = e.reduced_axes(w)
         self.blocked = [a for a in self.reduced if a.dim is not None]
         self.kept = [a for a in e.plan.axes if a.dim is not None and a not in self.blocked]
@@ -239,7 +239,7 @@ class Accumulator:
         return text
 
 
-def _wide(dtype: DType) -> DType:
+def wide_type(dtype: DType) -> DType:
     """Accumulate in float32 or better; booleans as integers."""
     if dtype is bool_:
         return int32

@@ -545,7 +545,7 @@ def grid_axes(plan: Plan) -> list[tuple[Axis, str]]:
 
 def pointer_name(container: str) -> str:
     """The kernel's argument for a container."""
-    return re.sub(r"\W", "_", container) + "_ptr"
+    return re.sub(r"\W", "_", f"_{container}" if container[:1].isdigit() else container) + "_ptr"
 
 
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shorthaul.ir.dtypes import round_bfloat16
+from shorthaul.ir.scalar_ops import SCALAR_OPS
 
 
 def is_interpreting() -> bool:
@@ -53,3 +54,23 @@ def repair() -> None:
     interpreter.InterpreterBuilder.create_dot = create_dot
     patch.repaired = True  # type: ignore[attr-defined]
     interpreter._patch_lang_tensor = patch
+
+
+class HostLibdevice:
+    """Stands in for libdevice, which the interpreter lacks: the vocabulary's own NumPy functions, by the names that libdevice has."""
+
+    def __getattr__(self, name: str) -> Any:
+        meaning = SCALAR_OPS[{"rint": "round"}.get(name, name)].numpy
+
+        def function(*operands: Any) -> Any:
+            import numpy as np
+            import triton.language as tl
+            from triton.runtime.interpreter import TensorHandle
+
+            first = operands[0]
+            with np.errstate(all="ignore"):
+                data = np.asarray(meaning(*(x.handle.data for x in operands)), first.handle.data.dtype)
+            scalar = first.dtype.scalar
+            return tl.tensor(TensorHandle(data, scalar), tl.block_type(scalar, list(data.shape)) if data.shape else scalar)
+
+        return function

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Union
 
 from shorthaul.ir.builder import at, make_map
@@ -26,8 +29,8 @@ HEADER = """import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from shorthaul.codegen.triton.prelude import (floor_div, floor_mod, merge_all, merge_any, merge_max, merge_min, merge_prod, merge_sum,
-                                              philox_uniform, round_to_tf32)
+from shorthaul.codegen.triton.prelude import (as_int64, digamma, floor_div, floor_mod, merge_all, merge_any, merge_max, merge_min,
+                                              merge_prod, merge_sum, philox_uniform, round_to_tf32)
 """
 
 
@@ -58,6 +61,26 @@ class TritonKernel:
     def tiles(self, sizes: Mapping[str, int], **changes: Any) -> dict[str, Any]:
         """Blocks, chunks, warps and stages at these sizes, with the caller's changes."""
         return choose_tiles(self.plan, sizes, {**self.options.get("tiles", {}), **changes})
+
+    @cached_property
+    def structure(self) -> str:
+        """A hash that is equal for kernels which differ only in names and comments, as those of repeated blocks do."""
+        names: dict[str, str] = {}
+        tree = ast.parse(self.source)
+        for f in ast.walk(tree):
+            if isinstance(f, ast.FunctionDef):
+                if f.name == self.name:
+                    f.name = "kernel"
+                if isinstance(f.body[0], ast.Expr) and isinstance(f.body[0].value, ast.Constant):
+                    f.body = f.body[1:]  # the docstring
+                f.decorator_list = []  # names of sizes
+                for a in f.args.args:
+                    a.arg = names.setdefault(a.arg, f"v{len(names)}")
+        stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and (node.id in names or node.id in stored):
+                node.id = names.setdefault(node.id, f"v{len(names)}")
+        return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:24]
 
     def grid(self, sizes: Mapping[str, int], tiles: Mapping[str, Any]) -> int:
         """Number of programs."""
@@ -98,7 +121,7 @@ def emit_kernel(
     signature = ", ".join([*runtime, *(f"{c}: tl.constexpr" for c in constexprs)])
     once = [f"{s.name}_q" for s in sizes] + chunks
     decorator = f"@triton.jit(do_not_specialize={once})" if once else "@triton.jit"
-    head = [decorator, f"def {name}({_wrapped(signature, name)}):", f'    """{_summary(m, plan)}"""']
+    head = [decorator, f"def {name}({wrapped(signature, name)}):", f'    """{_summary(m, plan)}"""']
     head += [f"    {s.name} = {s.name}_q * {s.name}_m" for s in sizes]
     for a in plan.axes:
         sizes_of = " x ".join(str(p.size) if str(p.size).isidentifier() else f"({p.size})" for p in a.params)
@@ -115,7 +138,7 @@ def _summary(m: Map, plan: Plan) -> str:
     return text.replace('"""', "'''").replace("\\", "/")
 
 
-def _wrapped(text: str, name: str) -> str:
+def wrapped(text: str, name: str) -> str:
     lines: list[str] = []
     width, pad = 0, " " * (5 + len(name))
     for part in text.split(", "):

@@ -55,6 +55,29 @@ def philox_uniform(seed, offset, index):
 
 
 @triton.jit
+def digamma(x):
+    """Recurrence up to 10, then the asymptotic series; reflection for negative arguments; as `scalar_ops` has it, in float64."""
+    z = x.to(tl.float64)
+    negative = z <= 0
+    w = tl.where(negative, 1.0 - z, z)
+    shift = z * 0.0
+    for _ in tl.static_range(10):
+        low = w < 10
+        shift = tl.where(low, shift - 1.0 / w, shift)
+        w = tl.where(low, w + 1.0, w)
+    i = 1.0 / (w * w)
+    # numerators and denominators are exact in float32, which is what a bare number becomes
+    series = i * (1.0 - i * (1.0 / (z * 0.0 + 10.0) - i * (1.0 / (z * 0.0 + 21.0) - i * (
+        1.0 / (z * 0.0 + 20.0) - i * (1.0 / (z * 0.0 + 11.0) - i * 691.0 / 2730.0))))) / 12.0
+    value = shift + tl.log(w) - 0.5 / w - series
+    pi = tl.full([1, 1], 3.141592653589793, tl.float64)
+    reflected = value - pi * tl.cos(pi * z) / tl.sin(pi * z)
+    value = tl.where(negative, reflected, value)
+    value = tl.where(negative & (z == tl.floor(z)), float("nan"), value)
+    return tl.where(z == 0, -float("inf"), value).to(x.dtype)
+
+
+@triton.jit
 def merge_sum(a, b):
     return a + b
 
@@ -82,3 +105,9 @@ def merge_any(a, b):
 @triton.jit
 def merge_all(a, b):
     return a & b
+
+
+@triton.jit
+def as_int64(x):
+    """An index as a block of int64."""
+    return tl.zeros([1, 1], tl.int64) + x

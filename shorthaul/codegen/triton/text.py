@@ -80,9 +80,11 @@ def operation_text(node: Scalar, args: list[str]) -> str:
         return f"{'floor_div' if node.op == 'floordiv' else 'floor_mod'}({args[0]}, {args[1]})"
     if node.op == "div" and operand.is_integer:
         return f"({args[0]} // {args[1]})"
+    if node.op == "fmod" and operand.is_integer:
+        return f"({args[0]} % {args[1]})"  # Triton's own remainder has the sign of the dividend
     if node.op == "mod":
         return f"({args[0]} - tl.floor({args[0]} / {args[1]}) * {args[1]})"
-    if node.op == "where" and node.args[1].op == "const" and node.args[2].op == "const":
+    if node.op == "where" and node.args[1].op == "const" and node.args[2].op == "const" and not args[1].startswith("tl.full"):
         args = [args[0], f"tl.full([], {args[1]}, {TRITON_TYPES[node.dtype.name]})", args[2]]
     if not row.triton:
         raise ValueError(f"the scalar operation {node.op} has no Triton text; add it to its row in ir/scalar_ops.py")

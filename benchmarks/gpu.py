@@ -1,0 +1,286 @@
+"""Time per training step on one NVIDIA GPU: eager PyTorch, torch.compile and Shorthaul, on the ten networks.
+
+    python -m benchmarks.gpu                                  # the ten networks in bfloat16, all engines
+    python -m benchmarks.gpu --networks resnet50 dlrm --engines eager shorthaul
+    python -m benchmarks.gpu --check                          # gradients against float64 instead of times
+
+A row is (network, precision, engine). Every engine runs in a process of its own, so that one that crashes spoils no other; the engines of
+some networks are started together and compile at the same time, then the GPU is given to one after the other. Results are appended to
+`benchmarks/results/gpu.json` as they come; rows that are there for this GPU and these sources are not measured again (`--again` does).
+A ratio is formed only between rows of one run, which each row names with its GPU.
+
+A step: gradients set to None, forward (autocast to bfloat16, or float32 with TF32), loss, backward, SGD with momentum by PyTorch's default
+optimizer. Median, 10th and 90th percentile of single steps by CUDA events, `cudnn.benchmark` on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINES = ("eager", "eager channels-last", "torch.compile", "torch.compile channels-last", "shorthaul")
+PRECISIONS = ("bf16", "tf32", "fp32")
+TOGETHER = 10  # processes that compile at the same time
+
+
+# --- in the process of one row ------------------------------------------------------------------------------
+
+
+class Trainee:
+    """One engine's copy of a network on the GPU, and its training step."""
+
+    def __init__(self, name: str, precision: str, engine: str, size: int | None, small: bool) -> None:
+        import torch
+
+        from benchmarks.networks import network
+
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        net = network(name, small, size=size)
+        layout = torch.channels_last if engine.endswith("channels-last") else torch.preserve_format
+        self.module = net.module.cuda().to(memory_format=layout)
+        self.inputs = tuple(x.cuda().contiguous(memory_format=layout if x.dim() == 4 else torch.preserve_format)
+                            if layout is torch.channels_last else x.cuda() for x in net.inputs)  # fmt: skip
+        self.targets, self.loss_fn = net.targets.cuda(), net.loss_fn
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1e-4, momentum=0.9)
+        self.precision, self.engine = precision, engine
+        self.runnable: Any = self.module
+        if engine.startswith("torch.compile"):
+            self.runnable = torch.compile(self.module)
+        elif engine == "shorthaul":
+            import shorthaul
+
+            self.runnable = shorthaul.optimize(self.module)
+
+    def step(self) -> Any:
+        import torch
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16) if self.precision == "bf16" else nullcontext():
+            loss = self.loss_fn(self.runnable(*self.inputs), self.targets)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def report(self) -> dict[str, Any]:
+        """What Shorthaul says about itself."""
+        if self.engine != "shorthaul":
+            return {}
+        regions = self.module.report().regions  # type: ignore[operator]
+        return {
+            "stages": {k: round(v, 2) for r in regions for k, v in r.seconds.items()},
+            "kernels": sum(len(r.kernels) for r in regions),
+            "library_calls": sum(sum(r.library_calls.values()) for r in regions),
+            "fallback": "; ".join(r.fallback for r in regions if r.fallback),
+            "regions": len(regions),
+        }
+
+
+def kernel_times(trainee: Trainee, steps: int = 3) -> list[tuple[str, float, int]]:
+    """The kernels of a step that take longest: name, microseconds a step, launches a step."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as p:
+        for _ in range(steps):
+            trainee.step()
+        torch.cuda.synchronize()
+    rows = [(e.key, e.self_device_time_total / steps, e.count // steps) for e in p.key_averages() if e.self_device_time_total > 0]
+    return sorted(rows, key=lambda r: -r[1])
+
+
+def measure(name: str, precision: str, engine: str, options: dict[str, Any]) -> None:
+    """Compile, wait for the GPU, time; prints the row as JSON."""
+    import torch
+
+    row: dict[str, Any] = {"network": name, "precision": precision, "engine": engine}
+    try:
+        trainee = Trainee(name, precision, engine, options["size"], options["small"])
+        begin = time.perf_counter()
+        loss = trainee.step()
+        torch.cuda.synchronize()
+        row["first_step_s"] = time.perf_counter() - begin
+        for _ in range(2):
+            trainee.step()
+        torch.cuda.synchronize()
+        row |= {"loss": float(loss), **trainee.report()}
+        torch.cuda.empty_cache()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(options["warmup"]):
+            trainee.step()
+        torch.cuda.synchronize()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(options["steps"] + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            trainee.step()
+            mark.record()
+        torch.cuda.synchronize()
+        times = sorted(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
+        row |= {f"{k}_ms": times[min(len(times) - 1, int(q * len(times)))] for k, q in (("p10", 0.1), ("median", 0.5), ("p90", 0.9))}
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if options["profile"]:
+            kernels = kernel_times(trainee)
+            row["busy_ms"] = sum(us for _, us, _ in kernels) / 1e3
+            row["launches"] = sum(n for _, _, n in kernels)
+            row["top"] = [(k[:90], round(us, 1), n) for k, us, n in kernels[: options["profile"]]]
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {error}"[-1500:]
+        print("ready", flush=True)
+        sys.stdin.readline()
+    print(json.dumps(row), flush=True)
+
+
+def check(name: str, precision: str, options: dict[str, Any]) -> None:
+    """Loss, gradients and buffers of the last of some equal steps against float64 and eager; prints the row as JSON."""
+    import torch
+
+    from benchmarks.networks import network
+    from shorthaul.testing.numerics import compare
+
+    row: dict[str, Any] = {"network": name, "precision": precision, "engine": "check"}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+    def run(engine: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        net = network(name, options["small"], dropout=0.0, size=options["size"])
+        module = net.module.cuda().to(dtype)
+        inputs = [x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for x in net.inputs]
+        targets = net.targets.cuda().to(dtype) if net.targets.is_floating_point() else net.targets.cuda()
+        runnable: Any = module
+        if engine == "shorthaul":
+            import shorthaul
+
+            runnable = shorthaul.optimize(module, strict=True)
+        for _ in range(options["repeats"]):  # later calls replay CUDA graphs
+            module.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16" and dtype != torch.float64):
+                loss = net.loss_fn(runnable(*inputs), targets)
+            loss.backward()
+        found = {"loss/loss": loss.detach().cpu()}
+        found |= {f"gradient/{n}": p.grad.cpu() for n, p in module.named_parameters() if p.grad is not None}
+        if engine == "shorthaul":
+            row["graphs"] = [getattr(r.compiled.executable, "status", "") for r in module.report().regions if r.compiled is not None]
+        return found | {f"buffer/{n}": b.cpu() for n, b in module.named_buffers()}
+
+    try:
+        begin = time.perf_counter()
+        exact, eager = run("eager", torch.float64), run("eager", torch.float32)
+        found = run("shorthaul", torch.float32)
+        missing = sorted(exact.keys() ^ found.keys())
+        verdict = compare(found, eager, exact)
+        row |= {"ok": verdict.ok and not missing, "missing": missing[:5], "verdict": str(verdict)[:1500]}
+        row["seconds"] = time.perf_counter() - begin
+    except Exception as error:
+        import traceback
+
+        row |= {"ok": False, "error": f"{type(error).__name__}: {error}"[-1500:], "trace": traceback.format_exc()[-1500:]}
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(row), flush=True)
+
+
+# --- the run ------------------------------------------------------------------------------------------------
+
+
+def rows_of(names: Sequence[tuple[str, str, str]], options: dict[str, Any], together: int) -> Any:
+    """Start processes in groups, give the GPU to one after the other; yields rows as they come."""
+    for at in range(0, len(names), together):
+        group = []
+        for key in names[at : at + together]:
+            command = [sys.executable, "-m", "benchmarks.gpu", "--row", json.dumps([*key, options])]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
+            child = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                     stderr=subprocess.PIPE if options["quiet"] else None, text=True)  # fmt: skip
+            group.append((key, child))
+        for _, child in group:
+            _until_ready(child)
+        for key, child in group:
+            row = {"network": key[0], "precision": key[1], "engine": key[2], "error": "the process ended without a result"}
+            try:
+                out, err = child.communicate("go\n", timeout=options["timeout"])
+                lines = [line for line in out.splitlines() if line.startswith("{")]
+                row = json.loads(lines[-1]) if lines else {**row, "error": f"exit status {child.returncode}: {(err or '')[-1200:]}"}
+            except subprocess.TimeoutExpired:
+                child.kill()
+                row["error"] = f"no result after {options['timeout']} s"
+            yield row
+
+
+def _until_ready(child: subprocess.Popen[str]) -> None:
+    assert child.stdout is not None
+    for line in iter(child.stdout.readline, ""):
+        if line.strip() == "ready":
+            return
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of one run: milliseconds, and how many times as fast as the best peer."""
+    lines = ["| network | precision | " + " | ".join(ENGINES) + " | against the best peer |", "|---|---|" + "--:|" * (len(ENGINES) + 1)]
+    for name, precision in dict.fromkeys((r["network"], r["precision"]) for r in rows):
+        found = {r["engine"]: r for r in rows if (r["network"], r["precision"]) == (name, precision)}
+        cells = [f"{found[e]['median_ms']:.2f}" if "median_ms" in found.get(e, {}) else "failed" if e in found else "" for e in ENGINES]
+        peers = [r["median_ms"] for e, r in found.items() if e != "shorthaul" and "median_ms" in r]
+        ours = found.get("shorthaul", {}).get("median_ms")
+        lines.append(f"| {name} | {precision} | {' | '.join(cells)} | {f'{min(peers) / ours:.2f}×' if ours and peers else ''} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from benchmarks.networks import TEN
+
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--networks", nargs="+", default=list(TEN))
+    parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=PRECISIONS)
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--check", action="store_true", help="compare with float64 instead of timing")
+    parser.add_argument("--size", type=int, help="samples in a batch (default: the network's own)")
+    parser.add_argument("--small", action="store_true", help="networks at the size of tests")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--profile", type=int, default=12, help="how many kernels of a step are listed (0: none)")
+    parser.add_argument("--together", type=int, default=TOGETHER)
+    parser.add_argument("--again", action="store_true", help="measure what is there already once more")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.row:
+        name, precision, engine, options = json.loads(chosen.row)
+        check(name, precision, options) if engine == "check" else measure(name, precision, engine, options)
+        return 0
+    import torch
+
+    if not torch.cuda.is_available():
+        print("there is no CUDA device")
+        return 1
+    run = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__, "run": time.strftime("%Y-%m-%d %H:%M:%S")}
+    saved: list[dict[str, Any]] = json.loads(chosen.output.read_text()) if chosen.output.exists() else []
+    done = {(r["network"], r["precision"], r["engine"]) for r in saved if r.get("gpu") == run["gpu"] and "error" not in r}
+    engines = ["check"] if chosen.check else chosen.engines
+    wanted = [(n, p, e) for n in chosen.networks for p in chosen.precisions for e in engines if chosen.again or (n, p, e) not in done]
+    options = {"size": chosen.size, "small": chosen.small, "steps": chosen.steps, "warmup": chosen.warmup, "profile": chosen.profile,
+               "repeats": 4, "timeout": 240, "quiet": True}  # fmt: skip
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    mine = []
+    for row in rows_of(wanted, options, chosen.together):
+        mine.append({**row, **run})
+        chosen.output.write_text(json.dumps([*saved, *mine], indent=1))
+        short = row.get("error") or (row.get("verdict", "").splitlines() or [""])[0] or f"{row.get('median_ms', 0):.2f} ms"
+        print(f"{row['network']} {row['precision']} {row['engine']}: {short[-700:]}", flush=True)
+    if not chosen.check:
+        print(markdown(mine))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

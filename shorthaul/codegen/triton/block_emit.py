@@ -1,0 +1,569 @@
+"""Writes the source of a kernel from a plan over two block axes (`blocks`)."""
+
+from __future__ import annotations
+
+import itertools
+import keyword
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Union
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.dtypes import DType, bool_, float32, float64
+from shorthaul.ir.memlet import Condition, Memlet
+from shorthaul.ir.nodes import Tasklet
+from shorthaul.ir.scalar import Scalar, cast, walk
+from shorthaul.ir.scalar_ops import COMBINERS, identity
+from shorthaul.symbolic import Expr, Symbol
+
+from .accumulate import wide_type
+from .blocks import BlockAxis, BlockPlan, Group, Stage
+from .contraction import strip_cast
+from .emit import pointer_name
+from .plan import NotSchedulable, free
+from .text import TRITON_TYPES, combiner_text, index_text, literal, operation_text
+
+IntLike = Union[int, Expr]
+Deps = frozenset[int]  # block dimensions along which a value varies
+NONE: Deps = frozenset()
+
+
+@dataclass
+class State:
+    """The running state of a combining group. level: "stage" (finished with the stage's own loops) or "kernel" (after the loop over a)."""
+
+    group: Group
+    tasklet: Tasklet
+    names: list[str]
+    dtypes: tuple[DType, ...]
+    codes: list[Scalar]
+    dims: Deps
+    level: str
+    axes: tuple[BlockAxis, ...]
+
+
+@dataclass
+class Partial:
+    """A state whose parts lie in scratch memory, one row a chunk; kept: the parameters along which a row runs."""
+
+    state: State
+    kept: tuple[Symbol, ...]
+
+
+@dataclass
+class BlockEmitter:
+    """State of one kernel's source."""
+
+    plan: BlockPlan
+    lines: list[str] = field(default_factory=list)
+    indent: int = 1
+    pointers: dict[str, None] = field(default_factory=dict)
+    sizes: dict[str, Symbol] = field(default_factory=dict)
+    helpers: dict[str, str] = field(default_factory=dict)
+    partials: list[Partial] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.memo: list[dict[tuple, tuple[str, Deps]]] = [{}]
+        self.names: dict[Expr, str] = {}
+        self.dims: dict[Symbol, Deps] = {}
+        self.masks: dict[Symbol, str] = {}
+        self.locals: list[dict[str, tuple[str, Deps, tuple]]] = [{}]
+        self.taken = {"tl", "pid", "triton", "libdevice", "chunk", "CHUNKS", "INDEX"}
+        self.taken.update(f"{x.name}{end}" for x in self.plan.axes for end in ("", "_in", "_tile", "_step"))
+        self.shape = tuple(self._block(d) for d in (0, 1))
+
+    def _block(self, dim: int) -> str:
+        found = [x.block for x in self.plan.axes if x.dim == dim]
+        return found[0] if found else "1"
+
+    # text -------------------------------------------------------------------------------------------------------------
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.indent + text)
+
+    def fresh(self, hint: str) -> str:
+        base = re.sub(r"\W", "_", hint).strip("_") or "v"
+        base = f"v{base}" if base[0].isdigit() else f"{base}_value" if keyword.iskeyword(base) else base
+        name = next(n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1))) if n not in self.taken)
+        self.taken.add(name)
+        return name
+
+    def named(self, hint: str, text: str) -> str:
+        if text.isidentifier():
+            return text
+        var = self.fresh(hint)
+        self.line(f"{var} = {text}")
+        return var
+
+    def find(self, key: tuple) -> tuple[str, Deps] | None:
+        return next((scope[key] for scope in reversed(self.memo) if key in scope), None)
+
+    def ix(self, e: IntLike) -> str:
+        for s in free(e):
+            if s not in self.names:
+                self.sizes[s.name] = s
+        return index_text(e, self.names)
+
+    def block_shape(self, deps: Iterable[int], stage: Stage | None = None) -> str:
+        deps = set(deps)
+        b = stage.b.block if stage is not None and stage.b is not None else self.shape[1]
+        return f"[{self.shape[0] if 0 in deps else '1'}, {b if 1 in deps else '1'}]"
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        self.indent += 1
+        self.memo.append({})
+        self.locals.append({})
+        yield
+        self.locals.pop()
+        self.memo.pop()
+        self.indent -= 1
+
+    # axes -------------------------------------------------------------------------------------------------------------
+    def define(self, axis: BlockAxis, offset: str) -> None:
+        spread = "[:, None]" if axis.dim == 0 else "[None, :]"
+        self.taken.add(axis.name)
+        self.line(f"{axis.name} = {offset + ' + ' if offset != '0' else ''}tl.arange(0, {axis.block}){spread}")
+        self.line(f"{axis.name}_in = {axis.name} < {self.ix(axis.size)}")
+        self.masks[axis.index] = f"{axis.name}_in"
+        self.names[axis.index] = axis.name
+        self.dims[axis.index] = frozenset([axis.dim])  # type: ignore[list-item]
+
+    def grid(self) -> None:
+        grid = self.plan.grid
+        if grid:
+            self.line("pid = tl.program_id(0)")
+        for at, (axis, kind) in enumerate(grid):
+            last = at == len(grid) - 1
+            count = f"tl.cdiv({self.ix(axis.size)}, {axis.block})" if kind == "tile" else "CHUNKS"
+            name = f"{axis.name}_tile" if kind == "tile" else "chunk"
+            self.line(f"{name} = pid{'' if last else f' % ({count})'}")
+            if not last:
+                self.line(f"pid = pid // ({count})")
+            if kind == "tile":
+                self.define(axis, f"{name}.to(INDEX) * {axis.block}")
+        for axis in self.plan.axes:
+            if axis.mode == "whole":
+                self.define(axis, "0")
+
+    def expr_dims(self, e: object) -> Deps:
+        found = NONE
+        for s in free(e):
+            found |= self.dims.get(s, NONE)
+        return found
+
+    # values -----------------------------------------------------------------------------------------------------------
+    def value(self, t: Tasklet, node: Scalar, hint: str = "") -> tuple[str, Deps]:
+        """Text and block dimensions of scalar code; everything is computed once a scope."""
+        if node.op == "read":
+            return self.read(t, str(node.attr))
+        if node.op == "const":
+            text = literal(node.attr)
+            return (f"tl.full([1, 1], {text}, tl.float64)", NONE) if node.dtype is float64 else (text, NONE)
+        key = ("value", id(t), node)
+        found = self.find(key)
+        if found is not None:
+            return found
+        if node.op == "index":
+            e = self.plan.expr(node.attr)  # type: ignore[arg-type]
+            result = self.named("index", f"as_int64({self.ix(e)})"), self.expr_dims(e)
+        else:
+            args = [self.value(t, a) for a in node.args]
+            deps: Deps = frozenset().union(*(d for _, d in args))
+            texts = [f"tl.full([1, 1], {x}, {TRITON_TYPES[a.dtype.name]})" if a.op == "const" and a.dtype is not float64 and _alone(node)
+                     else x for (x, _), a in zip(args, node.args, strict=True)]  # fmt: skip
+            text = _computed(node, texts)
+            result = (self.named(hint or node.op, text) if self._shared(t, node) or len(text) > 60 else text), deps
+        self.memo[-1][key] = result
+        return result
+
+    def _shared(self, t: Tasklet, node: Scalar) -> bool:
+        counts = self.__dict__.setdefault("_counts", {})
+        if id(t) not in counts:
+            mine: dict[Scalar, int] = {}
+            for n in walk(*t.code.values()):
+                for x in n.args:
+                    mine[x] = mine.get(x, 0) + 1
+            for root in t.code.values():
+                mine[root] = mine.get(root, 0) + 1
+            counts[id(t)] = mine
+        return counts[id(t)].get(node, 1) > 1
+
+    def place(self, t: Tasklet, m: Memlet) -> tuple[str, Deps]:
+        """Offset of an element from its container's pointer."""
+        base, indirect = self.plan.address(m)
+        deps = self.expr_dims(base)
+        parts = [self.ix(base)] if base != 0 or not indirect else []
+        for name, stride in indirect:
+            text, d = self.read(t, name)
+            deps |= d
+            parts.append(text if stride == 1 else f"{text} * ({self.ix(self.plan.expr(stride))})")
+        return " + ".join(parts), deps
+
+    def conditions(self, t: Tasklet, guard: Sequence[Condition], deps: Deps) -> tuple[list[str], Deps]:
+        """Masks of the block axes along which something varies, and a guard's conditions."""
+        for c in guard:
+            deps |= self.expr_dims(self.plan.expr(c.expr))
+        texts = [self.masks[x.index] for x in self.plan.axes if x.index in self.masks and x.dim in deps and self._open(x)]
+        for c in guard:
+            texts.append(f"({self.ix(self.plan.expr(c.expr))} {'>=' if c.relation == 'ge' else '=='} 0)")
+        return texts, deps
+
+    def _open(self, axis: BlockAxis) -> bool:
+        return axis is self.plan.a or self.stage is None or axis is self.stage.b
+
+    stage: Stage | None = None
+
+    def read(self, t: Tasklet, name: str) -> tuple[str, Deps]:
+        """Load what arrives at a connector; the same element is loaded once a scope."""
+        m = t.reads[name]
+        if m.container in self.plan.local_names:
+            return self.read_local(m)
+        place, deps = self.place(t, m)
+        texts, full = self.conditions(t, m.guard, deps)
+        pointer = self.pointer(m.container)
+        key = ("load", pointer, place, tuple(texts), m.fill)
+        found = self.find(key)
+        if found is not None:
+            return found
+        target = f"{pointer} + {place}" if place != "0" else pointer
+        if full != deps or place == "0" or not deps:
+            target += f" + tl.zeros({self.block_shape(full, self.stage)}, tl.int32)"
+        c = self.plan.containers[m.container]
+        if texts:
+            zero: object = False if c.dtype is bool_ else 0
+            other = zero if m.fill is None else m.fill
+            if isinstance(other, float) and not math.isfinite(other) and not c.dtype.is_float:
+                raise NotSchedulable(f"{m} is filled with {other}")
+            target += f", mask={' & '.join(texts)}, other={literal(other)}"
+        var = self.fresh(name)
+        self.line(f"{var} = tl.load({target})")
+        self.memo[-1][key] = var, full
+        return var, full
+
+    def read_local(self, m: Memlet) -> tuple[str, Deps]:
+        subset = tuple(self.plan.expr(s) for s in m.subset)  # type: ignore[arg-type]
+        for scope in reversed(self.locals):
+            if m.container in scope:
+                var, deps, held = scope[m.container]
+                if m.guard or any(a is not b and a != b for a, b in zip(held, subset, strict=True)):
+                    break
+                return var, deps
+        raise NotSchedulable(f"map {self.plan.map.label}: local {m.container} is read where its block does not hold that element")
+
+    def pointer(self, name: str) -> str:
+        self.pointers[name] = None
+        return pointer_name(name)
+
+    # the tree ---------------------------------------------------------------------------------------------------------
+    def kernel(self) -> None:
+        """The whole body."""
+        self.grid()
+        a = self.plan.a
+        if a is None or a.mode != "loop":
+            self.stages([])
+            return
+        late = [self.start(s, g, "kernel") for s in self.plan.stages for g in s.groups if g.combine and not g.scatters and self._late(g)]
+        self.hoist(a)
+        with self.loop(a):
+            self.stages(late)
+        for state in late:
+            self.finish(state)
+
+    def _late(self, g: Group) -> bool:
+        return self.plan.a is not None and self.plan.reduces(g, self.plan.a)
+
+    @contextmanager
+    def loop(self, axis: BlockAxis) -> Iterator[None]:
+        if axis.mode == "serial":
+            static = isinstance(axis.size, int) and axis.size <= 9
+            self.taken.add(axis.name)
+            self.line(f"for {axis.name} in {'tl.static_range' if static else 'range'}({self.ix(axis.size)}):")
+            self.names[axis.index] = axis.name
+            with self.scope():
+                yield
+            return
+        step = self.fresh(f"{axis.name}_step")
+        self.line(f"for {step} in range({axis.steps}):")
+        with self.scope():
+            first = f"(chunk.to(INDEX) * {axis.steps} + {step})" if axis.chunked else f"tl.cast({step}, INDEX)"
+            self.define(axis, f"{first} * {axis.block}")
+            yield
+
+    def hoist(self, axis: BlockAxis) -> None:
+        """Load before a loop what does not change in it."""
+        inner = [axis.index, *(x.index for x in self.plan.axes if x.index not in self.names and x is not axis)]
+        for s in self.plan.stages:
+            written = {m.container for m in s.tasklet.writes.values()}
+            self.stage = s
+            for name, m in s.tasklet.reads.items():
+                if m.container in self.plan.local_names or m.is_indirect or m.container in written:
+                    continue
+                base, _ = self.plan.address(m)
+                used = free(base).union(*(free(self.plan.expr(c.expr)) for c in m.guard))
+                if used.isdisjoint(inner):
+                    self.read(s.tasklet, name)
+            self.stage = None
+
+    def stages(self, late: list[State]) -> None:
+        for s in self.plan.stages:
+            self.stage = s
+            for o in s.tasklet.origins:
+                self.line(f"# {o}"[: 118 - 4 * self.indent])
+            mine = [x for x in late if x.tasklet is s.tasklet]
+            own = [self.start(s, g, "stage") for g in s.groups if g.combine and not g.scatters and not self._late(g)]
+            loops = [x for x in ((s.b,) if s.b is not None else ()) if x.mode == "loop"] + list(s.serial)
+            self.nested(s, loops, [*mine, *own])
+            for state in own:
+                self.finish(state)
+            self.stage = None
+
+    def nested(self, s: Stage, loops: Sequence[BlockAxis], states: list[State]) -> None:
+        if loops:
+            self.hoist(loops[0])
+            with self.loop(loops[0]):
+                self.nested(s, loops[1:], states)
+            return
+        for g in s.groups:
+            if g.combine and g.scatters and self.plan.form == "serial":
+                self.read_modify_write(s.tasklet, g)
+            elif g.combine and g.scatters:
+                self.atomic(s.tasklet, g)
+            elif not g.combine:
+                self.write(s, g.connectors[0])
+        for state in states:
+            self.add(state)
+
+    # writes -----------------------------------------------------------------------------------------------------------
+    def write(self, s: Stage, name: str) -> None:
+        t, m = s.tasklet, s.tasklet.writes[name]
+        value, deps = self.value(t, t.code[name], name)
+        dtype = t.code[name].dtype
+        if t.code[name].op == "const":
+            value = f"tl.full([1, 1], {literal(t.code[name].attr)}, {TRITON_TYPES[dtype.name]})"
+        if m.container in self.plan.local_names:
+            local = self.plan.containers[m.container].dtype
+            if local is not dtype:
+                value = f"({value} != 0)" if local is bool_ else f"{value}.to({TRITON_TYPES[local.name]})"
+            subset = tuple(self.plan.expr(x) for x in m.subset)  # type: ignore[arg-type]
+            self.keep(m.container, self.named(m.container, value), deps, subset)
+            return
+        self.store(t, m, *self.place(t, m), value)
+
+    def keep(self, name: str, value: str, deps: Deps, subset: tuple) -> None:
+        """A local's value: known until the loop over rows ends."""
+        self.locals[1 if self.plan.a is not None and self.plan.a.mode == "loop" else 0][name] = value, deps, subset
+
+    def store(self, t: Tasklet, m: Memlet, place: str, deps: Deps, value: str, guard: Sequence[Condition] | None = None) -> None:
+        texts, full = self.conditions(t, m.guard if guard is None else guard, deps)
+        target = self.target(m.container, place, deps, full)
+        self.line(f"tl.store({target}, {value}{self.masked(texts)})")
+
+    def target(self, container: str, place: str, deps: Deps, full: Deps) -> str:
+        target = f"{self.pointer(container)} + {place}"
+        return target if deps and full == deps else f"{target} + tl.zeros({self.block_shape(full, self.stage)}, tl.int32)"
+
+    def masked(self, texts: Sequence[str]) -> str:
+        return f", mask={' & '.join(texts)}" if texts else ""
+
+    def atomic(self, t: Tasklet, g: Group) -> None:
+        name = g.connectors[0]
+        m = t.writes[name]
+        code = strip_cast(t.code[name])
+        value, deps = self.value(t, code, name)
+        where, d = self.place(t, m)
+        texts, full = self.conditions(t, m.guard, d | deps | frozenset(x.dim for x in self.plan.axes if x.dim is not None))  # type: ignore[arg-type]
+        dtype = self.plan.containers[m.container].dtype
+        value = f"tl.broadcast_to({value}, {self.block_shape(full, self.stage)})" if deps != full and code.op != "const" else value
+        if code.op == "const":
+            value = f"tl.full({self.block_shape(full, self.stage)}, {value}, {TRITON_TYPES[dtype.name]})"
+        elif code.dtype is not dtype:
+            value = f"{value}.to({TRITON_TYPES[dtype.name]})"
+        op = {"sum": "add"}.get(str(g.combine), g.combine)
+        self.line(f'tl.atomic_{op}({self.target(m.container, where, d, full)}, {value}{self.masked(texts)}, sem="relaxed")')
+
+    def read_modify_write(self, t: Tasklet, g: Group) -> None:
+        """Combine into memory one step after the other; blocks own what they write."""
+        left = []
+        for name in g.connectors:
+            m = t.writes[name]
+            where, d = self.place(t, m)
+            texts, full = self.conditions(t, m.guard, d)
+            var = self.fresh(f"{name}_old")
+            self.line(f"{var} = tl.load({self.target(m.container, where, d, full)}{self.masked(texts)})")
+            left.append(var)
+        codes = [t.code[n] for n in g.connectors]
+        dtypes = tuple(c.dtype for c in codes)
+        right = [self.value(t, c)[0] for c in codes]
+        right = [f"tl.full([1, 1], {x}, {TRITON_TYPES[c.dtype.name]})" if c.op == "const" else x for x, c in zip(right, codes, strict=True)]
+        names = [self.fresh(f"{n}_new") for n in g.connectors]
+        self.line(f"{', '.join(names)} = {self.merge_call(str(g.combine), dtypes, left, right)}")
+        self.line("tl.debug_barrier()")
+        for name, var in zip(g.connectors, names, strict=True):
+            m = t.writes[name]
+            self.store(t, m, *self.place(t, m), var)
+        self.line("tl.debug_barrier()")
+
+    # reductions -------------------------------------------------------------------------------------------------------
+    def start(self, s: Stage, g: Group, level: str) -> State:
+        t = s.tasklet
+        codes = [strip_cast(t.code[c]) for c in g.connectors]
+        dtypes = tuple(wide_type(c.dtype) for c in codes)
+        axes = tuple(x for x in (self.plan.a, s.b, *s.serial) if x is not None)
+        scope = [x for x in axes if level == "kernel" or x is not self.plan.a]
+        dims = frozenset(x.dim for x in axes if x.dim is not None)  # type: ignore[misc]
+        names = [self.fresh(f"{c}_state") for c in g.connectors]
+        state = State(g, t, names, dtypes, codes, dims, level, axes)
+        loops = any(x.mode in ("loop", "serial") for x in scope)
+        if loops or g.scan is not None:
+            for at, name in enumerate(names):
+                neutral = self.neutral(state, at)
+                self.line(f"{name} = tl.full({self.block_shape(dims, s)}, {neutral}, {TRITON_TYPES[dtypes[at].name]})")
+        else:
+            state.level = "once"
+        return state
+
+    def neutral(self, s: State, at: int) -> str:
+        logic = s.group.combine in ("any", "all")
+        value = identity(str(s.group.combine), at, bool_ if logic else s.dtypes[at]).attr
+        return literal(int(value) if isinstance(value, bool) else value)  # type: ignore[call-overload]
+
+    def elements(self, s: State) -> list[str]:
+        """The elements as states: neutral outside the reduced axes and where a guard fails."""
+        t, g = s.tasklet, s.group
+        reduced = frozenset(x.dim for x in s.axes if x.dim is not None and self.plan.reduces(g, x))
+        guard = t.writes[g.connectors[0]].guard
+        texts, _ = self.conditions(t, guard, reduced)  # type: ignore[arg-type]
+        out = []
+        for at, (code, dtype) in enumerate(zip(s.codes, s.dtypes, strict=True)):
+            text, deps = self.value(t, code, g.connectors[at])
+            if code.op == "const":
+                text = f"tl.full([1, 1], {literal(int(code.attr) if code.dtype is bool_ else code.attr)}, {TRITON_TYPES[dtype.name]})"  # type: ignore[call-overload]
+            elif code.dtype is not dtype:
+                text = f"{text}.to({TRITON_TYPES[dtype.name]})"
+            neutral = self.neutral(s, at)
+            if texts and not (code.op == "const" and literal(code.attr) == neutral):
+                text = f"tl.where({' & '.join(texts)}, {text}, {neutral})"
+                deps |= reduced
+            if s.level == "once" and not reduced <= deps:
+                text = f"tl.broadcast_to({text}, {self.block_shape(deps | reduced, self.stage)})"
+            out.append(text)
+        return out
+
+    def add(self, s: State) -> None:
+        elements = self.elements(s)
+        if s.level == "once":
+            for name, text in zip(s.names, elements, strict=True):
+                self.line(f"{name} = {text}")
+            return
+        if len(s.names) > 1 and s.group.scan is None:
+            # states are merged by a function of the whole tuple
+            elements = [self.named(f"{c}_element", x) for c, x in zip(s.group.connectors, elements, strict=True)]
+        self.line(f"{', '.join(s.names)} = {self.merge_call(str(s.group.combine), s.dtypes, s.names, elements)}")
+        if s.group.scan is not None:
+            for at, name in enumerate(s.group.connectors):
+                m = s.tasklet.writes[name]
+                self.store(s.tasklet, m, *self.place(s.tasklet, m), self.result(s, at, s.names[at]))
+
+    def merge_call(self, combine: str, dtypes: tuple[DType, ...], left: Sequence[str], right: Sequence[str]) -> str:
+        if combine == "sum":
+            return f"{left[0]} + {right[0]}"
+        return f"{self.merge(combine, dtypes)}({', '.join([*left, *right])})"
+
+    def merge(self, combine: str, dtypes: tuple[DType, ...]) -> str:
+        """Name of the function that merges two states; written beside the kernel where it is not in the prelude."""
+        c = COMBINERS[combine]
+        name = f"merge_{combine}"
+        if len(c.components) > 1 and name not in self.helpers:
+            left = tuple(Scalar("read", (), d, f"{x}_l") for x, d in zip(c.components, dtypes, strict=True))
+            right = tuple(Scalar("read", (), d, f"{x}_r") for x, d in zip(c.components, dtypes, strict=True))
+            self.helpers[name] = combiner_text(name, [*left, *right], c.merge(left, right))
+        return name
+
+    def finish(self, s: State) -> None:
+        """Merge across the block and write the result: a local, the container, or a partial result."""
+        g = s.group
+        if g.scan is not None:
+            return
+        names = list(s.names)
+        dims = sorted(x.dim for x in s.axes if x.dim is not None and self.plan.reduces(g, x))  # type: ignore[type-var]
+        if dims and len(names) > 1 and s.level == "once":
+            full = self.block_shape(s.dims, self.stage or self._stage_of(s))
+            names = [self.named(f"{n}_all", f"tl.broadcast_to({n}, {full})") for n in names]
+        for d in dims:
+            out = [self.fresh(f"{c}_total") for c in g.connectors]
+            if g.combine == "sum":
+                self.line(f"{out[0]} = tl.sum({names[0]}, axis={d}, keep_dims=True)")
+            else:
+                operand = names[0] if len(names) == 1 else f"({', '.join(names)})"
+                self.line(f"{', '.join(out)} = tl.reduce({operand}, {d}, {self.merge(str(g.combine), s.dtypes)}, keep_dims=True)")
+            names = out
+        if any(x.chunked and self.plan.reduces(g, x) for x in s.axes):
+            self.store_partial(s, names)
+            return
+        deps = s.dims - set(dims)
+        before, self.stage = self.stage, self.stage or self._stage_of(s)
+        for at, c in enumerate(g.connectors):
+            m = s.tasklet.writes[c]
+            text = self.result(s, at, names[at])
+            if g.is_local:
+                subset = tuple(self.plan.expr(x) for x in m.subset)  # type: ignore[arg-type]
+                self.keep(m.container, self.named(m.container, text), deps, subset)
+                continue
+            own = frozenset(x.index for x in s.axes if self.plan.reduces(g, x))
+            guard = [c for c in m.guard if free(self.plan.expr(c.expr)).isdisjoint(own)]
+            self.store(s.tasklet, m, *self.place(s.tasklet, m), text, guard)
+        self.stage = before
+
+    def _stage_of(self, s: State) -> Stage:
+        return next(x for x in self.plan.stages if x.tasklet is s.tasklet)
+
+    def result(self, s: State, at: int, text: str) -> str:
+        """A state as the element that is written, rounded as the code says."""
+        dtype = s.tasklet.code[s.group.connectors[at]].dtype
+        if dtype is bool_:
+            return f"({text} != 0)"
+        return text if dtype is s.dtypes[at] else f"{text}.to({TRITON_TYPES[dtype.name]})"
+
+    def store_partial(self, s: State, names: Sequence[str]) -> None:
+        kept = [x for x in s.axes if not self.plan.reduces(s.group, x)]
+        if len(kept) > 1:
+            raise NotSchedulable(f"map {self.plan.map.label}: partial results along two axes")
+        before, self.stage = self.stage, self._stage_of(s)
+        params = kept[0].params if kept else ()
+        place = f"{kept[0].name} + chunk.to(INDEX) * ({self.ix(kept[0].size)})" if kept else "chunk"
+        deps: Deps = frozenset([kept[0].dim]) if kept else NONE  # type: ignore[list-item]
+        texts, _ = self.conditions(s.tasklet, (), deps)
+        for c, name in zip(s.group.connectors, names, strict=True):
+            target = self.target(partial_name(s.tasklet.writes[c]), place, deps, deps)
+            self.line(f"tl.store({target}, {name}{self.masked(texts)})")
+        self.stage = before
+        self.partials.append(Partial(s, params))
+
+
+def partial_name(m: Memlet) -> str:
+    return f"{m.container}_partial"
+
+
+def _computed(node: Scalar, texts: Sequence[str]) -> str:
+    """The text of an operation; 16-bit floats are computed in float32 and rounded, which gives the same for one operation."""
+    narrow = [a.dtype.is_float and a.dtype.bits == 16 for a in node.args]
+    if node.op in ("cast", "where") or not any(narrow):
+        return operation_text(node, list(texts))
+    wide = tuple(cast(a, float32) if n else a for a, n in zip(node.args, narrow, strict=True))
+    rounded = node.dtype.is_float and node.dtype.bits == 16
+    args = [f"{x}.to(tl.float32)" if n and a.op != "const" else x for x, n, a in zip(texts, narrow, node.args, strict=True)]
+    text = operation_text(Scalar(node.op, wide, float32 if rounded else node.dtype, node.attr), args)
+    return f"{text}.to({TRITON_TYPES[node.dtype.name]})" if rounded else text
+
+
+def _alone(node: Scalar) -> bool:
+    """Operations in which a bare number would not become a block."""
+    return node.op not in ("add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne") or all(a.op == "const" for a in node.args)
+
+
+def partial_container(m: Memlet, dtype: DType, kept: Sequence[Symbol], parts: Symbol) -> Container:
+    """The scratch memory of a partial result: a row a chunk, dense along the kept parameters."""
+    return Container(partial_name(m), dtype, (parts, *(p.size for p in kept)))

@@ -1,0 +1,450 @@
+"""Two block axes for any map: which parameters run along which axis, and how.
+
+Every value of a kernel is a block of rank two. Axis `a` is dimension 0, axis `b` dimension 1, the *lanes*: its fastest parameter is the one
+along which most of the moved elements lie next to each other. An axis counts several map parameters as one number (slowest first); a
+parameter is then a quotient and remainder of it, which the symbolic simplification removes where an address is linear in the axis.
+Modes of an axis:
+
+    tile     blocks over the grid
+    whole    one block holds the axis: rows that stay in registers
+    loop     a loop over blocks; `chunked`, the blocks are dealt to several programs whose partial results a second kernel merges
+    serial   a loop over single values (taps of a window, the steps of a scan): no block axis
+
+Forms: *elementwise* (a tile, b tile), *rows* (a kept: tile; b reduced: whole or loop), *columns* (a reduced: loop; b kept: tile), *nests*
+(a the rows of the outer map, b the parameters of the inner maps, whole).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from shorthaul.ir.containers import Container
+from shorthaul.ir.memlet import Indirect, Memlet
+from shorthaul.ir.nodes import Map, Tasklet
+from shorthaul.ir.scalar_ops import COMBINERS
+from shorthaul.symbolic import Expr, Symbol, bounds, evaluate, index, product, substitute
+
+from .plan import NotSchedulable, address, coefficient, free, next_power_of_two
+
+IntLike = Union[int, Expr]
+TAPS = 64  # reduced points up to which a window's taps are a loop of single values
+WHOLE = 8192  # elements of a row up to which it stays in registers
+PROGRAMS = 528  # programs that fill a large GPU: four for each of 132 multiprocessors
+
+
+@dataclass(frozen=True)
+class BlockAxis:
+    """One axis. `index` counts its points; `dim` is None for a serial axis."""
+
+    name: str
+    params: tuple[Symbol, ...]
+    mode: str
+    dim: int | None
+    index: Symbol
+    chunked: bool = False
+
+    @property
+    def size(self) -> IntLike:
+        return self.index.size
+
+    @property
+    def block(self) -> str:
+        return f"BLOCK_{self.name.upper()}"
+
+    @property
+    def steps(self) -> str:
+        return f"STEPS_{self.name.upper()}"
+
+
+def make_axis(name: str, params: Sequence[Symbol], mode: str, dim: int | None, chunked: bool = False) -> BlockAxis:
+    return BlockAxis(name, tuple(params), mode, dim, index(f"{name}.", product(p.size for p in params)), chunked)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Writes that are computed together: one plain write, or the components of a combiner."""
+
+    connectors: tuple[str, ...]
+    combine: str | None
+    scan: Symbol | None
+    reduced: frozenset[Symbol]
+    scatters: bool
+    is_local: bool
+
+
+@dataclass
+class Stage:
+    """A tasklet with the axes that its loops run over (beside `a`), and those of its writes that this kernel computes."""
+
+    tasklet: Tasklet
+    b: BlockAxis | None
+    serial: tuple[BlockAxis, ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass
+class BlockPlan:
+    """A kernel: its map, the axes, the stages in order. values: map parameters as expressions of axis indices."""
+
+    map: Map
+    containers: Mapping[str, Container]
+    a: BlockAxis | None
+    stages: list[Stage]
+    local_names: frozenset[str] = frozenset()
+    values: dict[Symbol, IntLike] = field(default_factory=dict)
+    form: str = "elementwise"
+
+    def finish(self) -> BlockPlan:
+        for p in _params(self.map):
+            if _unit(p):
+                self.values[p] = p.lower  # type: ignore[assignment]
+        for axis in self.axes:
+            for at, p in enumerate(axis.params):
+                after = product(q.size for q in axis.params[at + 1 :])
+                self.values[p] = (p.lower or 0) + (axis.index // after if at == 0 else axis.index // after % p.size)
+        return self
+
+    @property
+    def axes(self) -> list[BlockAxis]:
+        found = [self.a] if self.a is not None else []
+        for s in self.stages:
+            found += [x for x in ((s.b,) if s.b is not None else ()) + s.serial if x not in found]
+        return found
+
+    @property
+    def grid(self) -> list[tuple[BlockAxis, str]]:
+        """Axes over which programs are dealt, fastest first, and how."""
+        tiles = [(x, "tile") for x in sorted(self.axes, key=lambda x: -(x.dim or 0)) if x.mode == "tile"]
+        return tiles + [(x, "chunk") for x in self.axes if x.chunked]
+
+    def reduces(self, g: Group, axis: BlockAxis) -> bool:
+        """Whether a combining write sums over the axis (maps of a nest call its parameters by names of their own)."""
+        return any(axis.index in free(self.values[p]) for p in g.reduced)
+
+    def expr(self, e: IntLike) -> IntLike:
+        return e if isinstance(e, int) else substitute(e, self.values)
+
+    def address(self, m: Memlet) -> tuple[IntLike, tuple[tuple[str, IntLike], ...]]:
+        """Offset of an element in axis indices, and its indirect subscripts with their strides."""
+        base, indirect = address(m, self.containers[m.container])
+        return self.expr(base), indirect
+
+
+# groups -----------------------------------------------------------------------------------------------------------------
+def write_groups(
+    t: Tasklet, scope: frozenset[Symbol], local: Mapping[str, frozenset[Symbol]], containers: Mapping[str, Container]
+) -> list[Group]:
+    """The writes of a tasklet. local: for each local the parameters outside it."""
+    found: list[Group] = []
+    done: set[str] = set()
+    for name, m in t.writes.items():
+        if name in done:
+            continue
+        names: tuple[str, ...] = (name,)
+        if m.combine is not None and len(COMBINERS[m.combine].components) > 1:
+            names = COMBINERS[m.combine].components
+            if any(c not in t.writes for c in names):
+                raise NotSchedulable(f"{t}: combiner {m.combine} needs the writes {', '.join(names)}")
+        done.update(names)
+        subset = frozenset().union(*(free(s) for s in m.subset))
+        reduced = frozenset() if m.combine is None else frozenset(p for p in scope - subset if not _unit(p))
+        inside = reduced - local.get(m.container, frozenset())
+        meets = m.combine is not None and scatters(m, scope, containers)
+        found.append(Group(names, m.combine, m.scan, inside, meets, m.container in local))
+    return found
+
+
+def scatters(m: Memlet, scope: Iterable[Symbol], containers: Mapping[str, Container]) -> bool:
+    """Whether several points of the parameters in a combining write's subscripts may meet in one element."""
+    if m.is_indirect:
+        return True
+    used = [p for p in scope if not _unit(p) and any(p in free(s) for s in m.subset)]
+    plain = [s for s in m.subset if isinstance(s, Symbol)]
+    if len(set(plain)) == len(plain) and set(plain) >= set(used):
+        return False
+    base, _ = address(m, containers[m.container])
+    steps = []
+    for p in used:
+        k = coefficient(base, p)
+        if not isinstance(k, int) or k <= 0 or not isinstance(p.size, int):
+            return True
+        steps.append((k, p.size))
+    span = 1
+    for k, n in sorted(steps):
+        if k < span:
+            return True
+        span += k * (n - 1)
+    return False
+
+
+def _params(m: Map) -> Iterable[Symbol]:
+    yield from m.params
+    for node in m.body:
+        if isinstance(node, Map):
+            yield from _params(node)
+
+
+def _unit(p: Symbol) -> bool:
+    return isinstance(p.size, int) and p.size == 1
+
+
+# lanes ------------------------------------------------------------------------------------------------------------------
+def weights(m: Map, containers: Mapping[str, Container], local: Iterable[str], params: Iterable[Symbol]) -> dict[Symbol, float]:
+    """For each parameter how much is moved along it contiguously."""
+    votes = dict.fromkeys(params, 0.0)
+    skip = set(local)
+    for a in m.accesses():
+        if a.memlet.container in skip:
+            continue
+        base, _ = address(a.memlet, containers[a.memlet.container])
+        used = [p for p in votes if p in free(base)]
+        moved = 1.0
+        for p in used:
+            moved *= _number(p.size)
+        for p in used:
+            if coefficient(base, p) == 1:
+                votes[p] += moved * (2 if a.is_write else 1)
+    return votes
+
+
+def _number(e: IntLike) -> float:
+    if isinstance(e, int):
+        return e
+    low, high = bounds(e)
+    return float(high if high is not None and high < 1 << 20 else max(64, low or 0))
+
+
+def ordered(m: Map, containers: Mapping[str, Container], params: Sequence[Symbol], last: Symbol | None = None) -> list[Symbol]:
+    """Parameters slowest first by the strides that they have in the largest container they address; `last` goes to the end."""
+    best: dict[Symbol, tuple[float, float]] = {}
+    for a in m.accesses():
+        c = containers.get(a.memlet.container)
+        if c is None:
+            continue
+        base, _ = address(a.memlet, c)
+        size = _number(c.size)
+        for p in params:
+            k = coefficient(base, p)
+            if k is not None and not (isinstance(k, int) and k == 0):
+                stride = abs(_number(k)) if not isinstance(k, int) else abs(k)
+                if p not in best or size > best[p][0]:
+                    best[p] = (size, stride)
+    rest = [p for p in params if p is not last]
+    rest.sort(key=lambda p: -best.get(p, (0.0, float("inf")))[1])
+    return [*rest, *([last] if last is not None else [])]
+
+
+# plans ------------------------------------------------------------------------------------------------------------------
+def plan_flat(m: Map, containers: Mapping[str, Container], split: bool = True) -> list[BlockPlan]:
+    """The kernels of a flat map: one for all writes that can share their loops, more where reductions run over different parameters."""
+    t = m.tasklet
+    assert t is not None
+    params = tuple(p for p in m.params if not _unit(p))
+    scope = frozenset(params)
+    groups = write_groups(t, scope, {}, containers)
+    first: list[Group] = []
+    others: dict[Any, list[Group]] = {}
+    sets = [g.reduced for g in groups if g.combine is not None and not g.scatters and g.scan is None]
+    main = max(sets, key=lambda s: (sets.count(s), len(s)), default=frozenset())
+    for g in groups:
+        if g.scan is not None:
+            others.setdefault(("scan", g.scan), []).append(g)
+        elif g.scatters and not atomic(g, t):
+            others.setdefault(("serial", g.connectors), []).append(g)
+        elif g.combine is None or g.scatters or g.reduced == main:
+            first.append(g)
+        else:
+            others.setdefault(g.reduced, []).append(g)
+    plans = [_flat(m, containers, params, first, main, split)] if first else []
+    for key, these in others.items():
+        if isinstance(key, tuple) and key[0] == "scan":
+            plans.append(_steps(m, containers, params, these, [key[1]], "scan"))
+        elif isinstance(key, tuple):
+            used = frozenset().union(*(free(s) for s in t.writes[these[0].connectors[0]].subset))
+            indexed = _index_params(t, t.writes[these[0].connectors[0]])
+            serial = [p for p in params if p not in used or p in indexed]
+            plans.append(_steps(m, containers, params, these, serial, "serial"))
+        else:
+            plans.append(_flat(m, containers, params, these, key, split))
+    return plans
+
+
+def atomic(g: Group, t: Tasklet) -> bool:
+    """Whether hardware has the combination as one operation on memory."""
+    dtype = t.code[g.connectors[0]].dtype
+    if g.combine == "sum":
+        return dtype.is_float or dtype.bits >= 32
+    return g.combine in ("max", "min") and not dtype.is_float and dtype.bits >= 32
+
+
+def _index_params(t: Tasklet, m: Memlet) -> frozenset[Symbol]:
+    """Parameters on which the indirect subscripts of a memlet depend."""
+    found: frozenset[Symbol] = frozenset()
+    for s in m.subset:
+        if isinstance(s, Indirect):
+            read = t.reads[s.name]
+            found |= read.symbols | _index_params(t, read)
+    return found
+
+
+def _flat(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ...], groups: list[Group], reduced: frozenset[Symbol],
+          split: bool) -> BlockPlan:  # fmt: skip
+    t = m.tasklet
+    assert t is not None
+    kept = [p for p in params if p not in reduced]
+    summed = [p for p in params if p in reduced]
+    taps = product(p.size for p in summed)
+    serial: tuple[BlockAxis, ...] = ()
+    if summed and kept and isinstance(taps, int) and taps <= TAPS and _number(product(p.size for p in kept)) >= 16 * taps:
+        serial = tuple(make_axis(f"s{i}", [p], "serial", None) for i, p in enumerate(summed))
+        summed = []
+    votes = weights(m, containers, (), [*kept, *summed])
+    lane = max(votes, key=lambda p: votes[p], default=None)
+    if lane is None:
+        return BlockPlan(m, containers, None, [Stage(t, None, serial, tuple(groups))]).finish()
+    if not summed:
+        b, a, form = [lane], ordered(m, containers, [p for p in kept if p is not lane]), "elementwise"
+        while a and _merges(m, containers, a[-1], b[0]):
+            b.insert(0, a.pop())
+        if isinstance(n := product(p.size for p in b), int) and n < 32:  # too few lanes: all of it is one axis
+            a, b = [], [*a, *b]
+        row = make_axis("a", a, "tile", 0) if a else None
+        return BlockPlan(m, containers, row, [Stage(t, make_axis("b", b, "tile", 1), serial, tuple(groups))], form=form).finish()
+    chunked = split and not any(g.scatters and g.combine for g in groups if not g.combine)
+    if lane in summed:
+        row = make_axis("a", ordered(m, containers, kept), "tile", 0) if kept else None
+        col = make_axis("b", ordered(m, containers, summed, lane), "loop", 1, chunked)
+        return BlockPlan(m, containers, row, [Stage(t, col, serial, tuple(groups))], form="rows").finish()
+    row = make_axis("a", ordered(m, containers, summed), "loop", 0, chunked)
+    col = make_axis("b", ordered(m, containers, kept, lane), "tile", 1)
+    return BlockPlan(m, containers, row, [Stage(t, col, serial, tuple(groups))], form="columns").finish()
+
+
+def _merges(m: Map, containers: Mapping[str, Container], outer: Symbol, inner: Symbol) -> bool:
+    """Whether every access walks through the two parameters as through one."""
+    for x in m.accesses():
+        exprs = [address(x.memlet, containers[x.memlet.container])[0], *(c.expr for c in x.memlet.guard)]
+        for e in exprs:
+            p, q = coefficient(e, outer), coefficient(e, inner)
+            if p is None or q is None or p != q * inner.size:
+                return False
+    return not any(n.has_index for t in [m.tasklet] if t for n in t.code.values())
+
+
+def _steps(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ...], groups: list[Group], steps: Sequence[Symbol],
+           form: str) -> BlockPlan:  # fmt: skip
+    """One value after the other along `steps`, everything else in parallel: scans, and combinations that memory cannot do atomically."""
+    t = m.tasklet
+    assert t is not None
+    rest = [p for p in params if p not in steps]
+    votes = weights(m, containers, (), rest)
+    lane = max(votes, key=lambda p: votes[p], default=None)
+    b = make_axis("b", ordered(m, containers, rest, lane), "tile", 1) if rest else None
+    serial = tuple(make_axis(f"s{i}", [p], "serial", None) for i, p in enumerate(p for p in steps if not _unit(p)))
+    return BlockPlan(m, containers, None, [Stage(t, b, serial, tuple(groups))], form=form).finish()
+
+
+def plan_nest(m: Map, containers: Mapping[str, Container], split: bool = True) -> BlockPlan:
+    """The kernel of a nested map whose inner maps run over rows. Raises NotSchedulable where that is not what it is."""
+    outer = [p for p in m.params if not _unit(p)]
+    every = {**containers, **m.locals}
+    local = {name: frozenset(m.params) for name in m.locals}
+    stages: list[Stage] = []
+    axes: dict[tuple, BlockAxis] = {}
+    values: dict[Symbol, IntLike] = {}
+    chunked = False
+    for node in m.body:
+        inner = node if isinstance(node, Map) else None
+        if inner is not None and (inner.tasklet is None or inner.locals):
+            raise NotSchedulable(f"map {m.label}: maps are nested more than twice")
+        t = inner.tasklet if inner is not None else node
+        if not isinstance(t, Tasklet):
+            raise NotSchedulable(f"map {m.label}: a {node.kind} inside a kernel has no Triton schedule")
+        params = [p for p in inner.params if not _unit(p)] if inner is not None else []
+        groups = write_groups(t, frozenset([*outer, *params]), local, every)
+        for g in groups:
+            rows = g.reduced & set(outer)
+            if g.scan is not None or g.scatters:
+                raise NotSchedulable(f"map {m.label}: a scan or scatter inside a nest")
+            if g.combine is not None and ((rows and rows != set(outer)) or (g.reduced - rows) not in (frozenset(), frozenset(params))):
+                raise NotSchedulable(f"map {m.label}: {g.combine} over a part of the rows")
+            chunked = chunked or bool(rows)
+        b = None
+        if params:
+            key = tuple(p.size for p in params)
+            if key not in axes:
+                name = "b" if not axes else f"b{len(axes)}"
+                axes[key] = make_axis(name, params, "whole", 1)
+            b = axes[key]
+            values.update(zip(params, b.params, strict=True))
+        stages.append(Stage(t, b, (), tuple(groups)))
+    wide = [x for x in axes.values() if (bounds(x.size)[1] or WHOLE + 1) > WHOLE]
+    if wide and any(name for name, c in m.locals.items() if not isinstance(c.size, int) or c.size > 1):
+        raise NotSchedulable(f"map {m.label}: rows of {wide[0].size} elements do not stay in registers")
+    both = m.read_containers() & m.written_containers()
+    if both:
+        raise NotSchedulable(f"map {m.label}: {', '.join(sorted(both))} is written and read again")
+    if wide:
+        looped = {x.index: make_axis(x.name, x.params, "loop", 1) for x in wide}
+        for s in stages:
+            s.b = looped.get(s.b.index, s.b) if s.b is not None else None
+    a = make_axis("a", outer, "loop" if chunked else "tile", 0, chunked and split) if outer else None
+    plan = BlockPlan(m, every, a, stages, frozenset(m.locals), form="nest").finish()
+    for p, q in values.items():
+        if p is not q:
+            plan.values[p] = plan.values[q]  # type: ignore[index]
+    return plan
+
+
+# sizes ------------------------------------------------------------------------------------------------------------------
+def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Blocks, steps, chunks, warps at concrete sizes.
+
+    changes: block sizes by name, `num_warps`, `num_stages`; `budget`, elements a block aims at; `programs`, how many chunks aim at.
+    """
+    at = {x.name: evaluate(x.size, sizes) for x in plan.axes}
+    tiles: dict[str, Any] = {"num_warps": 4, "num_stages": 2}
+    a, b = plan.a, next((s.b for s in plan.stages if s.b is not None), None)
+    n_a, n_b = at["a"] if a is not None else 1, at[b.name] if b is not None else 1
+    wide = 1
+    for x in plan.axes:
+        if x.dim == 1:
+            if x.mode == "tile":
+                tiles[x.block] = _lanes(at[x.name], min(512 if plan.form != "columns" else 128, changes.get("budget", 512)))
+            else:
+                tiles[x.block] = min(next_power_of_two(at[x.name]), WHOLE if x.mode == "whole" else 2048)
+            wide = max(wide, tiles[x.block])
+    budget = {"elementwise": 1024, "nest": 2048}.get(plan.form, 2048)
+    if plan.form == "elementwise" and n_a * n_b >= 1 << 22:
+        budget = 2048
+    budget, programs = changes.get("budget", budget), changes.get("programs", PROGRAMS)
+    if a is None and plan.form == "elementwise" and "b" in at:
+        tiles["BLOCK_B"] = wide = min(budget, next_power_of_two(at["b"]))
+    if a is not None:
+        tiles[a.block] = max(1, min(budget // wide, next_power_of_two(n_a)))
+    total = wide * tiles.get("BLOCK_A", 1)
+    tiles["num_warps"] = 1 if total <= 256 else 4 if total <= 4096 else 8 if total <= 8192 else 16
+    tiles.update({k: v for k, v in changes.items() if k not in ("budget", "programs")})
+    others = 1
+    for x in plan.axes:
+        if x.mode == "tile":
+            others *= -(-at[x.name] // tiles[x.block])
+    chunked = next((x for x in plan.axes if x.chunked), None)
+    for x in plan.axes:
+        if x.mode == "loop":
+            blocks = -(-at[x.name] // tiles[x.block])
+            chunks = max(1, min(blocks, -(-programs // max(1, others)))) if x is chunked else 1
+            tiles[x.steps] = -(-blocks // chunks)
+            if x is chunked:
+                tiles["CHUNKS"] = max(1, -(-blocks // max(1, tiles[x.steps])))
+    return tiles
+
+
+def _lanes(n: int, most: int) -> int:
+    """A power of two of at most `most` lanes that wastes few of them."""
+    if n <= 16:
+        return next_power_of_two(n)
+    sizes = [s for s in (1024, 512, 256, 128, 64, 32) if s <= most and s <= next_power_of_two(n)] or [next_power_of_two(n)]
+    return min(sizes, key=lambda s: (-(-n // s) * s * (1 + 8 / s), -s))

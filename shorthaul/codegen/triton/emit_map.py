@@ -1,0 +1,95 @@
+"""The kernels of one top-level map: what is set before, the map itself, and what merges its partial results."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from shorthaul.ir.builder import at, fresh_params, make_map
+from shorthaul.ir.containers import Container
+from shorthaul.ir.nodes import Access, Map
+from shorthaul.ir.program import Program
+from shorthaul.ir.scalar_ops import COMBINERS, identity
+from shorthaul.symbolic import Expr, Symbol, free_symbols, product, prove_eq
+
+from .block_kernel import emit_block_kernels
+from .blocks import scatters
+from .kernel import PARTS, TritonKernel
+from .plan import NotSchedulable
+
+
+@dataclass(frozen=True)
+class MapKernels:
+    """Kernels that run one after the other. name: equal for maps whose kernels differ only in names."""
+
+    name: str
+    kernels: tuple[TritonKernel, ...]
+    arguments: tuple[str, ...]
+    sizes: tuple[Symbol, ...]
+
+
+_EMITTED: WeakKeyDictionary[Map, tuple[tuple, MapKernels]] = WeakKeyDictionary()
+
+
+def emit_map(m: Map, program: Program) -> MapKernels:
+    """The kernels of a top-level map of a scheduled program. Raises NotSchedulable with the reason.
+
+    Of a container of which other nodes write other parts, a combining map writes only the elements that it reaches; of others, what no
+    iteration reaches is set to the combiner's identity first.
+    """
+    containers = program.containers
+    shared = [c for c in program.writes_of(m) if len(program.writers(c)) > 1]
+    used = sorted(program.writes_of(m) | program.reads_of(m))
+    key = (tuple(shared), tuple((c, containers[c].dtype, containers[c].shape, containers[c].strides) for c in used))
+    found = _EMITTED.get(m)
+    if found is None or found[0] != key:
+        found = _EMITTED[m] = key, _emit(m, containers, shared)
+    return found[1]
+
+
+def schedulable(m: Map, program: Program) -> bool:
+    """Whether the map has kernels."""
+    try:
+        emit_map(m, program)
+    except NotSchedulable:
+        return False
+    return True
+
+
+def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str]) -> MapKernels:
+    kernels: list[TritonKernel] = [_fill(c, containers, combine, part) for c, (combine, part) in _uncovered(m, containers, shared).items()]
+    kernels += emit_block_kernels(m, containers)
+    every = (*kernels, *(f for k in kernels for f in k.finish))
+    outside = dict.fromkeys(a for k in every for a in k.arguments if a in containers)
+    sizes = dict.fromkeys(s for k in every for s in k.sizes if not s.name.startswith(PARTS.name))
+    return MapKernels("_".join(k.structure for k in kernels), tuple(kernels), tuple(outside), tuple(sizes))
+
+
+def _uncovered(m: Map, containers: Mapping[str, Container], shared: Collection[str]) -> dict[str, tuple[str, int]]:
+    """Containers that must be set before, with combiner and component."""
+    found: dict[str, tuple[str, int]] = {}
+    for a in m.accesses():
+        memlet = a.memlet
+        if not a.is_write or a.is_local or memlet.combine is None or memlet.scan is not None:
+            continue
+        c = containers[memlet.container]
+        kept = [p for p in a.params if p in _kept(a)]
+        guarded = any(free_symbols(e.expr) & set(kept) for e in memlet.guard if isinstance(e.expr, Expr))
+        covered = prove_eq(product(p.size for p in kept), c.size) is True and not guarded
+        if scatters(memlet, a.params, containers) or (not covered and memlet.container not in shared):
+            components = COMBINERS[memlet.combine].components
+            found[memlet.container] = memlet.combine, components.index(a.connector) if len(components) > 1 else 0
+    return found
+
+
+def _kept(a: Access) -> frozenset[Symbol]:
+    """Parameters in the subscripts of a write."""
+    return frozenset().union(*(free_symbols(s) for s in a.memlet.subset if isinstance(s, Expr)))
+
+
+def _fill(name: str, containers: Mapping[str, Container], combine: str, component: int) -> TritonKernel:
+    c = containers[name]
+    params = fresh_params(c.shape)
+    value = identity(combine, component, c.dtype)
+    return emit_block_kernels(make_map(params, {}, {"y": at(c, *params)}, lambda: {"y": value}, {}, name="fill"), containers)[0]

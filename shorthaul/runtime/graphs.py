@@ -1,0 +1,212 @@
+"""CUDA graphs around an executable: each phase is captured once and replayed, so that the host no longer matters.
+
+A *slot* is one capture of a forward phase with its backward parts, in memory of its own. It serves one forward run at a time: from the
+forward call until its backward phase is over. A second forward call before that gets another slot, further ones run ungraphed.
+
+What the graph reads lies at fixed addresses: parameters and buffers in place (their addresses are compared before every replay; a slot
+whose parameters moved is captured anew), everything else in copies that each call fills. What the caller gets, outputs and gradients, are
+copies that no later replay touches.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .executable import Backward, Executable, Layout, Run
+
+WARM_UP = 2  # calls with the same sizes that run ungraphed first: libraries choose their algorithms
+SLOTS = 2
+RECAPTURES = 4  # captures of one program because its parameters moved
+LAYOUTS = 4  # choices of sizes that are captured
+
+
+class _Slot:
+    """One capture. busy: a forward run has it."""
+
+    def __init__(self, fixed: dict[str, torch.Tensor]) -> None:
+        self.busy = False
+        self.fixed = fixed  # inputs that are read in place
+        self.addresses = [t.data_ptr() for t in fixed.values()]
+        self.copied: dict[str, torch.Tensor] = {}
+        self.forward: torch.cuda.CUDAGraph | None = None
+        self.results: dict[str, torch.Tensor] = {}
+        self.run: Run | None = None
+        self.cotangents: dict[str, torch.Tensor] = {}
+        self.state: Backward | None = None
+        self.parts: list[tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]]] = []
+
+
+class GraphedRun:
+    """A forward run that a slot made; gives the slot back when it is released."""
+
+    __slots__ = ("layout", "slot")
+
+    def __init__(self, slot: _Slot, layout: Layout) -> None:
+        self.slot: _Slot | None = slot
+        self.layout = layout
+
+    def release(self) -> None:
+        slot, self.slot = self.slot, None
+        if slot is not None:
+            slot.busy = False
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class GraphedBackward:
+    """A backward run in progress."""
+
+    __slots__ = ("next", "run", "slot", "tensors")
+
+    def __init__(self, run: GraphedRun, slot: _Slot, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.run, self.slot, self.tensors, self.next = run, slot, tensors, 0
+
+    def release(self) -> None:
+        self.tensors = {}
+
+
+class GraphedExecutable:
+    """An executable of a GPU, graphed; the interface is that of `Executable`.
+
+    in_place: inputs that keep their address between calls and their values until the backward phase (parameters, buffers that are not
+    written). status: what became of it, for the report.
+    """
+
+    def __init__(self, inner: Executable, in_place: frozenset[str]) -> None:
+        self.inner = inner
+        self.in_place = in_place
+        self.host, self.device, self.signature = inner.host, inner.device, inner.signature
+        self.status = "not captured yet"
+        self._slots: dict[int, list[_Slot]] = {}
+        self._calls: dict[int, int] = {}
+        self._captures = 0
+        self._off = False
+        self._pool: Any = None
+        self._lock = threading.RLock()
+
+    @property
+    def parts(self) -> list[tuple[str, ...]]:
+        return self.inner.parts
+
+    def layout(self, sizes: Mapping[Any, int]) -> Layout:
+        return self.inner.layout(sizes)
+
+    # forward ----------------------------------------------------------------------------------------------------------
+    def forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor], keep: bool) -> tuple[dict[str, torch.Tensor], Any]:
+        """See `Executable.forward`."""
+        with self._lock:
+            slot = self._slot(layout, inputs, keep)
+            if slot is None:
+                return self.inner.forward(layout, inputs, keep)
+            slot.busy = True
+        for n, t in slot.copied.items():
+            t.copy_(inputs[n])
+        assert slot.forward is not None
+        slot.forward.replay()
+        results = _copies(slot.results)
+        if not keep:
+            slot.busy = False
+            return results, None
+        return results, GraphedRun(slot, layout)
+
+    def _slot(self, layout: Layout, inputs: Mapping[str, torch.Tensor], keep: bool) -> _Slot | None:
+        """A free slot that fits, captured now if need be; None: run ungraphed."""
+        key = 2 * id(layout) + keep
+        calls = self._calls[key] = self._calls.get(key, 0) + 1
+        if self._off or calls <= WARM_UP or torch.cuda.is_current_stream_capturing():
+            return None
+        slots = self._slots.setdefault(key, [])
+        if len(self._slots) > 2 * LAYOUTS:
+            return None
+        for slot in [s for s in slots if not s.busy]:
+            if [inputs[n].data_ptr() for n in slot.fixed] == slot.addresses:
+                return slot
+            slots.remove(slot)  # parameters moved
+            self._captures += 1
+        if len(slots) >= SLOTS or self._captures > RECAPTURES:
+            return None
+        made = self._capture_forward(layout, inputs, keep)
+        if made is not None:
+            slots.append(made)
+        return made
+
+    def _capture_forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor], keep: bool) -> _Slot | None:
+        slot = _Slot({n: t.detach() for n, t in inputs.items() if n in self.in_place})
+        slot.copied = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t.detach())
+                       for n, t in inputs.items() if n not in self.in_place}  # fmt: skip
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with self._capturing(graph):
+                slot.results, slot.run = self.inner.forward(layout, {**slot.fixed, **slot.copied}, keep)
+        except RuntimeError as e:
+            self._give_up(e)
+            return None
+        slot.forward = graph
+        self.status = "forward and backward phase"
+        return slot
+
+    def _capturing(self, graph: torch.cuda.CUDAGraph) -> Any:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+
+    def _give_up(self, error: Exception) -> None:
+        self._off = True
+        self.status = f"none: a call could not be captured ({str(error).splitlines()[0][:160]})"
+        torch.cuda.synchronize(self.device)
+
+    # backward ---------------------------------------------------------------------------------------------------------
+    def backward(self, run: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+        """See `Executable.backward`."""
+        if not isinstance(run, GraphedRun):
+            return self.inner.backward(run, tensors)
+        slot = run.slot
+        assert slot is not None
+        known = {**slot.fixed, **slot.copied, **slot.results}
+        for n, t in tensors.items():
+            if n in known:
+                continue
+            if n not in slot.cotangents:
+                slot.cotangents[n] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+            slot.cotangents[n].copy_(t)
+        return GraphedBackward(run, slot, {n: known.get(n, slot.cotangents.get(n)) for n in tensors})  # type: ignore[misc]
+
+    def part(self, state: Any) -> dict[str, torch.Tensor]:
+        """See `Executable.part`."""
+        if not isinstance(state, GraphedBackward):
+            return self.inner.part(state)
+        slot = state.slot
+        with self._lock:
+            if state.next == len(slot.parts):
+                self._capture_part(slot, state)
+        graph, gradients = slot.parts[state.next]
+        state.next += 1
+        graph.replay()
+        return _copies(gradients)
+
+    def _capture_part(self, slot: _Slot, state: GraphedBackward) -> None:
+        graph = torch.cuda.CUDAGraph()
+        with self._capturing(graph):
+            if slot.state is None:
+                assert slot.run is not None
+                slot.state = self.inner.backward(slot.run, state.tensors)
+            gradients = self.inner.part(slot.state)
+        slot.parts.append((graph, gradients))
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of their own with the same values and strides."""
+    found = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in tensors.items()}
+    if found:
+        torch._foreach_copy_(list(found.values()), list(tensors.values()))
+    return found
+
+
+def in_place_inputs(names: Sequence[str], roles: Mapping[str, str], written: frozenset[str]) -> frozenset[str]:
+    """Inputs that a graph may read where they are. roles: of each container in the program."""
+    return frozenset(n for n in names if roles[n] in ("parameter", "buffer") and n not in written)

@@ -1,0 +1,228 @@
+"""Triton kernels of a host program: compiled in parallel, launched on a GPU without Python's launcher, or run by Triton's interpreter.
+
+A compiled kernel's parameters are read by the driver from addresses when it is launched. Here those addresses are the entries of the
+phase's own pointer table, so that a launch is one call of the driver with arguments that never change.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shorthaul.codegen.host import Segment
+from shorthaul.codegen.triton.emit_map import MapKernels
+from shorthaul.codegen.triton.kernel import TritonKernel
+from shorthaul.codegen.triton.launch import Configuration, compile_for, configure, load, torch_dtype
+from shorthaul.errors import DeviceError
+
+from .executable import Binding
+
+LEAST_CAPABILITY = (8, 0)
+# the interpreter takes as long for a large block as for a small one
+INTERPRETED = {"budget": 1 << 16, "programs": 3}
+Step = Callable[[int, int], None]
+NULL = (ctypes.c_uint64 * 1)(0)
+
+
+class TritonTarget:
+    """The kernels of one program by node, on one device."""
+
+    def __init__(self, kernels: Mapping[int, MapKernels], device: torch.device) -> None:
+        self.kernels = kernels
+        self.device = device
+        self.interprets = device.type == "cpu"
+        self._scratch_bytes: dict[str, int] = {}
+        if not self.interprets:
+            require_gpu(device)
+
+    # configuration ----------------------------------------------------------------------------------------------------
+    def configurations(self, segment: Segment, sizes: Mapping[str, int], wide: bool) -> list[tuple[int, int, Configuration]]:
+        """(node, position among its kernels, configuration) in the order in which they run, merges of partial results included."""
+        found = []
+        for call in segment.kernels:
+            at = 0
+            for kernel in self.kernels[call.node].kernels:
+                first = configure(kernel, sizes, wide, **(INTERPRETED if self.interprets else {}))
+                for c in (first, *first.finish):
+                    found.append((call.node, at, c))
+                    at += 1
+        return found
+
+    def scratch(self, segment: Segment, sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+        """Names and bytes of the partial results of a segment."""
+        found = {}
+        for node, _, c in self.configurations(segment, sizes, False):
+            for name, (elements, dtype) in c.scratch.items():
+                found[scratch_name(node, name)] = elements * torch_dtype(dtype).itemsize
+        self._scratch_bytes.update(found)
+        return list(found.items())
+
+    def dtypes(self, c: Configuration) -> dict[str, str]:
+        return {n: x.dtype.name for n, x in (*c.kernel.containers.items(), *((n, x) for n, (x, _) in c.kernel.scratch.items()))}
+
+    def compile_all(self, segments: Sequence[Segment], sizes: Mapping[str, int], wide: bool, unaligned: frozenset[str]) -> None:
+        """Compile the distinct kernels at these sizes, several at once."""
+        if self.interprets:
+            return
+        work: dict[tuple, _Job] = {}
+        for segment in segments:
+            for _, _, c in self.configurations(segment, sizes, wide):
+                job = self._job(c, unaligned)
+                work.setdefault(job.key, job)
+        missing = [j for j in work.values() if j.key not in _LOADED]
+        with ThreadPoolExecutor(max_workers=max(1, min(len(missing) or 1, os.cpu_count() or 1))) as pool:
+            list(pool.map(lambda job: job.compiled(), missing))
+
+    def _job(self, c: Configuration, unaligned: frozenset[str]) -> _Job:
+        types = c.types(self.dtypes(c))
+        off = tuple(i for i, a in enumerate(c.kernel.arguments) if a in unaligned)
+        constants = tuple(str(v) for v in c.constants.values())
+        key = (c.kernel.structure, tuple(types), constants, tuple(c.meta.values()), off, self.device)
+        return _Job(key, c, types, off, self.device)
+
+    # binding ----------------------------------------------------------------------------------------------------------
+    def prepare(self, segment: Segment, binding: Binding, table: Any, slots: Mapping[str, int]) -> Step:
+        """A function that runs the segment on what the pointer table holds when it is called. slots: entry of each container."""
+        steps = []
+        for node, _, c in self.configurations(segment, binding.sizes, binding.wide):
+            if c.programs:
+                names = [scratch_name(node, a) if scratch_name(node, a) in slots else a for a in c.kernel.arguments]
+                bind = self._interpreted if self.interprets else self._launch
+                steps.append(bind(c, names, binding, table, slots))
+        if len(steps) == 1:
+            return steps[0]
+
+        def run(address: int, sizes: int) -> None:
+            for step in steps:
+                step(address, sizes)
+
+        return run
+
+    def _launch(self, c: Configuration, names: Sequence[str], binding: Binding, table: Any, slots: Mapping[str, int]) -> Step:
+        function, shared, warps = self._job(c, binding.unaligned).loaded()
+        numbers = (ctypes.c_int32 * max(1, len(c.numbers)))(*c.numbers)
+        base, at = table.ctypes.data, ctypes.addressof(numbers)
+        values = [base + 8 * slots[n] for n in names] + [at + 4 * i for i in range(len(c.numbers))]
+        values += [ctypes.addressof(NULL)] * 2  # memory that Triton's own tools may ask for
+        parameters = (ctypes.c_void_p * len(values))(*values)
+        launch, stream, device = _driver().cuLaunchKernel, torch._C._cuda_getCurrentRawStream, self.device.index
+        one, grid, threads, bytes_ = (ctypes.c_uint(n) for n in (1, c.programs, 32 * warps, shared))
+        handle, name = ctypes.c_void_p(function), c.kernel.name
+
+        def run(address: int, sizes: int, _keep: Any = (numbers, table)) -> None:
+            error = launch(handle, grid, one, one, threads, one, one, bytes_, ctypes.c_void_p(stream(device)), parameters, None)
+            if error:
+                raise RuntimeError(f"kernel {name} could not be launched: CUDA driver error {error}")
+
+        return run
+
+    def _interpreted(self, c: Configuration, names: Sequence[str], binding: Binding, table: Any, slots: Mapping[str, int]) -> Step:
+        function, dtypes = load(c.kernel), self.dtypes(c)
+        extent = self._scratch_bytes
+
+        def run(address: int, sizes: int) -> None:
+            tensors = []
+            for name, argument in zip(names, c.kernel.arguments, strict=True):
+                dtype = torch_dtype(dtypes[argument])
+                tensors.append(_tensor_at(int(table[slots[name]]), extent.get(name) or binding.bytes[name], dtype))
+            function[(c.programs,)](*tensors, *c.numbers, **c.constants, **c.meta)
+
+        return run
+
+
+def scratch_name(node: int, partial: str) -> str:
+    """The name of a partial result in the memory plan."""
+    return f"{partial}@{node}"
+
+
+def _tensor_at(address: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+    if not size:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=dtype)
+
+
+@dataclass
+class _Job:
+    """A kernel to compile for the types and constants of one configuration; loaded once a process and device."""
+
+    key: tuple
+    configuration: Configuration
+    types: list[str]
+    unaligned: tuple[int, ...]
+    device: torch.device
+
+    def compiled(self) -> Any:
+        with _LOCK:
+            found = _COMPILED.get(self.key)
+            function = _function(self.configuration.kernel)
+        if found is None:
+            major, minor = torch.cuda.get_device_capability(self.device)
+            try:
+                found = compile_for(function, self.configuration, self.types, 10 * major + minor, self.unaligned)
+            except Exception as e:
+                k = self.configuration.kernel
+                where = "; ".join(str(o) for o in k.plan.map.origins[:3])
+                raise DeviceError(f"the Triton kernel {k.name} of {where} does not compile: {type(e).__name__}: {str(e)[:400]}. "
+                                  "This is a defect of the code generator: please report it.") from e  # fmt: skip
+            with _LOCK:
+                _COMPILED[self.key] = found
+        return found
+
+    def loaded(self) -> tuple[int, int, int]:
+        """Handle, bytes of shared memory and warps."""
+        found = _LOADED.get(self.key)
+        if found is None:
+            import triton
+
+            k = self.compiled()
+            m = k.metadata
+            if m.global_scratch_size or m.profile_scratch_size:
+                raise DeviceError(f"the Triton kernel {m.name} asks for memory of its own")
+            with torch.cuda.device(self.device):
+                utils = triton.runtime.driver.active.utils
+                handle = utils.load_binary(m.name, k.kernel, m.shared, self.device.index)[1]
+            found = _LOADED[self.key] = handle, m.shared, m.num_warps
+        return found
+
+
+_LOCK = threading.RLock()
+_FUNCTIONS: dict[str, Any] = {}
+_COMPILED: dict[tuple, Any] = {}
+_LOADED: dict[tuple, tuple[int, int, int]] = {}
+
+
+def _function(kernel: TritonKernel) -> Any:
+    """The jitted function of a kernel: that of the first one of its structure."""
+    found = _FUNCTIONS.get(kernel.structure)
+    if found is None:
+        found = _FUNCTIONS[kernel.structure] = load(kernel)
+    return found
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def require_gpu(device: torch.device) -> None:
+    """Raise DeviceError, with the remedy, where kernels for the device cannot be compiled or run."""
+    try:
+        import triton
+    except ImportError as e:
+        raise DeviceError("tensors are on a GPU, and Triton is not installed. Install triton 3.6.") from e
+    if torch.version.hip or device.type != "cuda":
+        raise DeviceError(f"tensors are on {device}. CPUs and NVIDIA GPUs are supported.")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; "
+                          "kernels are made for 8.0 (A100) and later")  # fmt: skip
+    if triton.knobs.runtime.interpret:
+        raise DeviceError("TRITON_INTERPRET is set, under which Triton makes no GPU kernels. Unset it.")

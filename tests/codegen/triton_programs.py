@@ -1,0 +1,198 @@
+"""Whole programs on the Triton target: capture, kernels, host program and autograd bridge. Run by test_triton.py: on CPU tensors in a
+process with TRITON_INTERPRET=1, and where there is a GPU also on it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shorthaul.runtime.memory as memory
+from benchmarks.networks import network
+from shorthaul.api import backend
+from shorthaul.codegen.triton.interpreting import is_interpreting
+from shorthaul.config import Options
+from shorthaul.testing.numerics import compare, pool
+
+DEVICE = "cpu" if is_interpreting() else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nothing wrote holds NaN: reading it shows."""
+    make = memory.Arena.__init__
+
+    def poison(self: memory.Arena, size: int, device: torch.device | None = None) -> None:
+        make(self, size, device)
+        self.tensor.fill_(255)
+
+    monkeypatch.setattr(memory.Arena, "__init__", poison)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch._dynamo.reset()
+
+
+Make = Callable[[int], tuple[nn.Module, tuple[Any, ...], Callable[[Any], Tensor]]]  # of a seed
+
+
+def step(make: Make, triton: bool, dtype: torch.dtype, seed: int = 0, bf16: bool = False, level: int = 4) -> dict[str, Tensor]:
+    """Loss, gradients of parameters and inputs, and buffers after one step."""
+    module, inputs, loss_of = make(seed)
+    module = module.to(DEVICE, dtype)
+    placed = [x.to(DEVICE, dtype if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else x for x in inputs]
+    placed = [x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in placed]
+    run: Any = module
+    if triton:
+        run = torch.compile(module, backend=functools.partial(backend, options=Options(level, strict=True, target="triton")))
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+        loss = loss_of(run(*placed))
+    loss.backward()
+    found = {"loss/loss": loss.detach()}
+    found |= {f"gradient/{n}": p.grad for n, p in module.named_parameters() if p.grad is not None}
+    found |= {f"input/{i}": x.grad for i, x in enumerate(placed) if isinstance(x, Tensor) and x.grad is not None}
+    return {n: t.detach().cpu() for n, t in (found | {f"buffer/{n}": b for n, b in module.named_buffers()}).items()}
+
+
+def assert_agrees(
+    make: Make, dtype: torch.dtype = torch.float32, seeds: tuple[int, ...] = (0,), bf16: bool = False, level: int = 4
+) -> None:
+    found = []
+    for seed in seeds:
+        exact, eager = step(make, False, torch.float64, seed), step(make, False, dtype, seed, bf16)
+        found.append(compare(step(make, True, dtype, seed, bf16, level), eager, exact))
+    verdict = pool(found)
+    if not verdict.ok:
+        raise AssertionError(str(verdict))
+
+
+def of_network(name: str) -> Make:
+    def make(seed: int) -> tuple[nn.Module, tuple[Any, ...], Callable[[Any], Tensor]]:
+        net = network(name, small=True, dropout=0.0, seed=seed)
+        return net.module, net.inputs, lambda y: net.loss_fn(y, net.targets.to(DEVICE))
+
+    return make
+
+
+def of_module(make_module: Callable[[], nn.Module], *inputs: Tensor) -> Make:
+    def make(seed: int) -> tuple[nn.Module, tuple[Any, ...], Callable[[Any], Tensor]]:
+        torch.manual_seed(seed)
+        return make_module(), inputs, lambda y: (y.float() ** 2).mean() if y.dtype is not torch.float64 else (y**2).mean()
+
+    return make
+
+
+class Block(nn.Module):
+    """An inverted residual with squeeze-excite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.n1 = nn.Conv2d(4, 12, 1, bias=False), nn.BatchNorm2d(12)
+        self.depthwise, self.n2 = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12)
+        self.squeeze, self.excite = nn.Conv2d(12, 3, 1), nn.Conv2d(3, 12, 1)
+        self.project, self.n3 = nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.silu(self.n2(self.depthwise(nn.functional.silu(self.n1(self.expand(x))))))
+        gate = torch.sigmoid(self.excite(nn.functional.silu(self.squeeze(h.mean((2, 3), keepdim=True)))))
+        return x + self.n3(self.project(h * gate))
+
+
+class Layer(nn.Module):
+    """A transformer layer over embedded words, with attention written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.n1, self.n2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.words(words)
+        q, k, v = self.qkv(self.n1(x)).chunk(3, -1)
+        x = x + self.out(torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1) @ v)
+        return x + self.down(nn.functional.gelu(self.up(self.n2(x))))
+
+
+class Sums(nn.Module):
+    """Prefix sums, gathers, a maximum with its place, and reductions over both dimensions."""
+
+    def forward(self, x: Tensor, at: Tensor) -> Tensor:
+        total = torch.cumsum(x, 1) + x.amax(0, keepdim=True) * torch.log(torch.exp(x).sum(1, keepdim=True))
+        return total.gather(1, at).t().contiguous() + x.var() + x.prod(1).mean()
+
+
+WORDS = torch.tensor([[1, 2, 2, 5, 7], [0, 10, 3, 3, 3]])
+
+
+def images(n: int, c: int, side: int) -> Tensor:
+    return torch.randn(n, c, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "chain"])
+def test_networks(name: str) -> None:
+    assert_agrees(of_network(name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inverted_residual(dtype: torch.dtype) -> None:
+    assert_agrees(of_module(Block, images(2, 4, 5)), dtype)
+
+
+def test_inverted_residual_in_bfloat16() -> None:
+    assert_agrees(of_module(Block, images(3, 4, 6)), seeds=(0, 1, 2), bf16=True)
+
+
+@pytest.mark.parametrize("level", [0, 2, 4])
+def test_transformer_layer(level: int) -> None:
+    assert_agrees(of_module(Layer, WORDS), level=level)
+
+
+def test_scans_gathers_and_places_of_maxima() -> None:
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    assert_agrees(of_module(Sums, x, torch.tensor([[0, 5, 5], [1, 0, 2], [3, 3, 3], [4, 4, 0]])))
+
+
+def test_pooling_and_norms_without_channels_last() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.AvgPool2d(2, 1), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(3), nn.LayerNorm([3, 3, 3]), nn.Hardswish())
+
+    assert_agrees(of_module(make, images(2, 3, 6)))
+
+
+def test_sizes_that_change() -> None:
+    """The second size makes the program symbolic; the third runs without another compilation."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU()).to(DEVICE)
+    regions: list[int] = []
+
+    def counting(gm: Any, example: Any) -> Any:
+        regions.append(1)
+        return backend(gm, example, options=Options(strict=True, target="triton"))
+
+    run = torch.compile(module, backend=counting)
+    for n in (4, 7, 9, 33):
+        x = torch.randn(n, 6, device=DEVICE)
+        run(x).sum().backward()
+        found = {name: p.grad.clone() for name, p in module.named_parameters()}
+        module.zero_grad()
+        module(x).sum().backward()
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(found[name], p.grad, rtol=2e-4, atol=2e-5)
+        module.zero_grad()
+    assert len(regions) == 2
+
+
+def test_dropout_draws_the_same_numbers_forward_and_backward() -> None:
+    torch.manual_seed(3)
+    x = torch.randn(40, 50, device=DEVICE, requires_grad=True)
+    run = torch.compile(nn.Dropout(0.3), backend=functools.partial(backend, options=Options(strict=True, target="triton")))
+    y = run(x)
+    y.sum().backward()
+    kept = y != 0
+    torch.testing.assert_close(x.grad, kept.float() / 0.7)
+    assert 0.6 < kept.float().mean() < 0.8
+    assert not torch.equal(run(x) != 0, kept)
