@@ -11,6 +11,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -429,4 +430,6 @@ def _rebuild(graph: FunctionalGraph, results: Sequence[Any], inputs: Sequence[An
     return outputs
 
 
-register_backend(backend, name="shorthaul")
+# PyTorch registers the backend of an installed package itself, and refuses a second registration.
+if "shorthaul" not in entry_points(group="torch_dynamo_backends").names:
+    register_backend(backend, name="shorthaul")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -65,3 +67,14 @@ def test_constants_without_dimensions_stay_scalars() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.equal(torch.compile(shifted, backend="shorthaul")(x), shifted(x))
+
+
+USES = ["import shorthaul.api", "import shorthaul; shorthaul.optimize(torch.nn.Linear(3, 3))(torch.ones(3))"]
+
+
+@pytest.mark.parametrize("first", ["", *(pytest.param(use, marks=pytest.mark.slow) for use in USES)])
+def test_the_backend_is_found_by_name(first: str) -> None:
+    """In a new process, whatever of Shorthaul was used before."""
+    program = f"import torch\n{first}\nprint(torch.compile(lambda x: x * 2, backend='shorthaul')(torch.ones(3)).sum())"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert "6." in run.stdout, run.stderr[-2000:]
