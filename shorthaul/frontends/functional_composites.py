@@ -21,7 +21,7 @@ aten = torch.ops.aten
 def _autocast_lower(*tensors: Any) -> tuple:
     """Autocast's rule for its lower-precision list: floating tensors except float64, on the region's device."""
     device = next(t for t in tensors if isinstance(t, torch.Tensor)).device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # PyTorch has no autocast for tensors without memory
         return tensors
     dtype = torch.get_autocast_dtype(device)
 
