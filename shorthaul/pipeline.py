@@ -5,9 +5,11 @@ algebra → expansion → layout → store or recompute → fusion → memory (a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shorthaul.analysis.eager import eager_bytes
 from shorthaul.config import Options
-from shorthaul.ir.nodes import Map, Schedule
+from shorthaul.ir.nodes import Branch, Loop, Map, Schedule
 from shorthaul.ir.program import Form, Program
 from shorthaul.ir.verify import verify
 from shorthaul.ops.custom import inline_custom_functions
@@ -38,9 +40,11 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         verify(program, Form.OPERATORS)
     program.attributes.setdefault("eager_bytes", eager_bytes(program))
     if options.recipe is not None:
+        _lower_bodies(program, replace(options, recipe=None), check)
         return _by_recipe(program, options, check)
     apply_everywhere(program, [Checkpoint()])
     inline_custom_functions(program)
+    _lower_bodies(program, options, check)
     eliminate_dead_code(program)
     _expand(program)
     eliminate_dead_code(program)
@@ -95,6 +99,21 @@ def _by_recipe(program: Program, options: Options, check: bool) -> Result:
 
 def _expand(program: Program) -> None:
     expand(program, choose_expansion)
+
+
+def _lower_bodies(program: Program, options: Options, check: bool) -> None:
+    """The bodies of loops and branches are programs: they take the same way, down to their own kernels."""
+    with program.edit("LowerBodies") as edit:
+        for node in list(program.nodes):
+            if isinstance(node, (Branch, Loop)):
+                bodies = []
+                for body in node.bodies:
+                    # nodes get ids of their own: the gradient's body has those of the forward one, too
+                    own = Program(body.name, body.form, dict(body.containers), [n.copy() for n in body.nodes], body.signature, body.symbols,
+                                  dict(body.constants), attributes={k: v for k, v in body.attributes.items() if k == "size_hints"})  # fmt: skip
+                    optimize(own, options, check=check)
+                    bodies.append(own)
+                edit.replace(node, node.with_bodies(tuple(bodies)))
 
 
 def _schedule(program: Program) -> None:

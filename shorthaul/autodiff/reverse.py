@@ -22,6 +22,7 @@ from shorthaul.ir.rewrite import inline
 from shorthaul.ops.builder import Gradient, OpBuilder
 from shorthaul.ops.registry import definition
 
+from .control import branch_gradient, loop_gradient
 from .map_reversal import reverse_operator
 
 TracedGradient = Callable[[LibraryCall, Mapping[str, Container], Collection[str], Collection[str]], Program]
@@ -122,8 +123,14 @@ class _Reverse:
             nodes, outputs = inline(body, self.edit, bindings, phase="backward", origins=node.origins, hint="grad_")
             self.edit.add(*nodes)
             return {k: self.program.containers[o] for k, o in zip(sorted(wanted), outputs, strict=True)}
-        what = "loop or branch" if isinstance(node, (Loop, Branch)) else node.label
-        raise DifferentiationError(f"no gradient for {what} of {node.origin}")
+        if isinstance(node, Branch):
+            return branch_gradient(self.edit, node, incoming, sorted(wanted), self._differentiate)
+        if isinstance(node, Loop):
+            return loop_gradient(self.edit, node, incoming, sorted(wanted), self._differentiate)
+        raise DifferentiationError(f"no gradient for {node.label} of {node.origin}")
+
+    def _differentiate(self, body: Program, outputs: Sequence[str], wrt: Sequence[str]) -> None:
+        differentiate(body, outputs, wrt, self.traced)
 
     def _total(self, container: str, hint: str) -> Container | None:
         """The sum of all contributions to the gradient of a container, as one operator."""

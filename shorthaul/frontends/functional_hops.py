@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,7 +90,7 @@ def _autograd_function(interpreter: Interpreter, args: tuple, kwargs: dict) -> A
         )
     fakes = [interpreter.value_of(value) if isinstance(value, torch.Tensor) else value for value in inputs]
 
-    forward, results = _sub_graph(interpreter, forward_body, fakes)
+    forward, results = sub_graph(interpreter, forward_body, fakes)
     outputs, saved = results
     single = isinstance(outputs, torch.Tensor)
     outputs = [outputs] if single else list(outputs)
@@ -101,10 +101,10 @@ def _autograd_function(interpreter: Interpreter, args: tuple, kwargs: dict) -> A
         for index, out in enumerate(outputs)
         if isinstance(out, torch.Tensor) and not is_differentiable_dtype(out) and index not in non_differentiable
     )
-    with _suspended():
-        grads = [_fresh(recorder.fake_mode, out) if isinstance(out, torch.Tensor) else None for out in outputs]
-        values = tuple(_fresh(recorder.fake_mode, out) for out in outputs)
-    backward, gradients = _sub_graph(interpreter, backward_body, [*grads, *saved])
+    with suspended():
+        grads = [fresh(recorder.fake_mode, out) if isinstance(out, torch.Tensor) else None for out in outputs]
+        values = tuple(fresh(recorder.fake_mode, out) for out in outputs)
+    backward, gradients = sub_graph(interpreter, backward_body, [*grads, *saved])
     gradients = list(gradients) if isinstance(gradients, (list, tuple)) else [gradients]
     takes_gradient = (True,) * len(inputs)
     if len(gradients) != sum(takes_gradient):
@@ -166,36 +166,43 @@ def _invoke_subgraph(interpreter: Interpreter, args: tuple, kwargs: dict) -> Any
     return interpreter.run(args[0], args[2:], interpreter.recorder.origin)
 
 
-def _sub_graph(interpreter: Interpreter, body: fx.GraphModule, fakes: list) -> tuple[FunctionalGraph, Any]:
-    """Trace a body into a functional graph of its own. Returns it, and the structure of fake results."""
+def sub_graph(interpreter: Interpreter, body: fx.GraphModule, fakes: list, *, flags: Sequence[bool] | None = None,
+              what: str = "a custom autograd.Function", run: Callable | None = None) -> tuple[FunctionalGraph, Any]:  # fmt: skip
+    """Trace a body into a functional graph of its own. Returns it, and the structure of fake results.
+
+    flags: which inputs require grad; they are called x0, x1, ... then. what: the body's name in errors. run: what to trace with (inner
+    interpreter, functional tensors) instead of the body alone.
+    """
     from shorthaul.frontends.functional_interpret import Interpreter
 
     outer = interpreter.recorder
-    inner = Interpreter(outer.fake_mode, True, interpreter.symbolic)
-    placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
-    names = [node.name for node in placeholders]
+    inner = Interpreter(outer.fake_mode, outer.grad_enabled if flags is not None else True, interpreter.symbolic)
+    names = [node.name for node in body.graph.nodes if node.op == "placeholder"]
     if len(names) != len(fakes):
         raise Unsupported(f"a sub graph takes {len(names)} inputs, {len(fakes)} were found", outer.origin)
+    if flags is not None:
+        names = [f"x{i}" for i in range(len(fakes))]
     specs, wrapped = [], []
-    with _suspended():
-        values = [_fresh(outer.fake_mode, fake) for fake in fakes]  # the same tensor may be passed twice
-    with _suspended(), inner.active():
-        for name, value in zip(names, values, strict=True):
-            inner.recorder.placeholder(name, value, False, outer.origin)
+    with suspended():
+        values = [fresh(outer.fake_mode, fake) for fake in fakes]  # the same tensor may be passed twice
+    with suspended(), inner.active():
+        for name, value, required in zip(names, values, flags or [False] * len(names), strict=True):
+            inner.recorder.placeholder(name, value, required, outer.origin)
             wrapped.append(inner.wrap(value))
             if isinstance(value, torch.Tensor):
                 spec = InputSpec(name, "input", value.dtype, tuple(value.shape), tuple(value.stride()), value.device)
             else:
                 spec = InputSpec(name, "size")
             specs.append(spec)
-        results = inner.run(body, wrapped, outer.origin)
-        graph = flat_graph(inner, specs, wrapped, results)
+        inner.recorder.origin = outer.origin
+        results = inner.run(body, wrapped, outer.origin) if run is None else run(inner, wrapped)
+        graph = flat_graph(inner, specs, wrapped, results, what)
         structure = torch.utils._pytree.tree_map_only(torch.Tensor, inner.value_of, results)
     return graph, structure
 
 
 @contextlib.contextmanager
-def _suspended() -> Iterator[None]:
+def suspended() -> Iterator[None]:
     """The outer functionalization and recorder are off: for sub graphs, and for fake tensors made by hand."""
     torch._disable_functionalization()
     try:
@@ -205,11 +212,13 @@ def _suspended() -> Iterator[None]:
         torch._enable_functionalization(reapply_views=True)
 
 
-def _fresh(fake_mode: FakeTensorMode, value: Any) -> Any:
-    """A fake tensor like `value` that nothing else is."""
+def fresh(fake_mode: FakeTensorMode, value: Any) -> Any:
+    """A fake tensor like `value` that nothing else is; one that was expanded has memory for every element."""
     if not isinstance(value, torch.Tensor):
         return value
     with fake_mode:
+        if 0 in value.stride():
+            return torch.empty(value.shape, dtype=value.dtype, device=value.device)
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from shorthaul.frontends.functional import FunctionalGraph, InputSpec, Origin, Unsupported
 from shorthaul.frontends.functional_composites import REDIRECTED
+from shorthaul.frontends.functional_control import CONTROL_FLOW
 from shorthaul.frontends.functional_hops import HIGHER_ORDER
 from shorthaul.frontends.functional_origin import dotted_path, origin_of, readable_name, source_name
 from shorthaul.frontends.functional_outputs import finish
@@ -236,7 +237,7 @@ class Interpreter:
                 return self._detach_in_place(args[0])
             return self.call(getattr(type(args[0]), target, None) or getattr(args[0], target), args, kwargs)
         if isinstance(target, torch._ops.HigherOrderOperator):
-            handler = HIGHER_ORDER.get(target._name)
+            handler = HIGHER_ORDER.get(target._name) or CONTROL_FLOW.get(target._name)
             if handler is None:
                 raise Unsupported(
                     f"the higher-order operator {target._name} is not supported",

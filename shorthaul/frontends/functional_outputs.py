@@ -82,12 +82,12 @@ def finish(
     return _close(interpreter, specs, descriptions, mutations, results.nodes)
 
 
-def flat_graph(interpreter: Interpreter, specs: list[InputSpec], inputs: list[Any], outputs: Any) -> FunctionalGraph:
+def flat_graph(interpreter: Interpreter, specs: list[InputSpec], inputs: list[Any], outputs: Any, what: str) -> FunctionalGraph:
     """Close a sub graph: its results are simply all leaves of `outputs`; writes to inputs are refused."""
     for spec, tensor in zip(specs, inputs, strict=True):
         if isinstance(tensor, torch.Tensor) and interpreter.node_of(tensor).op != "placeholder":
             raise Unsupported(
-                f"{spec.name} is written inside a custom autograd.Function",
+                f"{spec.name} is written inside {what}",
                 interpreter.node_of(tensor).meta["origin"],
                 "Compute a new tensor instead.",
             )

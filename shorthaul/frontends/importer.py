@@ -13,15 +13,19 @@ from torch import fx
 
 from shorthaul.frontends.functional import CustomFunction, FunctionalGraph, Unsupported
 from shorthaul.frontends.functional import Origin as SourceOrigin
+from shorthaul.frontends.functional_control import control_flow
 from shorthaul.frontends.functional_hops import custom_function
+from shorthaul.frontends.importer_control import import_control
 from shorthaul.frontends.sizes import Sizes
 from shorthaul.ir.containers import Container, contiguous_strides
 from shorthaul.ir.dtypes import DTYPES, DType, dtype, int64
 from shorthaul.ir.memlet import Condition, full
 from shorthaul.ir.nodes import Defines, LibraryCall, Node, Operator, Origin
 from shorthaul.ir.program import Program, Signature
+from shorthaul.ir.sizes import used_sizes
+from shorthaul.ops.builder import OpBuilder
 from shorthaul.ops.registry import ATEN, AtenCall, OperatorError, TensorType
-from shorthaul.symbolic import free_symbols, prove_eq, prove_le
+from shorthaul.symbolic import Symbol, free_symbols, prove_eq, prove_le
 
 RANDOM_INPUTS = ("rng_seed", "rng_offset")
 Late = tuple[int, int, Any]  # (result, dimension, SymInt): a size that depends on data and appears here first
@@ -54,6 +58,9 @@ def import_graph(graph: FunctionalGraph, name: str = "program", *, strict: bool 
 
 
 class _Importer:
+    random_names = RANDOM_INPUTS
+    iteration = "iteration"  # the input of a loop's body that numbers its iterations
+
     def __init__(self, graph: FunctionalGraph, name: str, strict: bool, sizes: Sizes | None = None) -> None:
         self.graph = graph
         self.strict = strict
@@ -62,6 +69,8 @@ class _Importer:
         self.env: dict[fx.Node, Any] = {}
         self.nodes: list[Node] = []
         self.streams = 0
+        self.depth = 0  # of loops around this graph, where it is a body of one
+        self.random: dict[str, Container] = {}
         self.fallbacks: list[tuple[str, Origin]] = []
         self.stop: list[str] = []
         self.checkpoint: dict[str, Any] = {}
@@ -100,10 +109,11 @@ class _Importer:
                 if not isinstance(value, Container) and value is not None:
                     sizes[i] = value
             inputs_used = list(dict.fromkeys(n for n in inputs if n is not None))
-            extra = [n for n in RANDOM_INPUTS if n in p.containers]
+            extra = [n for n in (*RANDOM_INPUTS, self.iteration) if n in p.containers]
             self._mark_outputs(edit, results)
             edit.set_signature(Signature(tuple(inputs_used + extra), tuple(dict.fromkeys(n for n in results if n is not None))))
-        p.symbols = self.sizes.symbols
+        used = used_sizes(p) if self.sizes.late else frozenset[Symbol]()
+        p.symbols = tuple(s for s in self.sizes.symbols if s not in self.sizes.late or s in used)  # those of bodies are theirs
         p.attributes["size_hints"] = self.sizes.hints
         p.attributes["stop_gradient"] = self.stop
         if self.checkpoint:
@@ -177,6 +187,8 @@ class _Importer:
         source_origin = node.meta.get("origin")
         if node.target is custom_function:
             return self._custom(node)
+        if node.target is control_flow:
+            return import_control(self, node)
         if not isinstance(node.target, torch._ops.OpOverload):
             raise Unsupported(f"cannot import the call {name}", source_origin)
         target = str(node.target)
@@ -306,9 +318,14 @@ class _Importer:
         return tuple(Defines(s, *place) for s, place in found.items())  # type: ignore[arg-type]
 
     def _random_input(self, name: str) -> Container:
-        if name not in self.program.containers:
-            self.edit.add_container(Container(name, int64, (), role="input"))
-        return self.program.containers[name]
+        if name not in self.random:
+            self.random[name] = self.edit.add_container(Container(name, int64, (), role="input"))
+            if self.depth and name == RANDOM_INPUTS[1]:  # iterations draw different numbers: streams are 2**32 offsets apart
+                i = self.edit.add_container(Container(self.iteration, int64, (), role="input"))
+                b = OpBuilder(self.edit, "forward", hint="offset")
+                self.random[name] = b.pointwise(lambda offset, at: offset + (at << 16 * (self.depth - 1)), self.random[name], i)
+                self.nodes += b.nodes
+        return self.random[name]
 
     def _fallback(self, node: fx.Node, fakes: list[Any], origin: Origin, several: bool, late: list[Late]) -> Any:
         """A visible library call: PyTorch's own operator, its gradient traced from PyTorch."""

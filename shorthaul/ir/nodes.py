@@ -334,9 +334,9 @@ class Loop(Node):
 
     @property
     def trips(self) -> IntLike:
-        """How often the body runs, as a size; once is assumed where a condition alone ends it and nothing counts its iterations."""
+        """How often the body runs, as a size: what it defines itself, else its count; once where nothing says more."""
         counted = (d.symbol for d in self.defines if d.dim == 0)
-        return next(counted, 1) if self.count is None else self.count
+        return next(counted, 1 if self.count is None else self.count)
 
     def with_bodies(self, bodies: tuple[Program, ...]) -> Loop:
         """A copy with another body, keeping the id."""

@@ -21,6 +21,16 @@ def runtime_sizes(program: Program) -> frozenset[Symbol]:
     return frozenset(d.symbol for n in program.nodes for d in n.defines)
 
 
+def used_sizes(program: Program) -> frozenset[Symbol]:
+    """All symbols that appear in a program."""
+    found = set(runtime_sizes(program))
+    for c in program.containers.values():
+        found |= container_sizes(c)
+    for n in program.nodes:
+        found |= node_sizes(n, program.containers) | {s for d in n.defines for c, _ in d.checks for s in _symbols([c.expr])}
+    return frozenset(found | {s for t in found for s in _symbols([t.lower, t.upper])})
+
+
 def container_sizes(c: Container) -> frozenset[Symbol]:
     """The symbols in a container's shape, strides and place."""
     return _symbols((*c.shape, *(c.strides or ()), 0 if c.alias is None else c.alias.offset))
