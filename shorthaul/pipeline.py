@@ -109,8 +109,9 @@ def _lower_bodies(program: Program, options: Options, check: bool) -> None:
                 bodies = []
                 for body in node.bodies:
                     # nodes get ids of their own: the gradient's body has those of the forward one, too
+                    kept = {k: v for k, v in body.attributes.items() if k == "size_hints"}
                     own = Program(body.name, body.form, dict(body.containers), [n.copy() for n in body.nodes], body.signature, body.symbols,
-                                  dict(body.constants), attributes={k: v for k, v in body.attributes.items() if k == "size_hints"})  # fmt: skip
+                                  dict(body.constants), attributes=kept)  # fmt: skip
                     optimize(own, options, check=check)
                     bodies.append(own)
                 edit.replace(node, node.with_bodies(tuple(bodies)))

@@ -101,8 +101,9 @@ def _gradient_body(body: Program, outputs: Sequence[str], wanted: Sequence[str],
     summed: inputs whose gradient is added to one that comes in.
     """
     _refuse_random(body)
+    kept = {k: v for k, v in body.attributes.items() if k in ("size_hints", "stop_gradient")}
     p = Program(f"gradient_of_{body.name}", Form.OPERATORS, dict(body.containers), list(body.nodes), body.signature, body.symbols,
-                dict(body.constants), attributes={k: v for k, v in body.attributes.items() if k in ("size_hints", "stop_gradient")})  # fmt: skip
+                dict(body.constants), attributes=kept)  # fmt: skip
     differentiate(p, outputs, wanted)
     cotangents, gradients = dict(p.signature.cotangents), dict(p.signature.gradients)
     with p.edit("Gradient") as edit:
@@ -134,7 +135,8 @@ def _gradient_body(body: Program, outputs: Sequence[str], wanted: Sequence[str],
         edit.add(*renamed, before=p.nodes[0] if p.nodes else None)
         edit.add(*b.nodes)
     _prune(p, keep=[_cotangent(k) for k in outputs] + [_sum(k) for k in summed])
-    return Program(p.name, p.form, p.containers, p.nodes, p.signature, p.symbols, p.constants, attributes={"size_hints": p.attributes.get("size_hints", {})})
+    kept.pop("stop_gradient", None)
+    return Program(p.name, p.form, p.containers, p.nodes, p.signature, p.symbols, p.constants, attributes=kept)
 
 
 def _prune(p: Program, keep: Sequence[str]) -> None:

@@ -76,7 +76,9 @@ def while_loop(interpreter: Interpreter, args: tuple, kwargs: dict) -> Any:
     """`torch.while_loop(goes_on, body, carried, others)`: the body also says whether to go on, for what it has computed."""
     goes_on, body, carried, *rest = args
     others = list(rest[0]) if rest else []
-    begin = interpreter.run(goes_on, (*carried, *others), interpreter.recorder.origin)
+    origin = interpreter.recorder.origin
+    begin = interpreter.run(goes_on, (*carried, *others), origin)
+    interpreter.recorder.origin = origin
     if not isinstance(begin, torch.Tensor):
         raise Unsupported("the condition of torch.while_loop is no tensor", interpreter.recorder.origin, "Carry the counter as a tensor.")
     begin = begin.to(torch.bool).reshape(())
@@ -142,7 +144,8 @@ def _loop_body(interpreter: Interpreter, body: Any, operands: list, carried: int
 
 def _values(interpreter: Interpreter, operands: Sequence[Any], what: str) -> tuple[list[Any], list[bool]]:
     """Fake values of operands, and which of them require grad."""
-    fakes, flags = [], []
+    fakes: list[Any] = []
+    flags: list[bool] = []
     for x in operands:
         if isinstance(x, torch.Tensor):
             value = interpreter.value_of(x)
@@ -156,7 +159,8 @@ def _values(interpreter: Interpreter, operands: Sequence[Any], what: str) -> tup
     return fakes, flags
 
 
-def _record(interpreter: Interpreter, flow: ControlFlow, operands: list[Any], results: Sequence[Any], required: Sequence[bool]) -> list[Any]:
+def _record(interpreter: Interpreter, flow: ControlFlow, operands: list[Any], results: Sequence[Any],
+            required: Sequence[bool]) -> list[Any]:  # fmt: skip
     """Append the node; the results as functional tensors."""
     recorder = interpreter.recorder
     for y in results:

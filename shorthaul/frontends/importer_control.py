@@ -32,7 +32,7 @@ def import_control(importer: _Importer, node: fx.Node) -> list[Container]:
     where = node.meta["origin"]
     origin = Origin(where.module, where.source, where.call)
     values = [importer._value(a) for a in node.args[1:]]
-    decides, given = (None, values) if flow.kind == "loop" else (values[0], values[1:])
+    decides, given = ([], values) if flow.kind == "loop" else (values[:1], values[1:])
     bodies = [_body(importer, g, f"{node.name}_{i}", flow.kind != "branch", where) for i, g in enumerate(flow.bodies)]
     always = flow.carried + flow.scanned  # their places mean something, used or not
     operands = {f"x{i}": c for i, c in enumerate(given) if isinstance(c, Container)}
@@ -49,7 +49,7 @@ def import_control(importer: _Importer, node: fx.Node) -> list[Container]:
         outputs.append(importer.edit.add_container(c))
     writes = {f"result{i}": full(c) for i, c in enumerate(outputs)}
     if flow.kind == "branch":
-        branch = Branch(*bodies, reads={"condition": full(decides), **reads}, writes=writes, origins=(origin,))
+        branch = Branch(*bodies, reads={"condition": full(decides[0]), **reads}, writes=writes, origins=(origin,))
         importer._append(branch, node, outputs)
         return outputs
     (body,) = bodies
@@ -58,7 +58,7 @@ def import_control(importer: _Importer, node: fx.Node) -> list[Container]:
     if flow.kind == "while":
         condition = GOES_ON
         carried.append((GOES_ON, f"result{len(carried)}"))
-        reads[GOES_ON] = full(decides)
+        reads[GOES_ON] = full(decides[0])
         with body.edit("Condition") as edit:
             edit.add_container(Container(GOES_ON, bool_, (), role="input"))
             edit.set_signature(body.signature.with_(inputs=(*body.signature.inputs, GOES_ON)))

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from shorthaul.ir.nodes import LibraryCall, Map, Operator, Origin
-from shorthaul.ir.program import Program
+from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Operator, Origin
+from shorthaul.ir.program import Program, with_bodies
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Region:
 
     def captured(self, program: Program, fallbacks: list[tuple[str, Origin]]) -> None:
         """Note what came from the front end."""
-        self.operators = Counter(n.op for n in program.nodes if isinstance(n, Operator) and n.phase == "forward")
+        self.operators = Counter(n.op if isinstance(n, Operator) else n.kind for n in _captured(program))
         self.fallbacks = fallbacks
 
     def finished(self, program: Program, compiled: Any) -> None:
@@ -51,11 +51,21 @@ class Region:
 
     @property
     def kernels(self) -> list[Map]:
-        return [n for n in self.program.nodes if isinstance(n, Map)] if self.program else []
+        return [n for p in with_bodies(self.program) for n in p.nodes if isinstance(n, Map)] if self.program else []
 
     @property
     def library_calls(self) -> Counter[str]:
-        return Counter(n.function for n in self.program.nodes if isinstance(n, LibraryCall)) if self.program else Counter()
+        nodes = (n for p in with_bodies(self.program) for n in p.nodes) if self.program else ()
+        return Counter(n.function for n in nodes if isinstance(n, LibraryCall))
+
+
+def _captured(program: Program) -> Iterator[Operator | Branch | Loop]:
+    """The operators of the forward phase, those in bodies of branches and loops too."""
+    for n in program.nodes:
+        if n.phase == "forward" and isinstance(n, (Operator, Branch, Loop)):
+            yield n
+            for body in n.bodies if isinstance(n, (Branch, Loop)) else ():
+                yield from _captured(body)
 
 
 @dataclass(repr=False)
