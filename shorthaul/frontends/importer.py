@@ -323,7 +323,7 @@ class _Importer:
             if self.depth and name == RANDOM_INPUTS[1]:  # iterations draw different numbers: streams are 2**32 offsets apart
                 i = self.edit.add_container(Container(self.iteration, int64, (), role="input"))
                 b = OpBuilder(self.edit, "forward", hint="offset")
-                self.random[name] = b.pointwise(lambda offset, at: offset + (at << 16 * (self.depth - 1)), self.random[name], i)
+                self.random[name] = b.pointwise(lambda offset, at: offset + at * 2 ** (16 * (self.depth - 1)), self.random[name], i)
                 self.nodes += b.nodes
         return self.random[name]
 
