@@ -14,17 +14,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import backend, capture, disable, optimize
+    from .api import backend, capture
     from .config import Options
     from .errors import DifferentiationError, FallbackWarning
     from .frontends.functional import Unsupported
     from .ir.program import Program
+    from .modules import disable, optimize
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "optimize": "api", "disable": "api", "capture": "api", "backend": "api", "Unsupported": "api", "Program": "api", "CallError": "api",
-    "Options": "config", "DifferentiationError": "errors", "FallbackWarning": "errors",
+    "optimize": "modules", "disable": "modules", "capture": "api", "backend": "api", "Program": "api", "Options": "config",
+    "Unsupported": "frontends.functional", "CallError": "runtime.executable",
+    "DifferentiationError": "errors", "FallbackWarning": "errors",
 }  # fmt: skip
 
 __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",

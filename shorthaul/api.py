@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
-import itertools
-import os
 import traceback
-import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -25,138 +21,31 @@ from shorthaul.codegen.library import LIBRARY
 from shorthaul.config import Options
 from shorthaul.errors import DeviceError, DifferentiationError, FallbackWarning
 from shorthaul.frontends.dynamo import capture_graph
-from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize
+from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize, rebuilder
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
 from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import runtime_sizes
+from shorthaul.modules import disable, optimize
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
 from shorthaul.runtime.compile import compile_program, compile_triton
 from shorthaul.runtime.executable import CallError
 from shorthaul.runtime.graphs import GraphedExecutable, in_place_inputs
-from shorthaul.runtime.report import Record, Region, attach_report
-from shorthaul.runtime.sequential import is_plain_sequential, unroll_containers, unrolled_call
+from shorthaul.runtime.report import Record, Region
 from shorthaul.symbolic import Symbol
-from shorthaul.transforms.base import Refused
-from shorthaul.transforms.recipe import Recipe
+from shorthaul.warm.entry import Entry
+from shorthaul.warm.record import Capture
 from shorthaul.workbench import install
 
 __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",
            "backend", "capture", "disable", "import_training", "optimize"]  # fmt: skip
 
-# graphs a module may have (sizes, modes, flags of parameters); after that PyTorch leaves it to eager mode with a warning
-RECOMPILATIONS = 64
 # gradients that a part of the backward phase completes at least, where processes train together: sooner ready is sooner sent
 DISTRIBUTED_PART_BYTES = 1 << 14
-_entries = itertools.count()
 # Dynamo's default takes no notice of a hook that a submodule gets after it was compiled, and would leave it uncalled
 torch._dynamo.config.skip_nnmodule_hook_guards = False
-_DataParallel: Any = torch.nn.parallel.DistributedDataParallel if torch.distributed.is_available() else None
-_ALL_MODULES = torch.nn.modules.module
-_GLOBAL_HOOKS = (_ALL_MODULES._global_forward_pre_hooks, _ALL_MODULES._global_forward_hooks,
-                 _ALL_MODULES._global_backward_pre_hooks, _ALL_MODULES._global_backward_hooks)  # fmt: skip
-NOTHING_COMPILED = (
-    "nothing of {name} was compiled: Dynamo left all of it to eager mode, as it does with code inside PyTorch that it does not trace; "
-    "the environment variable TORCH_LOGS=graph_breaks makes it say why"
-)
-
-
-def optimize(
-    module: torch.nn.Module, *, level: int = 4, strict: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None
-) -> torch.nn.Module:
-    """Optimize a module for training, in place; returns the same object.
-
-    Its parameters, buffers, state_dict, hooks and class stay as they are; it is compiled at its first call, and again when a size
-    changes for the first time. level: how far transformations see (0 only expands, 4 the whole step). strict: an operator that would run
-    through PyTorch instead of being compiled raises an error with its source line. recipe: a Recipe or the path of its file, whose steps
-    take the place of the default choices; steps without a place here are skipped and reported. RecipeError for a file that is none.
-    `module.report()` says what was compiled, fused, not fused and why.
-    """
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(
-            f"optimize takes a torch.nn.Module, not {type(module).__name__}; for a function use torch.compile(f, backend='shorthaul')"
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
-    plan = Recipe.load(recipe) if recipe is not None and not isinstance(recipe, Recipe) else recipe
-    options = Options(level, strict, None if plan is None else str(plan))
-    record = attach_report(module)
-    unroll_containers(module)
-    # the data-parallel wrapper's own code is for eager mode; what it wraps is compiled
-    target = module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
-    # what `module.compile()` sets, for an entry of the module's own: `Module.__call__` goes there, hooks included
-    limits: dict[str, Any] = {"recompile_limit": RECOMPILATIONS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
-    compiled = torch.compile(_entry_of(target), backend=functools.partial(backend, options=options, record=record), **limits)
-    if any(isinstance(m, torch.nn.RNNBase) for m in target.modules()):
-        # Dynamo leaves functions that call a recurrent module to eager mode, unless it is told otherwise
-        compiled = torch._dynamo.config.patch(allow_rnn=True)(compiled)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        wrapper = _DataParallel._active_ddp_module if _DataParallel is not None else None
-        if wrapper is None:
-            return compiled(*args, **kwargs)
-        # Dynamo would cut the graph at the wrapper's buckets, to overlap communication; the parts of our backward phase do that already
-        _DataParallel._active_ddp_module = None
-        try:
-            return compiled(*args, **kwargs)
-        finally:
-            _DataParallel._active_ddp_module = wrapper
-
-    def first_call(*args: Any, **kwargs: Any) -> Any:
-        result = run(*args, **kwargs)
-        target._compiled_call_impl = run  # type: ignore[assignment]
-        if not record.regions and next(target.parameters(), None) is not None:
-            text = NOTHING_COMPILED.format(name=type(target).__name__)
-            if strict:
-                raise Unsupported(text)
-            warnings.warn(text, FallbackWarning, stacklevel=2)
-        return result
-
-    target._compiled_call_impl = first_call  # type: ignore[assignment]
-    return module
-
-
-def _entry_of(module: torch.nn.Module) -> Callable[..., Any]:
-    """A function that calls the module. Dynamo keeps compiled code, and its memory of sizes, for each code object: this one is the
-    module's own; and it is no function of PyTorch, whose frames (a plain nn.Sequential's) Dynamo would leave alone."""
-
-    whole = unrolled_call(module) if is_plain_sequential(module) else module._call_impl  # type: ignore[arg-type]
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for hooks in _GLOBAL_HOOKS:
-            len(hooks)  # makes it a guard: Dynamo takes no notice of them by itself
-        return whole(*args, **kwargs)
-
-    code = call.__code__.replace(co_name=f"call_{type(module).__name__}_{next(_entries)}")
-    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
-
-
-def disable(target: Any) -> Any:
-    """Leave a module or function to eager mode inside an optimized model."""
-    if isinstance(target, torch.nn.Module):
-        target.forward = _Eager(target)  # type: ignore[method-assign]
-        return target
-    return torch.compiler.disable(target)
-
-
-class _Eager:
-    """The `forward` of a module that is left to eager mode. Copies and pickles of the module get one of their own."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-        self.__signature__ = inspect.signature(type(module).forward.__get__(module))
-
-    @torch.compiler.disable
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.module).forward(self.module, *args, **kwargs)
-
-    def __reduce__(self) -> tuple:
-        return _Eager, (self.module,)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Eager:
-        return _Eager(memo.get(id(self.module), self.module))
 
 
 def capture(
@@ -217,20 +106,23 @@ def backend(
     *,
     options: Options | None = None,
     record: Record | None = None,
+    entry: Entry | None = None,
 ) -> Callable[..., Any]:
     """The Dynamo backend: `torch.compile(model, backend="shorthaul")`.
+
+    entry: the optimized module's, which keeps a capture record where it can.
 
     What cannot be compiled runs in eager mode, with a FallbackWarning that names operator and source line, and stands in the report.
     """
     options = options or Options()
     record = record if record is not None else Record()
-    region = Region(len(record.regions), _recompile_reason(), graph_break=_graph_break(gm))
-    record.regions.append(region)
+    region = record.region(_recompile_reason(), graph_break=_graph_break(gm))
     try:
         with region.timed("compile"):
-            compiled = _compile(gm, example_inputs, options, region)
+            captured = _compile(gm, example_inputs, options, region)
         record.uses(t for t in map(_real_input, gm.graph.find_nodes(op="placeholder")) if isinstance(t, torch.nn.Parameter))
-        return compiled
+        observed = entry.compiled(gm, region, captured) if entry is not None else None
+        return observed or captured.graph
     except NoCompiler as e:
         reason = str(e)
     except Exception as e:
@@ -238,6 +130,8 @@ def backend(
             raise
         reason = _reason(e)
     region.fallback = reason
+    if entry is not None:
+        entry.compiled(gm, region, None)
     warnings.warn(f"part of the model runs in eager mode: {reason}", FallbackWarning, stacklevel=2)
     return gm.forward
 
@@ -274,7 +168,7 @@ def _recompile_reason() -> str:
     return str(reason).strip().split("\n")[0].split(": ", 1)[-1] if reason else ""
 
 
-def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Callable[..., Any]:
+def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Capture:
     with region.timed("functionalize"):
         graph = functionalize(gm, example_inputs)
     device = _device_of(graph)
@@ -304,13 +198,12 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
             roles = {n: program.containers[n].role for n in program.signature.inputs}
             executable = GraphedExecutable(executable, in_place_inputs(program.signature.inputs, roles, written))
         region.finished(program, dataclasses.replace(compiled, executable=executable))
-        return CompiledGraph(program.name, program, interface, executable)
+        return Capture(CompiledGraph(program.name, program, interface, executable), "", graph.outputs, region.operators, region.fallbacks, [])
     with region.timed("cache"):
         key = artifact_key(program, options)
         found = load(key)
     if found is not None:
         program, compiled = found
-        program.attributes["refusals"] = [Refused(*r) for r in program.attributes["refusals"]]
     else:
         with region.timed("optimize"):
             pipeline.optimize(program, options)
@@ -319,7 +212,10 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         with region.timed("cache"):
             store(key, program, compiled)
     region.finished(program, compiled)
-    return CompiledGraph(program.name, program, _interface(graph, imported, depends, watched), compiled.executable)
+    interface = _interface(graph, imported, depends, watched)
+    foreign = [t for t in graph.targets if t.count(".") == 2 and not t.startswith(("aten.", "prims.", "shorthaul."))]
+    return Capture(CompiledGraph(program.name, program, interface, compiled.executable), key, graph.outputs, region.operators,
+                   region.fallbacks, foreign)  # fmt: skip
 
 
 install()  # gives Program the methods that need other parts of the package (`ir` knows none of them)
@@ -383,51 +279,8 @@ def _interface(
     mutations = [(m.input, m.graph_output) for m in graph.mutations]
     random = tuple(n for n in RANDOM_INPUTS if n in imported.program.containers)
     where = next((n.origin.source for n in imported.program.nodes if n.origin.source), "")
-    rebuild = _rebuilder(graph)
+    rebuild = rebuilder(graph.outputs)
     return Interface(imported.inputs, sizes, imported.results, imported.sizes, rebuild, mutations, random, depends, where, watched)
-
-
-def _rebuilder(graph: FunctionalGraph) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-    if all(spec.kind == "tensor" for spec in graph.outputs):
-        order: list[int] = [spec.graph_output for spec in graph.outputs]  # type: ignore[misc]
-        return lambda results, inputs: [results[i] for i in order]
-    return functools.partial(_rebuild, graph)
-
-
-def _rebuild(graph: FunctionalGraph, results: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """The caller's outputs from the results of the graph: views and repeated outputs are made again."""
-    outputs: list[Any] = [None] * len(graph.outputs)
-
-    def make(i: int) -> Any:
-        spec = graph.outputs[i]
-        if outputs[i] is not None:
-            return outputs[i]
-        if spec.kind in ("tensor", "size"):
-            assert spec.graph_output is not None
-            value = results[spec.graph_output]
-        elif spec.kind == "constant":
-            return spec.value
-        elif spec.kind == "input":
-            assert spec.input is not None
-            value = inputs[spec.input]
-        elif spec.kind == "same":
-            assert spec.output is not None
-            value = make(spec.output)
-        else:
-            assert spec.view is not None
-            if spec.input is not None:
-                base = inputs[spec.input]
-            elif spec.output is not None:
-                base = make(spec.output)
-            else:
-                base = results[spec.graph_output]  # type: ignore[index]
-            value = spec.view.apply(base, results)
-        outputs[i] = value
-        return value
-
-    for i in range(len(graph.outputs)):
-        outputs[i] = make(i)
-    return outputs
 
 
 # PyTorch registers the backend of an installed package itself, and refuses a second registration.

@@ -24,7 +24,8 @@ it is what a write under `no_grad` into a tensor that requires grad means.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ __all__ = [
     "Unsupported",
     "ViewSpec",
     "functionalize",
+    "rebuilder",
 ]
 
 
@@ -219,6 +221,50 @@ class CustomFunction:
     n_saved: int
     non_differentiable: tuple[int, ...]  # indices of outputs
     takes_gradient: tuple[bool, ...]  # per argument
+
+
+def rebuilder(outputs: Sequence[OutputSpec]) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+    """A function that makes the caller's outputs from (results of the graph, its inputs)."""
+    if all(spec.kind == "tensor" for spec in outputs):
+        order: list[int] = [spec.graph_output for spec in outputs]  # type: ignore[misc]
+        return lambda results, inputs: [results[i] for i in order]
+    return functools.partial(_rebuild, outputs)
+
+
+def _rebuild(specs: Sequence[OutputSpec], results: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """The caller's outputs from the results of the graph: views and repeated outputs are made again."""
+    outputs: list[Any] = [None] * len(specs)
+
+    def make(i: int) -> Any:
+        spec = specs[i]
+        if outputs[i] is not None:
+            return outputs[i]
+        if spec.kind in ("tensor", "size"):
+            assert spec.graph_output is not None
+            value = results[spec.graph_output]
+        elif spec.kind == "constant":
+            return spec.value
+        elif spec.kind == "input":
+            assert spec.input is not None
+            value = inputs[spec.input]
+        elif spec.kind == "same":
+            assert spec.output is not None
+            value = make(spec.output)
+        else:
+            assert spec.view is not None
+            if spec.input is not None:
+                base = inputs[spec.input]
+            elif spec.output is not None:
+                base = make(spec.output)
+            else:
+                base = results[spec.graph_output]  # type: ignore[index]
+            value = spec.view.apply(base, results)
+        outputs[i] = value
+        return value
+
+    for i in range(len(specs)):
+        outputs[i] = make(i)
+    return outputs
 
 
 def functionalize(

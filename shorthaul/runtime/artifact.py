@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,6 +31,16 @@ from .machine import machine
 FORMAT = 1
 
 
+
+class Refusal(NamedTuple):
+    """A refusal as it was stored: the fields of `transforms.base.Refused`."""
+
+    transformation: str
+    where: str
+    reason: str
+    bytes: int
+
+
 @functools.cache
 def source_hash() -> str:
     """A hash over the package's sources: any change of the compiler makes new artifacts."""
@@ -38,15 +48,19 @@ def source_hash() -> str:
     return make_key(*(part for path in sorted(root.rglob("*.py")) for part in (str(path.relative_to(root)), path.read_bytes())))
 
 
-def artifact_key(program: Program, *options: object) -> str:
-    """The key of a program of operators, before it is optimized."""
+def tools() -> tuple[str, ...]:
+    """What compiled programs depend on besides themselves: this package, PyTorch, the compiler, the instruction set."""
     target = machine()
     compiler = target.compiler
+    return (source_hash(), torch.__version__, header_hash(), repr(target.isa_flags), compiler.version if compiler else "")
+
+
+def artifact_key(program: Program, *options: object) -> str:
+    """The key of a program of operators, before it is optimized."""
     names = json.dumps([list(program.containers), [str(o) for n in program.nodes for o in n.origins]])
     attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "stop_gradient", "checkpoint", "part_bytes")}
     parts = (fingerprint(program), names, repr(sorted(attributes.items(), key=lambda i: i[0])), repr(options))
-    tools = (source_hash(), torch.__version__, header_hash(), repr(target.isa_flags), compiler.version if compiler else "")
-    return make_key("artifact", str(FORMAT), *parts, *tools)
+    return make_key("artifact", str(FORMAT), *parts, *tools())
 
 
 def store(key: str, program: Program, compiled: Compiled) -> None:
@@ -68,7 +82,7 @@ def store(key: str, program: Program, compiled: Compiled) -> None:
 
 
 def load(key: str) -> tuple[Program, Compiled] | None:
-    """An optimized program that was stored, ready to run; None where there is none. Its refusals are tuples of their fields."""
+    """An optimized program that was stored, ready to run; None where there is none."""
     value: Any = Cache("programs").get_json(key)
     if value is None or value.get("format") != FORMAT:
         return None
@@ -85,5 +99,5 @@ def load(key: str) -> tuple[Program, Compiled] | None:
                 kernels[node.id] = Kernel(name, "", tuple(arguments), tuple(symbols[s] for s in sizes))
     host = build_host(program, kernels)
     library = CompiledLibrary(folder / "library.so", host.functions)
-    program.attributes["refusals"] = [tuple(r) for r in value["refusals"]]
+    program.attributes["refusals"] = [Refusal(*r) for r in value["refusals"]]
     return program, Compiled(Executable(host, library.function), kernels, {}, library)

@@ -19,6 +19,7 @@ class Region:
     """One compiled graph of a model (there are several after a graph break or a recompilation).
 
     reason: why it was compiled again, if it was. graph_break: why it ends before the model does, with the source line.
+    start: whether it was traced or came from a capture record, and why.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Region:
     graph_break: str = ""
     program: Program | None = None
     compiled: Any = None
+    start: str = ""
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -39,6 +41,10 @@ class Region:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def captured_before(self, operators: Counter[str], fallbacks: list[tuple[str, Origin]]) -> None:
+        """Note what came from the front end in another process."""
+        self.operators, self.fallbacks = operators, fallbacks
 
     def captured(self, program: Program, fallbacks: list[tuple[str, Origin]]) -> None:
         """Note what came from the front end."""
@@ -75,6 +81,11 @@ class Record:
     regions: list[Region] = field(default_factory=list)
     owner: Any = None
     _used: dict[int, Any] = field(default_factory=dict)
+
+    def region(self, reason: str = "", *, graph_break: str = "", start: str = "") -> Region:
+        """A new region."""
+        self.regions.append(Region(len(self.regions), reason, graph_break=graph_break, start=start))
+        return self.regions[-1]
 
     def uses(self, parameters: Iterable[Any]) -> None:
         """Note parameters that a compiled region takes."""

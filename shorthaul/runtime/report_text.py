@@ -54,6 +54,8 @@ def _region(region: Region) -> list[str]:
         lines.append(f"CUDA graphs   {status}")
     if region.graph_break:
         lines.append(f"graph break   {region.graph_break}")
+    if region.start:
+        lines.append(f"start         {region.start}")
     if region.seconds:
         stages = ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in region.seconds.items() if k != "compile")
         lines.append(f"compile time  {region.seconds.get('compile', 0.0):.2f} s" + (f": {stages}" if stages else ""))

@@ -29,22 +29,25 @@ DIRECTIONS: dict[str, set[str]] = {
     "transforms": {"symbolic", "ir", "ops.registry", "analysis"},
     "codegen": {"symbolic", "ir", "analysis"},
     "runtime": {"symbolic", "ir", "analysis", "codegen"},
+    "warm": {"symbolic", "ir", "frontends.functional", "codegen", "runtime"},
     "pipeline": {"symbolic", "ir", "ops", "analysis", "autodiff", "transforms", "codegen", "runtime"},
     "workbench": {"pipeline", "symbolic", "ir", "analysis", "transforms", "codegen"},
     "tuning": {"symbolic", "ir", "ops", "analysis", "transforms", "codegen", "runtime"},
     "testing": {"", "symbolic", "ir", "ops", "analysis"},
     "gui": {"symbolic", "ir", "ops", "analysis", "transforms"},
     # The top: what users call. `frontends.torch_compile` registers a backend that lives in `api`.
-    "": {"api", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime", "tuning"},
-    "api": {"", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "codegen", "runtime",
-            "tuning", "gui", "testing"},
+    "disabled": set(),
+    "modules": {"disabled", "ir", "runtime", "warm", "frontends.functional", "transforms.recipe", "workbench", "api"},
+    "": {"api", "modules", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime", "tuning"},
+    "api": {"", "modules", "warm", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
+            "codegen", "runtime", "tuning", "gui", "testing"},
     "demo": {"", "api"},
     "cli": {"", "api", "demo", "runtime", "gui", "tuning"},
     "__main__": {"cli"},
 }  # fmt: skip
 
 # Where torch may be imported; a prefix of the module's path inside the package.
-TORCH = ("frontends", "codegen.library", "codegen.triton", "runtime", "api", "testing", "demo")
+TORCH = ("frontends", "codegen.library", "codegen.triton", "runtime", "warm", "modules", "disabled", "api", "testing", "demo")
 THIRD_PARTY_EVERYWHERE = {"numpy"}
 THIRD_PARTY = {
     "torch": TORCH,
