@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.setdefault("SHORTHAUL_WARM_START", "0")  # tests look at what is traced; tests/warm turns capture records on
+    os.environ.setdefault("SHORTHAUL_WARM_START", "0")  # tests look at what is traced; tests of capture records turn them on
     if config.getoption("--full"):
         settings.load_profile("full")
         os.environ["SHORTHAUL_TESTS"] = "full"  # read by shorthaul.testing.sample when the test modules are imported
