@@ -198,7 +198,8 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
             roles = {n: program.containers[n].role for n in program.signature.inputs}
             executable = GraphedExecutable(executable, in_place_inputs(program.signature.inputs, roles, written))
         region.finished(program, dataclasses.replace(compiled, executable=executable))
-        return Capture(CompiledGraph(program.name, program, interface, executable), "", graph.outputs, region.operators, region.fallbacks, [])
+        ready = CompiledGraph(program.name, program, interface, executable)
+        return Capture(ready, "", graph.outputs, region.operators, region.fallbacks, [])
     with region.timed("cache"):
         key = artifact_key(program, options)
         found = load(key)
