@@ -111,6 +111,8 @@ def index_params(code: Code, ref: Ref, scope: frozenset[Symbol]) -> frozenset[Sy
         if name not in code.reads:
             raise ValueError(f"indirect subscript <{name}> names no read of its tasklet; reads are {', '.join(code.reads)}")
         r = code.reads[name]
+        if r.local:  # a value of one iteration of some enclosing map
+            found |= scope
         found |= frozenset().union(*(depends(e, scope) for e in r.expressions)) | index_params(code, r, scope)
     return found
 
@@ -273,7 +275,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
         if isinstance(p.size, int) and chunk >= p.size:
             continue
         out.items.append(
-            (p, chunk if isinstance(p.size, int) or p in free else ceildiv(p.size, limits.pieces))
+            (p, chunk if isinstance(p.size, int) or p in free else maximum(ceildiv(p.size, limits.pieces), 1))  # an empty one has no pieces
             if chunk > 1 or not isinstance(p.size, int)
             else (p, None)
         )
