@@ -4,6 +4,7 @@
 
     model = sh.optimize(model)                        # the same module, optimized; or torch.compile(model, backend="shorthaul")
     program = sh.capture(model, (x,), train=True)     # the training step as a program that can be read and changed
+    print(sh.verify(model, (x,)))                     # optimized, eager and float64 compared; what is at fault where they differ
 
 Names are loaded when they are first used, so that importing the package is quick.
 """
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
     from .frontends.functional import Unsupported
     from .ir.program import Program
     from .modules import disable, optimize
+    from .verification import Verification, verify
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "optimize": "modules", "disable": "modules", "capture": "api", "backend": "api", "Program": "api", "Options": "config",
     "Unsupported": "frontends.functional", "CallError": "runtime.executable",
-    "DifferentiationError": "errors", "FallbackWarning": "errors",
+    "DifferentiationError": "errors", "FallbackWarning": "errors", "verify": "verification", "Verification": "verification",
 }  # fmt: skip
 
 __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",
-           "backend", "capture", "disable", "optimize"]  # fmt: skip
+           "Verification", "backend", "capture", "disable", "optimize", "verify"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -174,6 +174,8 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     device = _device_of(graph)
     triton = options.target == "triton" or (options.target == "auto" and device.type != "cpu")
     options = dataclasses.replace(options, target="triton" if triton else "cpp")
+    if options.trace:
+        region.graph = graph
     train = torch.is_grad_enabled()
     with region.timed("import"):
         imported = import_training(graph, train=train, strict=options.strict, name=f"region_{region.index}")
@@ -202,7 +204,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         return Capture(ready, "", graph.outputs, region.operators, region.fallbacks, [])
     with region.timed("cache"):
         key = artifact_key(program, options)
-        found = load(key)
+        found = None if options.trace else load(key)
     if found is not None:
         program, compiled = found
     else:
@@ -210,8 +212,9 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
             pipeline.optimize(program, options)
         with region.timed("build"):
             compiled = compile_program(program)
-        with region.timed("cache"):
-            store(key, program, compiled)
+        if not options.trace:
+            with region.timed("cache"):
+                store(key, program, compiled)
     region.finished(program, compiled)
     interface = _interface(graph, imported, depends, watched)
     foreign = [t for t in graph.targets if t.count(".") == 2 and not t.startswith(("aten.", "prims.", "shorthaul."))]

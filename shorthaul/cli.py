@@ -134,6 +134,37 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# --- verify -------------------------------------------------------------------------------------------------
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="compare a network optimized with eager PyTorch and float64, and find what is at fault where they differ",
+        description="Runs a network optimized, in eager mode and in float64, forward and backward, and judges every output, gradient and "
+        "buffer. Where they differ it names the transformation, the operator or the kernel at fault, and ends with status 1.",
+    )
+    parser.add_argument("network", metavar="FILE.py:FUNCTION",
+                        help="a function without arguments that returns (module, inputs); also package.module:function")  # fmt: skip
+    parser.add_argument(
+        "--level", type=int, choices=range(5), default=4, help="how far transformations see (default: 4)"
+    )
+    parser.add_argument("--worst", type=_positive, default=10, help="how many tensors to show, the most wrong first (default: 10)")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from shorthaul.verification import verify
+
+    module, inputs = load_network(arguments.network)
+    try:
+        found = verify(module, inputs, level=arguments.level)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    print(found.table(arguments.worst))
+    return 0 if found.ok else 1
+
+
 def _floating_leaves(value: Any) -> list[Any]:
     if hasattr(value, "is_floating_point"):
         return [value] if value.is_floating_point() else []
@@ -245,4 +276,4 @@ def _positive(text: str) -> int:
     return value
 
 
-COMMANDS = (_add_demo, _add_report, _add_bench, _add_doctor)
+COMMANDS = (_add_demo, _add_report, _add_verify, _add_bench, _add_doctor)

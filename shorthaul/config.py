@@ -13,6 +13,7 @@ class Options:
     choices.
     cuda_graphs: on a GPU, phases are captured in CUDA graphs and replayed.
     target: "cpp" or "triton"; "auto" takes Triton for tensors on a GPU. Triton for tensors on a CPU means its interpreter (tests).
+    trace: compile anew, past the cache of programs, and keep the captured graph and a log that can be undone (for `shorthaul.verify`).
     """
 
     level: int = 4
@@ -20,6 +21,7 @@ class Options:
     recipe: str | None = None
     target: str = "auto"
     cuda_graphs: bool = True
+    trace: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 4:

@@ -56,6 +56,11 @@ def optimize(
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
     options = Options(level, strict, None if recipe is None else _text_of(recipe))
+    return optimize_with(module, options)
+
+
+def optimize_with(module: torch.nn.Module, options: Options) -> torch.nn.Module:
+    """`optimize` with every option."""
     record = attach_report(module)
     unroll_containers(module)
     # the data-parallel wrapper's own code is for eager mode; what it wraps is compiled
@@ -112,12 +117,12 @@ def _entry_of(module: torch.nn.Module) -> types.FunctionType:
     """A function that calls the module. Dynamo keeps compiled code, and its memory of sizes, for each code object: this one is the
     module's own; and it is no function of PyTorch, whose frames (a plain nn.Sequential's) Dynamo would leave alone."""
 
-    whole = unrolled_call(module) if is_plain_sequential(module) else module._call_impl  # type: ignore[arg-type]
+    unrolled = unrolled_call(module) if is_plain_sequential(module) else None  # type: ignore[arg-type]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         for hooks in _GLOBAL_HOOKS:
             len(hooks)  # makes it a guard: Dynamo takes no notice of them by itself
-        return whole(*args, **kwargs)
+        return module._call_impl(*args, **kwargs) if unrolled is None else unrolled(module, *args, **kwargs)
 
     code = call.__code__.replace(co_name=f"call_{type(module).__name__}_{next(_entries)}")
     return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)

@@ -75,6 +75,7 @@ class _Reverse:
             if total is not None:
                 gradients.append((name, self._own(total, p.containers[name])))
         self.edit.set_signature(p.signature.with_(gradients=tuple(gradients)))
+        self.edit.rewrite.notes["gradient of"] = {c: parts[0].name for c, parts in self.partial.items() if len(parts) == 1}
 
     def _depends_on(self, wrt: Collection[str], nodes: Sequence[Node]) -> set[str]:
         needed = set(wrt)

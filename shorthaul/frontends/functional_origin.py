@@ -14,7 +14,9 @@ from shorthaul.frontends.functional import Origin
 
 _TORCH_DIRECTORY = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OWN_DIRECTORY = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_OWN_ENTRY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "api.py")
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# frames of this package around the user's: the front end, the entries, and code that calls a container layer by layer
+_OWN = (_OWN_DIRECTORY, *(os.path.join(_PACKAGE, name) for name in ("api.py", "modules.py", "warm")), "<shorthaul")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*(?:\n[ \t]+([^\n]+))?')
 _STEP = re.compile(r"\[\s*['\"]?([^'\"\]]+)['\"]?\s*\]|\.?([A-Za-z_0-9]+)")
 _CONTAINERS = {"_modules", "_parameters", "_buffers"}
@@ -22,11 +24,11 @@ _CONTAINERS = {"_modules", "_parameters", "_buffers"}
 
 @functools.lru_cache(maxsize=8192)
 def _innermost_user_frame(stack_trace: str) -> tuple[str, int, str]:
-    """(file, line, code) of the innermost frame outside PyTorch and outside this package's front end; of PyTorch's own where
-    there is no other (a module of `torch.nn` by itself)."""
-    frames = _FRAME.findall(stack_trace)
+    """(file, line, code) of the innermost frame outside PyTorch and outside this package; of PyTorch's own where there is no other
+    (a module of `torch.nn` by itself); nothing where there is none."""
+    frames = [frame for frame in _FRAME.findall(stack_trace) if not frame[0].startswith(_OWN)]
     for file, line, code in reversed(frames):
-        if not file.startswith((_TORCH_DIRECTORY, _OWN_DIRECTORY, _OWN_ENTRY)):
+        if not file.startswith(_TORCH_DIRECTORY):
             return file, int(line), code.strip()
     return (frames[-1][0], int(frames[-1][1]), frames[-1][2].strip()) if frames else ("", 0, "")
 

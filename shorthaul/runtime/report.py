@@ -19,7 +19,7 @@ class Region:
     """One compiled graph of a model (there are several after a graph break or a recompilation).
 
     reason: why it was compiled again, if it was. graph_break: why it ends before the model does, with the source line.
-    start: whether it was traced or came from a capture record, and why.
+    start: whether it was traced or came from a capture record, and why. graph: what was captured, where the option `trace` was given.
     """
 
     index: int
@@ -32,6 +32,7 @@ class Region:
     program: Program | None = None
     compiled: Any = None
     start: str = ""
+    graph: Any = None
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

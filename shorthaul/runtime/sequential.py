@@ -8,6 +8,7 @@ nothing breaks, Dynamo inlines the container's own forward and never comes here.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -22,14 +23,15 @@ def is_plain_sequential(module: nn.Module) -> bool:
 
 
 def unrolled_call(container: nn.Sequential) -> Callable[..., Any]:
-    """A function that calls the container, layer by layer; as a whole where it has hooks, or other layers than today."""
+    """A function of the container and its arguments that calls it layer by layer; as a whole where it has hooks, or other layers than
+    now."""
     names = tuple(container._modules)
-    lines = ["def call_Sequential(*args, **kwargs):"]
-    lines += [f"    if kwargs or len(args) != 1 or tuple(container._modules) != names or {' or '.join(f'container.{h}' for h in _HOOKS)}:",
-              "        return container._call_impl(*args, **kwargs)",
+    lines = ["def call_Sequential(self, *args, **kwargs):"]
+    lines += [f"    if kwargs or len(args) != 1 or tuple(self._modules) != names or {' or '.join(f'self.{h}' for h in _HOOKS)}:",
+              "        return self._call_impl(*args, **kwargs)",
               "    value, = args"]  # fmt: skip
-    lines += [f"    value = container._modules[{name!r}](value)" for name in names]
-    scope: dict[str, Any] = {"container": container, "names": names}
+    lines += [f"    value = self._modules[{name!r}](value)" for name in names]
+    scope: dict[str, Any] = {"names": names}
     exec(compile("\n".join([*lines, "    return value"]), "<shorthaul: nn.Sequential>", "exec"), scope)
     return scope["call_Sequential"]
 
@@ -38,4 +40,5 @@ def unroll_containers(module: nn.Module) -> None:
     """Give every plain `nn.Sequential` inside the module its unrolled call, where it has no call of its own yet."""
     for child in module.modules():
         if child is not module and is_plain_sequential(child) and child._compiled_call_impl is None:
-            child._compiled_call_impl = unrolled_call(child)  # type: ignore[assignment, arg-type]
+            call = types.MethodType(unrolled_call(child), child)  # type: ignore[arg-type]
+            child._compiled_call_impl = call  # type: ignore[assignment]

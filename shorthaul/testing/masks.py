@@ -7,8 +7,8 @@
 
 An optimized forward draws one seed from PyTorch's generator. The number of an element depends on that seed, on the place of the
 operator among the random operators of the forward, and on the element's position. `masks` draws the same seed at each call of the module
-and answers its dropout, attention with dropout and in-place Bernoulli draws with the numbers of that rule, computed in NumPy.
-It holds for a module that is captured as one graph.
+and answers its dropout, attention with dropout, uniform, normal and Bernoulli draws with the numbers of that rule, computed in
+NumPy. It holds for a module that is captured as one graph.
 """
 
 from __future__ import annotations
@@ -54,12 +54,20 @@ class _Masks(TorchFunctionMode):
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """The numbers of the next random operator: float32 in [0, 1)."""
+        return torch.from_numpy(self._draw(shape, 1)[0])
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """The numbers of the next random operator: float32, standard normal, by Box-Muller."""
+        first, second = self._draw(shape, 2)
+        return torch.from_numpy(np.sqrt(-2 * np.log1p(-first.astype(np.float64))) * np.cos(2 * np.pi * second.astype(np.float64))).float()
+
+    def _draw(self, shape: Sequence[int], parts: int) -> list[np.ndarray]:
         if self.seed is None:
             raise RuntimeError("a random function was called outside of a call of the module given to masks()")
         position = np.arange(math.prod(shape), dtype=np.int64).reshape(tuple(shape))
-        numbers = philox.uniform(self.seed, self.stream << 32, position)
+        numbers = [philox.uniform(self.seed, (self.stream << 32) + (part << 31), position) for part in range(parts)]
         self.stream += 1
-        return torch.from_numpy(np.ascontiguousarray(numbers))
+        return [np.array(n, order="C") for n in numbers]
 
     def dropped(self, x: Tensor, p: float) -> Tensor:
         keep = self.uniform(x.shape) >= p
@@ -101,12 +109,46 @@ def _attention(mode: _Masks, query: Tensor, key: Tensor, value: Tensor, attn_mas
     return mode.dropped(torch.softmax(scores, -1), dropout_p) @ value
 
 
+def _like(draw: Callable[[_Masks, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
+    def rule(mode: _Masks, x: Tensor, *, dtype: torch.dtype | None = None, **placement: Any) -> Tensor:
+        return draw(mode, x.shape).to(dtype or x.dtype)
+
+    return rule
+
+
+def _sized(draw: Callable[[_Masks, Sequence[int]], Tensor]) -> Callable[..., Tensor]:
+    def rule(mode: _Masks, *size: Any, dtype: torch.dtype | None = None, requires_grad: bool = False, **placement: Any) -> Tensor:
+        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+        return draw(mode, shape).to(dtype or torch.get_default_dtype()).requires_grad_(requires_grad)
+
+    return rule
+
+
+def _uniform_(mode: _Masks, x: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
+    return x.copy_(mode.uniform(x.shape) * (high - low) + low)
+
+
+def _normal_(mode: _Masks, x: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
+    return x.copy_(mode.normal(x.shape) * std + mean)
+
+
+def _bernoulli(mode: _Masks, x: Tensor, *, generator: Any = None) -> Tensor:
+    return (mode.uniform(x.shape) < x.float()).to(x.dtype)
+
+
 _RULES: dict[Any, Callable[..., Any]] = {
     F.dropout: _dropout,
     Tensor.bernoulli_: _bernoulli_,
     F.scaled_dot_product_attention: _attention,
+    torch.rand_like: _like(_Masks.uniform),
+    torch.randn_like: _like(_Masks.normal),
+    torch.rand: _sized(_Masks.uniform),
+    torch.randn: _sized(_Masks.normal),
+    torch.bernoulli: _bernoulli,
+    Tensor.uniform_: _uniform_,
+    Tensor.normal_: _normal_,
 }
-_REFUSED = {torch.rand_like, torch.randn_like, torch.bernoulli, Tensor.uniform_, Tensor.normal_,
+_REFUSED = {torch.randint, torch.randint_like, torch.randperm, torch.multinomial, torch.normal,
             F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}  # fmt: skip
 
 __all__ = ["masks"]

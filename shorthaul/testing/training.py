@@ -96,7 +96,7 @@ def train_steps(
         torch.manual_seed(seed)
         module = model_factory().train().to(dtype)
         if restride:
-            _restride_parameters(module)
+            restride_parameters(module)
         make = OPTIMIZERS[optimizer_factory] if isinstance(optimizer_factory, str) else optimizer_factory
         trainable = [p for p in module.parameters() if p.requires_grad]
         optimizer = make(trainable) if trainable else None
@@ -105,10 +105,10 @@ def train_steps(
         count = len(batches) if steps is None else steps
         for step in range(count):
             inputs, targets = batches[step % len(batches)]
-            placed = tuple(_place(x, dtype, restride) for x in inputs)
+            placed = tuple(place(x, dtype, restride) for x in inputs)
             module.zero_grad(set_to_none=True)
             with masks(module) if masked else nullcontext():
-                loss = loss_fn(runnable(*placed), _place(targets, dtype, False))
+                loss = loss_fn(runnable(*placed), place(targets, dtype, False))
             loss.backward()
             losses.append(loss.detach().clone())
             for suffix in [""] * (step == 0) + ["[last]"] * (step == count - 1 and count > 1):
@@ -196,22 +196,23 @@ def assert_trains_like_eager(
     return verdicts
 
 
-def _place(x: Any, dtype: torch.dtype, restride: bool) -> Any:
+def place(x: Any, dtype: torch.dtype, restride: bool) -> Any:
     """A copy of a tensor, floating ones in `dtype`; anything else as it is."""
     if not isinstance(x, Tensor):
         return copy.copy(x)
     placed = x.detach().to(dtype) if x.is_floating_point() else x.detach()
-    placed = _other_layout(placed) if restride and x.is_floating_point() else placed.clone()  # only these round
+    placed = other_layout(placed) if restride and x.is_floating_point() else placed.clone()  # only these round
     return placed.requires_grad_(x.requires_grad)
 
 
-def _restride_parameters(module: nn.Module) -> None:
+def restride_parameters(module: nn.Module) -> None:
+    """Keep the parameters in another memory layout."""
     with torch.no_grad():
         for p in module.parameters():
-            p.data = _other_layout(p.data)
+            p.data = other_layout(p.data)
 
 
-def _other_layout(x: Tensor) -> Tensor:
+def other_layout(x: Tensor) -> Tensor:
     """The same values: channels last for four dimensions, else the strides of the transpose."""
     if x.ndim == 4:
         return x.clone(memory_format=torch.channels_last)

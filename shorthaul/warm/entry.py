@@ -127,6 +127,8 @@ class Entry:
             raise NotRecordable("Dynamo's configuration was changed")
         if os.environ.get("SHORTHAUL_WARM_START") == "0":
             raise NotRecordable("SHORTHAUL_WARM_START is 0")
+        if self.options.trace:
+            raise NotRecordable("the option `trace` compiles anew")
         with self._lock:
             live = LiveState(self.module)
             key, leaves = calls.arguments(args, kwargs, live)
@@ -251,8 +253,8 @@ class Entry:
         """Write a capture record of a call, or note in the report why not."""
         why = f" ({self._why})" if self._why and not self._states and len(self.report.regions) == 1 else ""
         try:
-            if o.reason:
-                raise NotRecordable(o.reason)
+            if o.reason or self.options.trace:
+                raise NotRecordable(o.reason or "the option `trace` compiles anew")
             if o.capture is None or o.trace is None or o.live is None or len(o.runs) != 1:
                 raise NotRecordable("the call did not run one graph")
             o.trace.check(o.live)

@@ -38,16 +38,19 @@ DIRECTIONS: dict[str, set[str]] = {
     # The top: what users call. `frontends.torch_compile` registers a backend that lives in `api`.
     "disabled": set(),
     "modules": {"disabled", "ir", "runtime", "warm", "frontends.functional", "transforms.recipe", "workbench", "api"},
-    "": {"api", "modules", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime", "tuning"},
+    "": {"api", "modules", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime", "tuning",
+         "verification"},
     "api": {"", "modules", "warm", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
             "codegen", "runtime", "tuning", "gui", "testing"},
+    "verification": {"", "modules", "symbolic", "ir", "ops", "frontends", "analysis", "transforms", "codegen", "runtime", "testing"},
     "demo": {"", "api"},
-    "cli": {"", "api", "demo", "runtime", "gui", "tuning"},
+    "cli": {"", "api", "demo", "runtime", "gui", "tuning", "verification"},
     "__main__": {"cli"},
 }  # fmt: skip
 
 # Where torch may be imported; a prefix of the module's path inside the package.
-TORCH = ("frontends", "codegen.library", "codegen.triton", "runtime", "warm", "modules", "disabled", "api", "testing", "demo")
+TORCH = ("frontends", "codegen.library", "codegen.triton", "runtime", "warm", "modules", "disabled", "api", "testing", "verification",
+         "demo")  # fmt: skip
 THIRD_PARTY_EVERYWHERE = {"numpy"}
 THIRD_PARTY = {
     "torch": TORCH,
