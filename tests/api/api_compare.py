@@ -6,10 +6,12 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 import shorthaul as sh
+from shorthaul.ops.registry import ATEN
 
 TOLERANCE = 1e-12  # of float64 runs, relative to the largest value: the sums are short
 
@@ -46,6 +48,12 @@ def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(module.state_dict())
+
+
+def forget_operators(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let the ATen operators of these names have no registry entry."""
+    for overload in [o for o in ATEN if o.split(".")[1] in names]:
+        monkeypatch.delitem(ATEN, overload)
 
 
 class Pair:

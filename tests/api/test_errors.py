@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from api_compare import Pair
+from api_compare import Pair, forget_operators
 from test_calls import Net, randn
 from torch import nn
 
@@ -23,7 +23,8 @@ def unknown(m: Net, x: Any) -> Any:
     return torch.special.i0e(x * m.w)
 
 
-def test_operator_without_an_entry_falls_back_visibly() -> None:
+def test_operator_without_an_entry_falls_back_visibly(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_operators(monkeypatch, "special_i0e")
     p = Pair(Net(unknown), strict=False)
     p.step(randn(5, 8, grad=True))
     for n in (4, 6):
@@ -34,7 +35,8 @@ def test_operator_without_an_entry_falls_back_visibly() -> None:
     assert not p.regions[0].fallback
 
 
-def test_strict_refuses_fallbacks() -> None:
+def test_strict_refuses_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_operators(monkeypatch, "special_i0e")
     with pytest.raises(Exception, match=r"(?s)strict=True refuses.*special_i0e.*test_errors\.py:\d+ in 'return torch\.special\.i0e"):
         run(unknown, randn(5, 8), strict=True)
 

@@ -396,6 +396,23 @@ def condition_reduction(rows: int, cols: int, combiner: str, axis: int) -> Case:
     return Case(f"{combiner} of conditions {rows}x{cols} axis {axis}", m, cs)
 
 
+def compared_conditions(rows: int, cols: int, combiner: str) -> Case:
+    """Conditions compared with one another and with a plain one, and the place of the first true (false) one in each column."""
+    order = ("eq", "ne", "lt", "le", "gt", "ge", "min", "max")
+    arrays = [array(op, (rows, cols), bool_) for op in order]
+    cs = table(array("x", (rows, cols)), array("z", (rows, cols)), array("u", (rows,)), *arrays,
+               array("value", (cols,), bool_), array("index", (cols,), int64))  # fmt: skip
+    i, j = fresh_params((rows, cols))
+
+    def code(x: Scalar, z: Scalar, u: Scalar) -> dict[str, Scalar]:
+        a, b = x > 0.0, (z > 0.0) & (u < 1.0)
+        return {**{op: apply(op, a, b) if op < "m" else apply(op, u > 0.0, a) for op in order}, "value": a, "index": index_value(i)}
+
+    writes = {**{op: at(op, i, j) for op in order}, **{k: at(k, j, combine=combiner) for k in ("value", "index")}}
+    m = flat((i, j), {"x": at("x", i, j), "z": at("z", i, j), "u": at("u", i)}, writes, code, cs)
+    return Case(f"conditions compared {rows}x{cols} {combiner}", m, cs)
+
+
 def statistics(n: int, c: int, hw: int, channels_last: bool) -> Case:
     """Batch-norm backward's two sums and an elementwise result in one pass."""
     order = (0, 2, 1) if channels_last else (0, 1, 2)

@@ -39,6 +39,8 @@ def _cases() -> Iterator[Case]:
         yield c.random_numbers(n)
         yield c.reversed_roll(n)
         yield c.guarded_write(n)
+        yield c.compared_conditions(5, n, "argmax")
+        yield c.compared_conditions(n, 21, "argmin")
         yield c.every_second(n)
         yield c.scatter(n)
         yield t.chain_of_tasklets(n)

@@ -321,15 +321,18 @@ def test_hook_on_an_intermediate():
     assert len(backend.graphs[0].attributes) == 2
 
 
-def test_hook_on_a_tensor_used_before_is_refused():
+def test_hook_on_a_tensor_used_before_is_right_or_refused():
     def function(x):
         y = x.sin()
         z = y * 3
         y.register_hook(lambda grad: grad * 2)
         return y + z
 
-    with pytest.raises(Exception, match="hook"):
-        against_eager(function, rand(3, grad=True))
+    try:
+        against_eager(function, rand(3, grad=True))  # some versions of Dynamo hand the hook over in time: then it must be right
+    except Unsupported as e:
+        if "hook" not in str(e):
+            raise
 
 
 def test_nested_compile_region_is_inlined():

@@ -32,10 +32,14 @@ template <class T, int N> struct vec {
 };
 
 // B bytes per lane, 0 or -1.
+template <int B, int N> struct mask;
+template <int To, int B, int N> inline mask<To, N> resize(mask<B, N> m);
 template <int B, int N> struct mask {
   using T = typename native::int_of<B>::type;
   vec<T, N> v;
   SH_METHOD bool operator[](int i) const { return v[i] != 0; }
+  // an accumulator of conditions takes what was compared in wider lanes
+  template <int C> SH_METHOD mask& operator=(mask<C, N> m) { return *this = resize<B>(m); }
 };
 
 template <int N> struct lanes { static constexpr int width = N; SH_METHOD constexpr int count() const { return N; } };

@@ -185,19 +185,32 @@ template <int B, int N> SH_INLINE mask<B, N> lnot(mask<B, N> a) {
   SH_EACH((vec<typename mask<B, N>::T, N>::K), a.v.p[k] = ~a.v.p[k]);
   return a;
 }
-// Comparisons of conditions: eq is not-xor, ne is xor.
-SH_INLINE bool eq(bool a, bool b) { return a == b; }
-SH_INLINE bool ne(bool a, bool b) { return a != b; }
-template <int B, int C, int N> SH_INLINE mask<B, N> eq(mask<B, N> a, mask<C, N> b) { return lnot(lxor(a, b)); }
-template <int B, int C, int N> SH_INLINE mask<B, N> ne(mask<B, N> a, mask<C, N> b) { return lxor(a, b); }
-SH_INLINE bool band(bool a, bool b) { return a && b; }
-SH_INLINE bool bor(bool a, bool b) { return a || b; }
-SH_INLINE bool bxor(bool a, bool b) { return a != b; }
+// Comparisons, extremes and bits of conditions, false below true.
+#define SH_CONDITIONS(name, plain, lanewise) \
+  SH_INLINE bool name(bool a, bool b) { return plain; } \
+  template <int B, int C, int N> SH_INLINE mask<B, N> name(mask<B, N> a, mask<C, N> b) { return lanewise; } \
+  template <int B, int N> SH_INLINE mask<B, N> name(mask<B, N> a, bool b) { return name(a, splat<bool>(lanes<N>{}, b)); } \
+  template <int B, int N> SH_INLINE mask<B, N> name(bool a, mask<B, N> b) { return resize<B>(name(splat<bool>(lanes<N>{}, a), b)); }
+SH_CONDITIONS(eq, a == b, lnot(lxor(a, b)))
+SH_CONDITIONS(ne, a != b, lxor(a, b))
+SH_CONDITIONS(lt, !a && b, land(lnot(a), b))
+SH_CONDITIONS(le, !a || b, lor(lnot(a), b))
+SH_CONDITIONS(gt, a && !b, land(a, lnot(b)))
+SH_CONDITIONS(ge, a || !b, lor(a, lnot(b)))
+SH_CONDITIONS(min, a && b, land(a, b))
+SH_CONDITIONS(max, a || b, lor(a, b))
+SH_CONDITIONS(band, a && b, land(a, b))
+SH_CONDITIONS(bor, a || b, lor(a, b))
+SH_CONDITIONS(bxor, a != b, lxor(a, b))
+#undef SH_CONDITIONS
 SH_INLINE bool bnot(bool a) { return !a; }
-template <int B, int C, int N> SH_INLINE mask<B, N> band(mask<B, N> a, mask<C, N> b) { return land(a, b); }
-template <int B, int C, int N> SH_INLINE mask<B, N> bor(mask<B, N> a, mask<C, N> b) { return lor(a, b); }
-template <int B, int C, int N> SH_INLINE mask<B, N> bxor(mask<B, N> a, mask<C, N> b) { return lxor(a, b); }
 template <int B, int N> SH_INLINE mask<B, N> bnot(mask<B, N> a) { return lnot(a); }
+template <int B, int C, int N> SH_INLINE mask<B, N> select(mask<B, N> m, mask<C, N> a, bool b) {
+  return select(m, a, splat<bool>(lanes<N>{}, b));
+}
+template <int B, int C, int N> SH_INLINE mask<B, N> select(mask<B, N> m, bool a, mask<C, N> b) {
+  return select(m, splat<bool>(lanes<N>{}, a), b);
+}
 
 // ------------------------------------------------------------------------------------------------ across lanes
 namespace native {
