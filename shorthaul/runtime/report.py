@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import weakref
 from collections import Counter
@@ -10,8 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch._dynamo.utils import counters
+
 from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Operator, Origin
 from shorthaul.ir.program import Program, with_bodies
+
+
+LOG = logging.getLogger("shorthaul")
 
 
 @dataclass
@@ -82,11 +88,30 @@ class Record:
     regions: list[Region] = field(default_factory=list)
     owner: Any = None
     _used: dict[int, Any] = field(default_factory=dict)
+    _breaks: Counter[str] = field(default_factory=lambda: Counter(counters["graph_break"]))
 
     def region(self, reason: str = "", *, graph_break: str = "", start: str = "") -> Region:
-        """A new region."""
+        """A new region. Why there is one more than the model has parts is logged, for the logger "shorthaul" at level INFO."""
         self.regions.append(Region(len(self.regions), reason, graph_break=graph_break, start=start))
+        name = type(self.owner()).__name__ if self.owner is not None else "a function"
+        if reason:
+            LOG.info("region %d of %s is a recompilation: %s", len(self.regions) - 1, name, reason)
+        if graph_break:
+            LOG.info("region %d of %s ends at a graph break: %s", len(self.regions) - 1, name, graph_break)
         return self.regions[-1]
+
+    @property
+    def breaks(self) -> list[str]:
+        """Why Dynamo ended or gave up graphs since the record exists, of all models of the process. Inside a loop it gives up the whole
+        function, of which then no region tells."""
+        new = Counter(counters["graph_break"])
+        new.subtract(self._breaks)
+        found = []
+        for text in (t for t, n in new.items() if n > 0):
+            lines = [line.strip() for line in text.split("\n")]
+            why = [line.removeprefix("Explanation: ") for line in lines[1:] if line.startswith("Explanation")]
+            found.append(". ".join([lines[0], *why]))
+        return found
 
     def uses(self, parameters: Iterable[Any]) -> None:
         """Note parameters that a compiled region takes."""

@@ -35,6 +35,8 @@ def render(record: Record) -> str:
         more = f" and {len(names) - TOP} more" if len(names) > TOP else ""
         what = "parameters that no compiled region takes (unused, or left to eager mode around a graph break)"
         lines.append(f"{what}: {', '.join(names[:TOP])}{more}")
+        if not any(r.graph_break for r in record.regions):
+            lines += [f"Dynamo's reason to leave code to eager mode: {reason}" for reason in record.breaks[:TOP]]
     for region in record.regions:
         lines += ["", *_region(region)]
     return "\n".join(lines)

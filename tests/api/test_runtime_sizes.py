@@ -152,6 +152,8 @@ def test_routing_to_experts_by_graph_breaks() -> None:
     for n in (24, 24, 17):
         p.step(randn(n, 12))
     assert len(p.regions) > 1
+    text = str(p.ours.report())
+    assert "parameters that no compiled region takes" in text and "Operator `aten.nonzero.default`'s output shape depends" in text
 
 
 def test_routing_to_experts_whole(whole: None) -> None:

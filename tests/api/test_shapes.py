@@ -16,12 +16,15 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 4), nn.Softmax(-1))
 
 
-def test_batch_size_changes() -> None:
+def test_batch_size_changes(caplog: pytest.LogCaptureFixture) -> None:
     p = Pair(mlp())
-    for n in (6, 6, 3, 9, 4, 17, 6):
-        p.step(randn(n, 8, grad=True))
+    with caplog.at_level("INFO", logger="shorthaul"):
+        for n in (6, 6, 3, 9, 4, 17, 6):
+            p.step(randn(n, 8, grad=True))
     assert len(p.regions) == 2
     assert "size mismatch" in p.regions[1].reason
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "shorthaul"]
+    assert message.startswith("region 1 of Sequential is a recompilation: ") and "size mismatch" in message
 
 
 def test_two_dimensions_change() -> None:
