@@ -16,7 +16,6 @@ from torch._dynamo.utils import counters
 from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Operator, Origin
 from shorthaul.ir.program import Program, with_bodies
 
-
 LOG = logging.getLogger("shorthaul")
 
 

@@ -49,6 +49,7 @@ def choose_expansion(node: Operator, definition: OperatorDefinition, containers:
         node.expansion is None
         and node.attributes.get("groups", 1) != 1
         and weight is not None
+        and len(containers[weight.container].shape) > 1  # not the weights of a group norm
         and containers[weight.container].shape[1] == 1
     ):
         return "maps"  # depthwise: a window a channel, bound by memory; as a map it fuses with its neighbours
