@@ -9,9 +9,11 @@ What is measured, for every network:
 - **step**: forward, loss, backward and an SGD step with momentum. All engines are in one process and take turns in short
   rounds, in alternating order, so that a change of the machine's speed hits all of them alike. Median, 10th and 90th percentile.
 - **cold compile**: a fresh process with fresh, empty caches: from before the engine sees the module (its import
-  included) to the end of the first step, less one ordinary step.
-- **warm start**: another process with the caches that the cold one filled: from its start to the end of the first step, less
-  the time to import torch and to make the network and its optimizer (which imports more of torch).
+  included) to the end of the first step, less one ordinary step. Beside it the processor time, compilers included, which a busy
+  machine changes less. An engine that needs longer than `--timeout` is marked so, and takes no part in the steps.
+- **warm start**: other processes with the caches that the cold one filled: from their start to the end of the first step, less
+  the time to import torch and to make the network and its optimizer (which imports more of torch: "whole" leaves out nothing
+  but `import torch`). Median of `--starts` processes.
 
 For a network marked `cotangent` the step is forward and backward with a given gradient of the output, without loss and
 optimizer. The results go to `benchmarks/results/` as JSON and Markdown.
@@ -49,6 +51,9 @@ class Measured:
     cold: float | None = None
     warm: float | None = None
     loss: float | None = None
+    cold_cpu: float | None = None
+    starts: list[dict[str, float]] = field(default_factory=list)  # the parts of every warm start
+    timed_out: bool = False
     error: str = ""
 
     def quantile(self, q: float) -> float:
@@ -58,6 +63,10 @@ class Measured:
     @property
     def median(self) -> float | None:
         return statistics.median(self.steps) if self.steps else None
+
+    def part(self, name: str) -> float | None:
+        """The median of a part of the warm starts."""
+        return statistics.median(s[name] for s in self.starts) if self.starts else None
 
 
 # --- in the process that runs the engines -------------------------------------------------------------------
@@ -152,28 +161,43 @@ def start(name: str, small: bool, engine: str, threads: int, began: float) -> di
     imported = time.time()
     torch.set_num_threads(threads)
     trainee = Trainee(name, small, engine)
-    made = time.time()
+    made, made_cpu = time.time(), processor_time()
     trainee.prepare()
     trainee.step()
-    first = time.time()
+    first, first_cpu = time.time(), processor_time()
     ordinary = min(trainee.step() for _ in range(3))
     return {
         "compile": first - made - ordinary,
         "start": (before - began) + (first - made),
         "import_torch": imported - before,
         "make_network": made - imported,
+        "whole": (before - began) + (first - imported),
+        "compile_cpu": first_cpu - made_cpu,
     }
+
+
+def processor_time() -> float:
+    """Seconds of processor time of this process and of the ones that it ran and waited for."""
+    return sum(os.times()[:4])
 
 
 # --- in the process that directs ----------------------------------------------------------------------------
 
 
+class TimedOut(RuntimeError):
+    """A process was ended because it took too long."""
+
+
 def in_subprocess(call: str, arguments: dict[str, Any], caches: Path | None, timeout: float) -> Any:
-    """The result of `call(**arguments)` of this module in a fresh interpreter; `RuntimeError` with its last words."""
+    """The result of `call(**arguments)` of this module in a fresh interpreter; `RuntimeError` with its last words.
+
+    caches: a folder with a folder for each engine's caches.
+    """
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     if caches is not None:
         for variable in CACHES:
-            folder = caches / variable.lower()
+            owner = "shorthaul" if variable.startswith("SHORTHAUL") else "torch.compile"
+            folder = caches / owner / variable.lower()
             folder.mkdir(parents=True, exist_ok=True)
             environment[variable] = str(folder)
     began = ", 'began': " + repr(time.time()) if call == "start" else ""
@@ -185,7 +209,7 @@ def in_subprocess(call: str, arguments: dict[str, Any], caches: Path | None, tim
         done = subprocess.run([sys.executable, "-c", program, json.dumps(arguments)], cwd=ROOT, env=environment,
                               capture_output=True, text=True, timeout=timeout)  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"not finished after {timeout:.0f} s") from error
+        raise TimedOut(f"not finished after {timeout:.0f} s") from error
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300])
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -200,26 +224,35 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Measured]:
         if not arguments.no_compile:
             for engine, result in results.items():
                 try:
-                    for kind in ("cold", "warm"):
+                    for kind in ("cold", *["warm"] * arguments.starts):
                         note(f"{name}: {engine}, {kind} start")
-                        parts = in_subprocess("start", {**common, "engine": engine}, caches / engine, arguments.timeout)
+                        parts = in_subprocess("start", {**common, "engine": engine}, caches, arguments.timeout)
                         if kind == "cold":
-                            result.cold = parts["compile"]
+                            result.cold, result.cold_cpu = parts["compile"], parts["compile_cpu"]
                         else:
-                            result.warm = parts["start"]
+                            result.starts.append(parts)
                 except RuntimeError as error:
                     result.error = f"{kind} start: {error}"
+                    result.timed_out = isinstance(error, TimedOut)
+                result.warm = result.part("start")
         note(f"{name}: training steps, engines in turn")
-        shared = None if arguments.no_compile else caches / "torch.compile"
-        call = {**common, "engines": list(results), "steps": arguments.steps, "seconds": arguments.seconds}
-        try:
-            for engine, raw in in_subprocess("take_turns", call, shared, arguments.timeout * 2).items():
+        ready = [engine for engine, result in results.items() if not result.timed_out]
+        call = {**common, "steps": arguments.steps, "seconds": arguments.seconds}
+        while ready:
+            try:
+                found = in_subprocess("take_turns", {**call, "engines": ready}, caches, arguments.timeout * 2)
+            except RuntimeError as error:
+                # a process that ended takes all engines with it: once more without the peer that may have ended it
+                lost = [e for e in ready if e == "torch.compile"] if len(ready) > 1 else []
+                for engine in lost or ready:
+                    results[engine].error = results[engine].error or str(error)
+                ready = [e for e in ready if e not in lost] if lost else []
+                continue
+            for engine, raw in found.items():
                 result = results[engine]
                 result.steps, result.loss = raw["steps"], raw["loss"]
                 result.error = result.error or raw["error"]
-        except RuntimeError as error:
-            for result in results.values():
-                result.error = result.error or str(error)
+            break
     return results
 
 
@@ -272,11 +305,36 @@ def markdown(results: dict[str, dict[str, Measured]], about: dict[str, Any], thr
             )
     lines += [
         "",
+        *starts_table(results),
         "Above 1× is faster. Warm start leaves out importing torch and making the network.",
         f"{about['cpu']}, {threads} of {about['cores']} cores, {about['vector']}; torch {about['torch']}, "
         f"Python {about['python']}; load average before: {about['load_before']:.2f}.",
     ]
     return "\n".join(lines)
+
+
+def starts_table(results: dict[str, dict[str, Measured]]) -> list[str]:
+    """Cold compilation and warm starts of each engine, and how many times faster than torch.compile the cold one is."""
+    if not any(r.starts for engines in results.values() for r in engines.values()):
+        return []
+    lines = [
+        "| network | engine | cold compile | its processor time | of torch.compile's | import torch | warm start (spread) | whole |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, engines in results.items():
+        peer = engines.get("torch.compile")
+        for engine, r in engines.items():
+            if not r.starts:
+                lines.append(f"| {name} | {engine} | {r.error or 'not measured'} | | | | | |")
+                continue
+            faster = f"1/{peer.cold / r.cold:.1f}" if peer and peer.cold and r.cold and engine == "shorthaul" else ""
+            cold = f"{r.cold:.1f} s | {r.cold_cpu:.1f} s" if engine != "eager" else " | "
+            each = [s["start"] for s in r.starts]
+            lines.append(
+                f"| {name} | {engine} | {cold} | {faster} | {r.part('import_torch'):.1f} s | {r.warm:.2f} s "
+                f"({min(each):.2f} – {max(each):.2f}) | {r.part('whole'):.2f} s |"
+            )
+    return [*lines, ""]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -292,7 +350,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seconds", type=float, default=90, help="stop measuring steps of a network after so long (default: 90)"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds that one process may take (default: 900)")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds that one start may take (default: 600)")
+    parser.add_argument("--starts", type=int, default=3, help="warm starts of every engine (default: 3)")
     parser.add_argument("--no-compile", action="store_true", help="leave out cold and warm compile times")
     parser.add_argument("--quick", action="store_true", help="small networks, few steps; the numbers mean little")
     parser.add_argument(
