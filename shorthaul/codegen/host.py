@@ -25,12 +25,13 @@ class HostError(ValueError):
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One kernel: the emitted function's name, its containers in the order of its arguments, its sizes."""
+    """One kernel: the emitted function's name, its containers in the order of its arguments, its sizes, what indices it checks."""
 
     function: str
     arguments: tuple[str, ...]
     sizes: tuple[Symbol, ...]
     node: int
+    checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
     for position, n in enumerate(nodes):
         if isinstance(n, Map):
             k = kernels[n.id]
-            pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id))
+            pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id, getattr(k, "checks", ())))
             at = len(result.steps)
             if single:
                 flush()
@@ -295,7 +296,10 @@ def _segment_source(segment: Segment, pointers: Mapping[str, int], symbols: Sequ
     place = {s: i for i, s in enumerate(symbols)}
     lines = [f'extern "C" __attribute__((visibility("default"))) void {segment.function}(void* const* t, const int64_t* z) {{']
     for k in segment.kernels:
-        arguments = ", ".join(f"t[{pointers[a]}]" for a in k.arguments)
+        fault = f"t[{len(pointers)}]"  # behind the containers' pointers
+        arguments = ", ".join([*(f"t[{pointers[a]}]" for a in k.arguments), *([fault] if k.checks else [])])
+        if k.checks:
+            lines.append(f"  ((int64_t*){fault})[3] = {k.node};")
         sizes = ", ".join(f"z[{place[s]}]" for s in k.sizes) or "0"
         lines.append(f"  {{ void* p[] = {{{arguments}}}; const int64_t s[] = {{{sizes}}}; {k.function}(p, s); }}")
     return "\n".join([*lines, "}", ""])

@@ -76,7 +76,7 @@ def store(key: str, program: Program, compiled: Compiled) -> None:
     except SerializeError:
         return
     refusals = [[r.transformation, r.where, r.reason, r.bytes] for r in program.attributes.get("refusals", ())]
-    kernels = {str(i): [k.name, list(k.arguments), [s.name for s in k.sizes]] for i, k in compiled.kernels.items()}
+    kernels = {str(i): [k.name, list(k.arguments), [s.name for s in k.sizes], list(k.checks)] for i, k in compiled.kernels.items()}
     value = {"format": FORMAT, "program": body, "kernels": kernels, "library": folder.name, "refusals": refusals}
     Cache("programs").put(key, {"value.json": json.dumps(value).encode()})
 
@@ -95,8 +95,8 @@ def load(key: str) -> tuple[Program, Compiled] | None:
         symbols = {s.name: s for s in p.symbols}
         for node in p.nodes:
             if str(node.id) in value["kernels"]:
-                name, arguments, sizes = value["kernels"][str(node.id)]
-                kernels[node.id] = Kernel(name, "", tuple(arguments), tuple(symbols[s] for s in sizes))
+                name, arguments, sizes, checks = value["kernels"][str(node.id)]
+                kernels[node.id] = Kernel(name, "", tuple(arguments), tuple(symbols[s] for s in sizes), checks=tuple(checks))
     host = build_host(program, kernels)
     library = CompiledLibrary(folder / "library.so", host.functions)
     program.attributes["refusals"] = [Refusal(*r) for r in value["refusals"]]

@@ -86,7 +86,7 @@ class CompiledGraph:
         ]
         self._results = [(n, None) if n is not None else (None, interface.size_results.get(i)) for i, n in enumerate(interface.results)]
         self._groups = self._group_inputs()
-        self._indices = self._addressing()
+        self._indices = self._addressing() if executable.device.type == "cuda" else []
         self._plain = all(e is None for _, e in self._results) and not program.symbols
         self.token = torch.empty(0, device=executable.device)
         self._static = executable.layout({}) if not program.symbols else None
@@ -106,24 +106,14 @@ class CompiledGraph:
         return [(i, c, d, where) for (i, c, d), where in found.items()]
 
     def _check_indices(self, tensors: Mapping[str, torch.Tensor], layout: Layout) -> None:
-        """Kernels do not check addresses that are data: what comes from outside is checked here."""
+        """Kernels on a GPU do not check addresses that are data: what comes from outside is checked in front of them, as PyTorch's
+        own kernels do it, on the device and without waiting for it. (Kernels on a CPU check every index.)"""
         for index, container, d, where in self._indices:
             t = tensors[index]
-            if not t.numel() or container not in layout.shapes:  # of some the sizes are not known yet
-                continue
-            size = layout.shapes[container][d]
-            if t.device.type == "cuda":
-                # as PyTorch's own kernels do: found on the device, without waiting for it
-                low_, high_ = torch.aminmax(t)
-                torch._assert_async((low_ >= 0) & (high_ < size), f"{self.name}: an index in input {index} is out of range at {where}")
-            else:
-                low, high = (int(v) for v in torch.aminmax(t))
-                if low < 0 or high >= size:
-                    bad = low if low < 0 else high
-                    raise IndexError(
-                        f"{self.name}: index {bad} in input {index} is out of range for dimension {d} of {container}, which has size "
-                        f"{size}, at {where}"
-                    )
+            if t.numel() and container in layout.shapes:  # of some the sizes are not known yet
+                low, high = torch.aminmax(t)
+                inside = (low >= 0) & (high < layout.shapes[container][d])
+                torch._assert_async(inside, f"{self.name}: an index in input {index} is out of range at {where}")
 
     def _group_inputs(self) -> list[list[str]]:
         """The inputs with gradients by the part that completes them; inputs that require grad but get none join the first part."""

@@ -78,7 +78,7 @@ class _Plan:
     """One phase for one choice of sizes. slots: for a container that is a tensor, the entries of the table to fill, with byte offsets.
 
     steps: C functions, prepared library calls, and steps that wait for sizes which earlier ones define. ends: containers whose memory is
-    given back after a step, because it was allocated when their sizes were known.
+    given back after a step, because it was allocated when their sizes were known. faults: where kernels report an index out of range.
     """
 
     table: Any
@@ -91,6 +91,7 @@ class _Plan:
     allocate: list[list[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]]]
     offsets: dict[str, int]
     ends: dict[int, list[str]]  # for each step the tensors that nothing needs after it
+    faults: memoryview
     serial: int = field(default_factory=lambda: next(_serials))
     arena_base: int = 0
     saved_base: int = 0
@@ -125,9 +126,9 @@ class Layout:
     sizes: Any
     binding: Binding
     plans: dict[str, _Plan] = field(default_factory=dict)
+    watch: Callable[[Layout], None] | None = None
     checks: Any = None  # the bridge keeps what it compares inputs with here
     known: dict[Symbol, int] = field(default_factory=dict)
-    watch: Callable[[Layout], None] | None = None
 
     def own(self) -> Layout:
         """A copy for one call, which shares the plans."""
@@ -187,6 +188,7 @@ class Executable:
         self._lock = threading.RLock()
         self._layouts: OrderedDict[tuple[int, ...], Layout] = OrderedDict()
         self._constants = {k: _constant(v, host.containers[k]).to(self.device) for k, v in host.constants.items() if k in host.containers}
+        self._checks: dict[int, tuple[str, ...]] = {}  # of kernels, by node: what the indices are for that they check
         self._functions: dict[str, Any] = {}
         self._controls: dict[int, Control] = {}
         for phase in host.phases.values():
@@ -198,6 +200,7 @@ class Executable:
                     f.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
                     f.restype = None
                     self._functions[step.function] = f
+                    self._checks.update({k.node: k.checks for k in step.kernels if k.checks})
                 elif isinstance(step, ControlStep):
                     self._controls[step.control.id] = Control(step, [Executable(body, function) for body in step.bodies])
                 elif step.function not in LIBRARY:
@@ -300,8 +303,17 @@ class Executable:
                         self._allocate(layout, plan, phase, tensors)
                 else:
                     step(address, sizes)
+                    if self._checks and plan.faults[0]:
+                        raise self._out_of_range(plan.faults)
                 for name in plan.ends.get(at, ()):
                     tensors.pop(name, None)
+
+    def _out_of_range(self, faults: memoryview) -> IndexError:
+        """What a kernel reported; its results are not used."""
+        site, index, size, _, node = faults
+        faults[0] = 0
+        what, _, where = self._checks[node][site - 1].partition(", at ")
+        return IndexError(f"index {index} is out of range for {what}, which has size {size}, at {where}")
 
     def _allocate(self, layout: Layout, plan: _Plan, phase: str, tensors: dict[str, torch.Tensor]) -> None:
         """Memory for the containers of this phase whose sizes have become known."""
@@ -446,12 +458,17 @@ class Executable:
                 saved_slots.append((slot, layout.saved[base] + at))
             else:
                 slots.setdefault(base, []).append((slot, at))
+        faults = np.zeros(5, dtype=np.int64)
         places = dict(host.pointers)
+        if self._checks:
+            places[""] = len(places)  # behind the containers: where kernels report an index out of range
         for n, offset in layout.offsets[name].items():  # partial results of kernels
             if n not in places:
                 places[n] = len(places)
                 arena_slots.append((places[n], offset))
         table = np.zeros(max(1, len(places)), dtype=np.uint64)
+        if self._checks:
+            table[places[""]] = faults.ctypes.data
         for c, t in self._constants.items():
             for slot, at in slots.pop(c, ()):
                 table[slot] = t.data_ptr() + at
@@ -476,7 +493,7 @@ class Executable:
                     rows.append((c, layout.shapes[c], layout.strides[c], torch_dtype(host.containers[c].dtype)))
             allocate.append(rows)
         return _Plan(table, table.data, table.ctypes.data, _columns(arena_slots), _columns(saved_slots), slots, steps, allocate,
-                     layout.offsets[name], ends)  # fmt: skip
+                     layout.offsets[name], ends, faults.data)  # fmt: skip
 
     def _waits(self, step: LibraryStep | ControlStep) -> bool:
         """Whether a step can be prepared only when sizes are known that earlier steps define."""

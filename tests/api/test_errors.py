@@ -216,3 +216,49 @@ def test_embedding_index_out_of_range_is_an_error_that_names_it() -> None:
     for bad in (10, -1):
         with pytest.raises(IndexError, match=f"index {bad} .* out of range .* size 10"):
             model(torch.tensor([3, bad]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "computed"), [("embedding", False), ("cross_entropy", True), ("gather", True), ("scatter_add", True)]
+)
+def test_an_index_out_of_range_is_an_error_wherever_it_comes_from(kind: str, computed: bool) -> None:
+    """No kernel uses an address that is data unchecked, whether the index is an input or computed in the graph, and nothing is changed."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.randn(10, 4))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, i: torch.Tensor) -> torch.Tensor:
+            i = i * 2 - 3 if computed else i
+            self.calls += 1
+            if kind == "embedding":
+                return torch.nn.functional.embedding(i, self.w)
+            if kind == "cross_entropy":
+                return torch.nn.functional.cross_entropy(self.w[: i.shape[0]], i, ignore_index=-7)
+            if kind == "gather":
+                return self.w.gather(0, i.unsqueeze(1))
+            return torch.zeros(10, 4, dtype=self.w.dtype).scatter_add(0, i.unsqueeze(1).expand(-1, 4), self.w[: i.shape[0]])
+
+    model = sh.optimize(Net(), strict=True)
+    size = 4 if kind == "cross_entropy" else 10
+    good, sign = torch.tensor([1, 3, 3, 1]), 2 if computed else 1
+    inside = (good + 3) // 2 if computed else good
+    model(inside).sum().backward()
+    if kind == "cross_entropy":  # an ignored target need not be a class
+        model(torch.tensor([-2 if computed else -7, *inside[1:]])).backward()
+    calls = model.calls.clone()
+    for bad in (size + 1, -3, 2**40 + 1):
+        wrong = torch.tensor([*inside[:3], (bad + 3) // sign if computed else bad])
+        with pytest.raises(IndexError, match=rf"index {bad} is out of range .* size {size}, at .*test_errors.py:\d+"):
+            model(wrong)
+    assert torch.equal(model.calls, calls), "a call that fails changes nothing"
+    model(inside).sum().backward()
+
+
+def test_an_index_into_nothing_is_an_error() -> None:
+    model = sh.optimize(torch.nn.Embedding(0, 4))
+    assert model(torch.zeros(0, dtype=torch.long)).shape == (0, 4)
+    with pytest.raises(IndexError, match="out of range"):
+        model(torch.tensor([0]))

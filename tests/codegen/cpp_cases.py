@@ -146,9 +146,11 @@ def run_kernel(kernel: Kernel, library: ctypes.CDLL, case: Case, inputs: Mapping
     for name, host in case.in_place.items():
         memory[name], views[name] = memory[host], views[host]
     before = {k: v.copy() for k, v in memory.items()}
-    pointers = (ctypes.c_void_p * max(1, len(kernel.arguments)))(*(memory[n].ctypes.data for n in kernel.arguments))
+    faults = np.zeros(5, np.int64)
+    pointers = (ctypes.c_void_p * (len(kernel.arguments) + 1))(*(memory[n].ctypes.data for n in kernel.arguments), faults.ctypes.data)
     sizes = (ctypes.c_int64 * max(1, len(kernel.sizes)))(*(case.sizes[s] for s in kernel.sizes))
     getattr(library, kernel.name)(pointers, sizes)
+    assert not faults.any(), f"a kernel reports an index out of range: {faults}"
     written = case.map.written_containers()
     for name, data in memory.items():
         c = case.containers[name]

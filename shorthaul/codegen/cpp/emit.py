@@ -52,6 +52,30 @@ static void* sh_scratch(int which, int64_t bytes) {
   return k.memory;
 }
 
+// The first index out of range of a call goes into fault: number of the check + 1, index, size, the kernel that runs, that of the fault.
+static __attribute__((noinline, cold, unused)) void sh_fault(int64_t* fault, int64_t site, int64_t index, int64_t size) {
+  int64_t none = 0;
+  if (!__atomic_compare_exchange_n(fault, &none, site + 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
+  fault[1] = index, fault[2] = size, fault[4] = fault[3];
+}
+
+// An index that is data, before it becomes an address; 0 for one that is out of range.
+static inline int64_t sh_index(int64_t index, int64_t size, int64_t* fault, int64_t site) {
+  if (__builtin_expect(uint64_t(index) < uint64_t(size), 1)) return index;
+  sh_fault(fault, site, index, size);
+  return 0;
+}
+
+template <class L, class V> SH_INLINE V sh_indices(L tag, V index, int64_t size, int64_t* fault, int64_t site) {
+  if constexpr (L::width == 1) return sh_index(index, size, fault, site);
+  else {
+    if (__builtin_expect(sh::hany(sh::lor(sh::lt(index, int64_t(0)), sh::ge(index, size))), 0))
+      for (int lane = 0; lane < L::width; ++lane)
+        index.set(lane, lane < tag.count() ? sh_index(index[lane], size, fault, site) : 0);
+    return index;
+  }
+}
+
 // f(first + lane) for every lane.
 template <class L, class F> SH_INLINE auto sh_each(L, int64_t first, F f) {
   if constexpr (L::width == 1) return f(first);
@@ -69,7 +93,8 @@ class Kernel:
     """A compiled map's interface and text. See the module's page.
 
     name: "k_" and a hash. source: the function alone. arguments: container names in the order of the pointers. sizes: free symbols in the
-    order of the size array. scratch_bytes: memory that the kernel keeps for partial results while it runs.
+    order of the size array. scratch_bytes: memory that the kernel keeps for partial results while it runs. checks: what the indices are
+    for that it checks; where there are any, p has one more entry for the first fault (see `sh_fault`).
     """
 
     name: str
@@ -77,6 +102,7 @@ class Kernel:
     arguments: tuple[str, ...]
     sizes: tuple[Symbol, ...]
     scratch_bytes: IntLike = 0
+    checks: tuple[str, ...] = ()
 
 
 def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = None, shared: Collection[str] = (),
@@ -110,6 +136,12 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = 
     for fill, needed in fills:
         if needed or empty:
             writer.run(simplify(fill), place)
+    for code in nest.codes() if not empty else ():
+        for ref in (*code.reads.values(), *code.writes.values()):
+            for size, what in ref.bounds:  # nothing can be read in place of what is out of range
+                if not (isinstance(size, int) and size > 0) and prove_lt(0, size) is not True:
+                    site = names.check(f"{what}, at {code.origin}")
+                    body.add(f"if ({names.index(size)} <= 0) {{ sh_fault(fault, {site}, 0, 0); return; }}")
     if not empty:
         writer.run(nest, place)
     return _finish(m, nest, names, body, name)
@@ -123,6 +155,8 @@ def _finish(m: Map, nest: Nest, names: Names, body: Block, name: str | None) -> 
         const = "" if c in written else "const "
         head.append(f"{const}{T}* const p{k} = ({const}{T}*)p[{k}];")
     head += [f"const int64_t n{k} = s[{k}];" for k in range(len(names.sizes))]
+    if names.checks:
+        head.append(f"int64_t* const fault = (int64_t*)p[{len(names.arguments)}];")
     if names.scratch:
         offset: IntLike = 0
         lines = []
@@ -140,7 +174,7 @@ def _finish(m: Map, nest: Nest, names: Names, body: Block, name: str | None) -> 
     comment = [f"// {m.label}: {'; '.join(origins)}" if origins else f"// {m.label}",
                *(f"//   p[{k}] = {names.containers[c]!r}" for k, c in enumerate(names.arguments))]  # fmt: skip
     text = "\n".join(x.replace("//@", "//") for x in [*comment, *lines]).replace("void NAME(", f"void {name}(")
-    return Kernel(name, text + "\n", tuple(names.arguments), tuple(names.sizes), names.scratch_bytes())
+    return Kernel(name, text + "\n", tuple(names.arguments), tuple(names.sizes), names.scratch_bytes(), tuple(names.checks))
 
 
 def _free_sizes(nest: Nest, containers: Mapping[str, Container], used: Iterable[str]) -> list[Symbol]:

@@ -27,7 +27,8 @@ _fresh = itertools.count()
 
 @dataclass(frozen=True)
 class Ref:
-    """One element access. `address` counts elements from the container's pointer; each pair of `indirect` adds value * stride."""
+    """One element access. `address` counts elements from the container's pointer; each pair of `indirect` adds value * stride.
+    `bounds`: for each of them the size that the value must stay below, and what it indexes, in words."""
 
     container: str
     dtype: DType
@@ -38,14 +39,16 @@ class Ref:
     combine: str | None = None
     scan: Symbol | None = None
     local: bool = False
+    bounds: tuple[tuple[IntLike, str], ...] = ()
 
     @property
     def expressions(self) -> list[IntLike]:
-        return [self.address, *(s for _, s in self.indirect), *(c.expr for c in self.guard)]
+        return [self.address, *(s for _, s in self.indirect), *(n for n, _ in self.bounds), *(c.expr for c in self.guard)]
 
     def rewritten(self, fn: Callable[[IntLike], IntLike]) -> Ref:
         return replace(self, address=fn(self.address), indirect=tuple((n, fn(s)) for n, s in self.indirect),
-                       guard=tuple(Condition(fn(c.expr), c.relation) for c in self.guard))  # fmt: skip
+                       guard=tuple(Condition(fn(c.expr), c.relation) for c in self.guard),
+                       bounds=tuple((fn(n), what) for n, what in self.bounds))  # fmt: skip
 
 
 @dataclass
@@ -250,14 +253,17 @@ class _Lowering:
         address: list[IntLike] = []
         indirect: list[tuple[str, IntLike]] = []
         strides = c.actual_strides if len(c.shape) == len(m.subset) else (0,) * len(m.subset)
-        for s, stride in zip(m.subset, strides, strict=True):
+        bounds: list[tuple[IntLike, str]] = []
+        for d, (s, stride) in enumerate(zip(m.subset, strides, strict=True)):
             if isinstance(s, Span):
                 raise ValueError(f"memlet {m}: a tasklet accesses single elements, not spans")
             if isinstance(s, Indirect):
                 indirect.append((s.name, stride))
+                bounds.append((c.shape[d] if len(c.shape) == len(m.subset) else 1, f"dimension {d} of {c.name.split('#')[0]}"))
             else:
                 address.append(s * stride)
-        return Ref(key, c.dtype, summation(address), tuple(indirect), m.guard, m.fill, m.combine, m.scan, is_local)
+        return Ref(key, c.dtype, summation(address), tuple(indirect), m.guard, m.fill, m.combine, m.scan, is_local,
+                   tuple(bounds))  # fmt: skip
 
 
 def _extent(c: Container) -> IntLike:

@@ -448,7 +448,7 @@ class _GroupWriter:
             lines = []
             old = []
             for r, d in zip(targets, dtypes, strict=True):
-                t, _, lane_target = frame.target(self.code, replace(r, guard=()), self.env)
+                t, _, lane_target = frame.target(self.code, replace(r, guard=()), self.env, r.guard)
                 old.append(
                     f"sh::cast<{ctype(d)}>({self._load_text(r, t, lane_target)})"
                     if is_half(r.dtype)

@@ -80,6 +80,7 @@ class Names:
         self.symbols: dict[Symbol, str] = {}
         self.pointers: dict[str, str] = {}
         self.scratch: list[tuple[str, DType, IntLike]] = []  # (name, dtype, elements) of the kernel's temporary buffers
+        self.checks: list[str] = []  # what the indices that the kernel checks are for
         self._counters: dict[str, itertools.count] = {}
 
     def fresh(self, prefix: str) -> str:
@@ -104,6 +105,12 @@ class Names:
             self.pointers[container] = f"p{len(self.arguments)}"
             self.arguments.append(container)
         return self.pointers[container]
+
+    def check(self, what: str) -> int:
+        """The number of a check of an index; it tells the runtime what went wrong."""
+        if what not in self.checks:
+            self.checks.append(what)
+        return self.checks.index(what)
 
     def buffer(self, dtype: DType, elements: IntLike) -> str:
         """A temporary buffer of the call; gives a container key."""

@@ -112,19 +112,22 @@ class Frame:
         env[key] = value
         return value
 
-    def target(self, code: Code, ref: Ref, env: dict[Scalar, Value]) -> tuple[Target, int, bool]:
-        """Where an access goes: its parts as text, the level at which all of them are known, and whether it depends on the lanes."""
+    def target(self, code: Code, ref: Ref, env: dict[Scalar, Value], within: Sequence[Condition] | None = None) -> tuple[Target, int, bool]:
+        """Where an access goes: its parts as text, the level at which all of them are known, and whether it depends on the lanes.
+
+        within: the conditions under which it happens, where they are not its guard.
+        """
         level = max((self.level(e) for e in ref.expressions), default=-1)
         scalar_terms: list[str] = []
         lane_terms: list[str] = []
-        for name, stride in ref.indirect:
-            value = self.read(code, name, env)
+        for (name, stride), (size, what) in zip(ref.indirect, ref.bounds, strict=True):
+            value = self.checked(self.read(code, name, env), size, f"{what}, at {code.origin}", ref.guard if within is None else within)
             level = max(level, value.level)
             step = self.text(stride)
             if value.vec:
-                lane_terms.append(f"sh::mul(sh::cast<int64_t>({value.text}), int64_t({step}))")
+                lane_terms.append(f"sh::mul({value.text}, int64_t({step}))")
             else:
-                scalar_terms.append(f"int64_t({value.text}) * {_parens(step)}")
+                scalar_terms.append(f"{value.text} * {_parens(step)}")
         uniform: list[Condition] = []
         lanewise: list[Condition] = []
         for c in ref.guard:
@@ -147,6 +150,24 @@ class Frame:
             level = max(level, self.level_of.get(self.lanes, -1))  # type: ignore[arg-type]
         text_stride = "0" if lane_stride is None or lane_index is not None else self.text(lane_stride)
         return Target(self.names.pointer(ref.container), base, text_stride, lane_index, uniform, lanewise, private), level, vec
+
+    def checked(self, value: Value, size: IntLike, what: str, guard: Sequence[Condition]) -> Value:
+        """An index that is data as int64, which stands in for 0 and is reported where it is out of range and the guard holds."""
+        site, n = self.names.check(what), self.text(size)
+        lanewise = [c for c in guard if self.uses_lanes(c.expr)]
+        uniform = self.condition([c for c in guard if c not in lanewise])
+        level = max([value.level, self.level(size), *(self.level(c.expr) for c in guard)])
+        mask = self.lane_condition(lanewise) if lanewise else ""
+        if lanewise:
+            level = max(level, self.level_of.get(self.lanes, -1))  # type: ignore[arg-type]
+        if value.vec:
+            index = f"sh::cast<int64_t>({value.text})"
+            index = f"sh::select({mask}, {index}, int64_t(0))" if mask else index
+            text, other = f"sh_indices(L, {index}, {n}, fault, {site})", "sh::splat<int64_t>(L, int64_t(0))"
+        else:
+            uniform = " && ".join(t for t in (uniform, f"sh::hany({mask})" if mask else "") if t)
+            text, other = f"sh_index(int64_t({value.text}), {n}, fault, {site})", "int64_t(0)"
+        return Value(self.define(level, f"({uniform}) ? {text} : {other}" if uniform else text), level, value.vec)
 
     def _load(self, ref: Ref, t: Target, level: int, vec: bool) -> Value:
         where = _plus(t.pointer, t.base)
