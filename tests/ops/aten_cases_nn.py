@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from aten_cases import CASES, F64, INCOMPARABLE, add, ints, t
+from aten_cases import CASES, F64, INCOMPARABLE, add, ints, simple, t
 
-assert CASES
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 0.5, -0.5, 1e4, -1e4)
 
 
@@ -106,3 +105,8 @@ add("multi_margin_loss.default", lambda: (t(4, 3), ints(0, 3, 4)), lambda: (t(4,
     lambda: (t(3), torch.tensor(1)), lambda: (t(4, 3), ints(0, 3, 4), 1, 1, None, 0), lambda: (t(3), torch.tensor([2])))  # fmt: skip
 add("multilabel_margin_loss_forward.default", lambda: (t(2, 4), torch.tensor([[3, 0, -1, 1], [-1, 0, 0, 0]]), 1),
     lambda: (t(2, 4), torch.tensor([[3, 0, 1, 2], [1, -1, 2, -1]]), 0), lambda: (t(4), torch.tensor([2, 1, -1, 0]), 2))  # fmt: skip
+
+
+# recurrent cells ------------------------------------------------------------------------------------------------------
+CASES["shorthaul.lstm_cell.default"] = simple(lambda: (t(2, 12), t(2, 12), t(2, 3)), lambda: (t(0, 12), t(0, 12), t(0, 3)))
+CASES["shorthaul.gru_cell.default"] = simple(lambda: (t(2, 9), t(2, 9), t(2, 3)))

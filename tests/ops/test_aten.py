@@ -14,6 +14,7 @@ import torch
 from aten_cases import BEYOND_PYTORCH, CASES, FROZEN, INCOMPARABLE, LOOSE, NO_PYTORCH_GRADIENT, cases
 from operator_cases import cotangents_for, differentiated, prefer, program_of, run, same
 
+import shorthaul.frontends.functional_record
 import shorthaul.ops
 from shorthaul.ir.containers import Container
 from shorthaul.ir.derivative import NotDifferentiable
@@ -21,6 +22,7 @@ from shorthaul.ir.dtypes import DTYPES, DType
 from shorthaul.ops.registry import ATEN, AtenCall, TensorType
 
 assert shorthaul.ops
+assert shorthaul.frontends.functional_record  # defines our own overloads
 assert aten_cases_nn.CASES is CASES
 assert aten_cases_more and aten_cases_indexing
 

@@ -47,6 +47,7 @@ def choose_expansion(node: Operator, definition: OperatorDefinition, containers:
     weight = node.writes["y"] if node.op == "conv_grad_weight" else node.reads.get("weight")
     if (
         node.expansion is None
+        and node.op.startswith("conv")
         and node.attributes.get("groups", 1) != 1
         and weight is not None
         and len(containers[weight.container].shape) > 1  # not the weights of a group norm
