@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import backend, capture
     from .config import Options
-    from .errors import DifferentiationError, FallbackWarning
+    from .errors import DifferentiationError, FallbackWarning, OnnxError
     from .frontends.functional import Unsupported
     from .ir.program import Program
     from .modules import disable, optimize
+    from .onnx_models import load_onnx, save_onnx
     from .verification import Verification, verify
 
 __version__ = "0.1.0.dev0"
@@ -29,10 +30,11 @@ _HOMES = {
     "optimize": "modules", "disable": "modules", "capture": "api", "backend": "api", "Program": "api", "Options": "config",
     "Unsupported": "frontends.functional", "CallError": "runtime.executable",
     "DifferentiationError": "errors", "FallbackWarning": "errors", "verify": "verification", "Verification": "verification",
+    "OnnxError": "errors", "load_onnx": "onnx_models", "save_onnx": "onnx_models",
 }  # fmt: skip
 
-__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "Options", "Program", "Unsupported",
-           "Verification", "backend", "capture", "disable", "optimize", "verify"]  # fmt: skip
+__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "OnnxError", "Options", "Program", "Unsupported",
+           "Verification", "backend", "capture", "disable", "load_onnx", "optimize", "save_onnx", "verify"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

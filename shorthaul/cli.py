@@ -113,7 +113,8 @@ def _add_report(commands: Any) -> None:
         description="Runs one training step of a network under Shorthaul and prints its report.",
     )
     parser.add_argument("network", metavar="FILE.py:FUNCTION",
-                        help="a function without arguments that returns (module, inputs); also package.module:function")  # fmt: skip
+                        help="a function without arguments that returns (module, inputs); also package.module:function, or an ONNX "
+                             "file (model.onnx), whose sizes left open are taken as 4")  # fmt: skip
     parser.add_argument(
         "--level", type=int, choices=range(5), default=4, help="how far transformations see (default: 4)"
     )
@@ -124,7 +125,7 @@ def _add_report(commands: Any) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     import shorthaul
 
-    module, inputs = load_network(arguments.network)
+    module, inputs = _onnx_network(arguments.network) if arguments.network.endswith(".onnx") else load_network(arguments.network)
     model: Any = shorthaul.optimize(module.train(), level=arguments.level, strict=arguments.strict)
     output = model(*inputs)
     sums = [leaf.float().sum() for leaf in _floating_leaves(output) if leaf.requires_grad]
@@ -173,6 +174,17 @@ def _floating_leaves(value: Any) -> list[Any]:
     elif hasattr(value, "__dataclass_fields__"):
         value = [getattr(value, name) for name in value.__dataclass_fields__]
     return [leaf for item in value for leaf in _floating_leaves(item)] if isinstance(value, list | tuple) else []
+
+
+def _onnx_network(path: str) -> tuple[Any, tuple[Any, ...]]:
+    """The module of an ONNX file, and inputs for it. Raises `UserError` where the file is none."""
+    from shorthaul.onnx_models import OnnxError, load_onnx
+
+    try:
+        module = load_onnx(path)
+        return module, module.example_inputs()
+    except OnnxError as error:
+        raise UserError(str(error)) from error
 
 
 def load_network(place: str) -> tuple[Any, tuple[Any, ...]]:

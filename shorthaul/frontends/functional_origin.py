@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from shorthaul.frontends.functional import Origin
+from shorthaul.frontends.origins import named_line
 
 _TORCH_DIRECTORY = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OWN_DIRECTORY = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -84,6 +85,9 @@ def origin_of(node: fx.Node, fallback: Origin | None = None) -> Origin:
     trace = node.meta.get("stack_trace") or node.stack_trace
     if trace:
         file, line, code = _innermost_user_frame(trace)
+        named = named_line(file, line)
+        if named is not None:  # a line of generated code stands for a node of an ONNX model
+            module, module_type = named
     elif fallback is not None:
         file, line, code = fallback.file, fallback.line, fallback.code
     else:

@@ -85,3 +85,17 @@ def test_networks_are_loaded_from_files(network_file: Path) -> None:
 def test_bad_places_say_what_is_wrong(place: str, message: str, network_file: Path) -> None:
     with pytest.raises(UserError, match=message):
         load_network(place.format(file=network_file))
+
+
+def test_report_of_an_onnx_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+    weight = helper.make_tensor("w", real, [3, 2], [1.0] * 6)
+    x, y = (helper.make_tensor_value_info(n, real, ["batch", size]) for n, size in (("x", 3), ("y", 2)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    assert main(["report", str(tmp_path / "m.onnx")]) == 0
+    assert "1 compiled" in capsys.readouterr().out
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    assert main(["report", str(tmp_path / "bad.onnx")]) == 2
+    assert "no ONNX model" in capsys.readouterr().err

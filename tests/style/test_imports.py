@@ -38,13 +38,14 @@ DIRECTIONS: dict[str, set[str]] = {
     # The top: what users call. `frontends.torch_compile` registers a backend that lives in `api`.
     "disabled": set(),
     "modules": {"disabled", "ir", "runtime", "warm", "frontends.functional", "transforms.recipe", "workbench", "api"},
-    "": {"api", "modules", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime", "tuning",
-         "verification"},
+    "": {"api", "modules", "onnx_models", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime",
+         "tuning", "verification"},
     "api": {"", "modules", "warm", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
             "codegen", "runtime", "tuning", "gui", "testing"},
+    "onnx_models": {"api", "frontends", "ir"},
     "verification": {"", "modules", "symbolic", "ir", "ops", "frontends", "analysis", "transforms", "codegen", "runtime", "testing"},
     "demo": {"", "api"},
-    "cli": {"", "api", "demo", "runtime", "gui", "tuning", "verification"},
+    "cli": {"", "api", "onnx_models", "demo", "runtime", "gui", "tuning", "verification"},
     "__main__": {"cli"},
 }  # fmt: skip
 
@@ -56,6 +57,7 @@ THIRD_PARTY = {
     "torch": TORCH,
     "triton": ("codegen.triton", "runtime"),
     "onnx": ("frontends",),
+    "google": ("frontends.onnx_model",),  # protobuf, which onnx brings
     "rich": ("demo", "cli"),
     "matplotlib": ("demo",),
     "mlxtend": ("demo",),
