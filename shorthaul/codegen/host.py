@@ -23,6 +23,9 @@ class HostError(ValueError):
     """A program holds a node that no step can run."""
 
 
+LABEL = 160  # characters of module names that a profiler's range shows
+
+
 @dataclass(frozen=True)
 class KernelCall:
     """One kernel: the emitted function's name, its containers in the order of its arguments, its sizes, what indices it checks."""
@@ -95,13 +98,15 @@ class Part:
 class Phase:
     """Steps in order, and for each container that lives in this phase alone the first and last step that touches it.
 
-    parts: the phase cut where gradients are complete; each part runs as an autograd node of its own.
+    parts: the phase cut where gradients are complete; each part runs as an autograd node of its own. labels: of each step, for
+    profilers: the modules that it is of.
     """
 
     name: str
     steps: list[Step] = field(default_factory=list)
     lifetimes: dict[str, tuple[int, int]] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -250,6 +255,7 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
             pending.clear()
 
     touched: list[tuple[str, int]] = []
+    of_step: dict[int, list[Node]] = {}
     ends, ends_at = set(cuts), [0]
     for position, n in enumerate(nodes):
         if isinstance(n, Map):
@@ -271,10 +277,12 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
         else:
             raise HostError(f"{n} ({n.origin}) is not a kernel or a library call; expand and schedule the program first")
         touched += [(c, at) for c in program.reads_of(n) | program.writes_of(n)]
+        of_step.setdefault(at, []).append(n)
         if position in ends:
             flush()
             ends_at.append(len(result.steps))
     flush()
+    result.labels = [_label(phase, of_step[at]) for at in range(len(result.steps))]
     # kernels of a segment run in order, but memory is planned by step: a container lives for whole segments
     for c, at in touched:
         base = _base(program, c)
@@ -290,6 +298,12 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
         ]
         result.parts.append(Part(first, last, tuple(done)))
     return result
+
+
+def _label(phase: str, nodes: Sequence[Node]) -> str:
+    modules = dict.fromkeys(o.module or o.operator for n in nodes for o in n.origins)
+    text = ", ".join(m for m in modules if m) or nodes[0].label
+    return f"shorthaul {phase}: {text if len(text) <= LABEL else text[: LABEL - 2] + ' …'}"
 
 
 def _segment_source(segment: Segment, pointers: Mapping[str, int], symbols: Sequence[Symbol]) -> str:

@@ -293,8 +293,10 @@ class Executable:
             sizes, address = layout.sizes.ctypes.data, plan.address
             if self.host.late:
                 self._allocate(layout, plan, phase, tensors)
+            profiled = torch.autograd.profiler._is_profiler_enabled
             for at in range(bounds.first, bounds.last):
                 step = plan.steps[at]
+                shown = torch.profiler.record_function(self.host.phases[phase].labels[at]).__enter__() if profiled else None
                 if isinstance(step, (LibraryStep, ControlStep)):
                     step = self._prepared(step, layout, phase)
                 if isinstance(step, _Call):
@@ -305,6 +307,8 @@ class Executable:
                     step(address, sizes)
                     if self._checks and plan.faults[0]:
                         raise self._out_of_range(plan.faults)
+                if shown is not None:
+                    shown.__exit__(None, None, None)
                 for name in plan.ends.get(at, ()):
                     tensors.pop(name, None)
 
