@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 import weakref
 from collections import Counter
@@ -11,12 +12,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch._dynamo.utils import counters
-
 from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Operator, Origin
 from shorthaul.ir.program import Program, with_bodies
 
 LOG = logging.getLogger("shorthaul")
+
+
+def _graph_breaks() -> Counter[str]:
+    """What Dynamo counted in this process; nothing where it is not loaded (a warm start needs none of it)."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return Counter(utils.counters["graph_break"]) if utils is not None else Counter()
 
 
 @dataclass
@@ -87,7 +92,7 @@ class Record:
     regions: list[Region] = field(default_factory=list)
     owner: Any = None
     _used: dict[int, Any] = field(default_factory=dict)
-    _breaks: Counter[str] = field(default_factory=lambda: Counter(counters["graph_break"]))
+    _breaks: Counter[str] = field(default_factory=_graph_breaks)
 
     def region(self, reason: str = "", *, graph_break: str = "", start: str = "") -> Region:
         """A new region. Why there is one more than the model has parts is logged, for the logger "shorthaul" at level INFO."""
@@ -103,7 +108,7 @@ class Record:
     def breaks(self) -> list[str]:
         """Why Dynamo ended or gave up graphs since the record exists, of all models of the process. Inside a loop it gives up the whole
         function, of which then no region tells."""
-        new = Counter(counters["graph_break"])
+        new = _graph_breaks()
         new.subtract(self._breaks)
         found = []
         for text in (t for t, n in new.items() if n > 0):

@@ -186,3 +186,13 @@ import shorthaul, shorthaul.cli
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_optimize_needs_no_tracer_and_no_compiler() -> None:
+    """A warm start finds its capture record without Dynamo, sympy and the stages of the compiler."""
+    code = """import shorthaul, sys
+shorthaul.optimize
+heavy = {'torch._dynamo', 'sympy', 'shorthaul.api', 'shorthaul.pipeline', 'shorthaul.transforms', 'shorthaul.frontends.importer'}
+print(sorted(heavy & set(sys.modules)))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
