@@ -19,6 +19,7 @@ from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, where
 from shorthaul.symbolic import Expr
 
 from .builder import Expansion, Gradient
+from .elementwise import broadcast_at
 from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
 
 IntLike = Union[int, Expr]
@@ -170,30 +171,35 @@ class Bernoulli(RandomOperator):
 
 @register
 class BernoulliOf(RandomOperator):
-    """One with the probability that x gives, else zero."""
+    """One with the probability that x gives, else zero. attributes shape, dtype: of the result, to which x broadcasts (default: x's)."""
 
     name = "bernoulli_of"
-    aten = ("aten.bernoulli.default",)
+    attributes: Mapping[str, Any] = {"shape": None, "dtype": None, **RANDOM_ATTRIBUTES}
+    aten = ("aten.bernoulli.default", "aten.bernoulli.Tensor")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"x": call["self"]}, {}
+        assert call.results[0] is not None
+        return {"x": call.arguments.get("p", call["self"])}, {"shape": call.results[0].shape, "dtype": call.results[0].dtype}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        self.check_random(types)
+        shape = attributes["shape"]
+        return {"y": TensorType(attributes["dtype"] or types["x"].dtype, types["x"].shape if shape is None else tuple(shape))}
 
     def maps(self, c: Expansion) -> None:
         x, y = c.input(), c.output()
         params = c.params(y.shape)
+        stream, position = c.attr("stream"), linear_index(params, y.shape)
         c.map(
             params,
-            {"x": at(x, *params), **random_reads(c)},
+            {"x": broadcast_at(x, params), **random_reads(c)},
             {"y": at(y, *params)},
-            lambda x, seed, offset: {
-                "y": cast(
-                    uniform(seed, offset, c.attr("stream"), linear_index(params, y.shape)) < cast(x, float32), y.dtype
-                )
-            },
+            lambda x, seed, offset: {"y": cast(uniform(seed, offset, stream, position) < cast(x, float32), y.dtype)},
         )
 
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x": TensorType(float32, (5, 4)), **SCALARS}, {"stream": 1})
+        yield Sample({"x": TensorType(float32, (4,)), **SCALARS}, {"shape": (5, 4), "dtype": float32})
 
 
 class Distribution(RandomOperator):
@@ -255,19 +261,129 @@ class Uniform(Distribution):
         return draw(0) if (low, high) == (0.0, 1.0) else draw(0) * (high - low) + low
 
 
+def standard_normal(draw: Any) -> Scalar:
+    """A normal number of mean 0 and standard deviation 1 (Box-Muller)."""
+    return apply("sqrt", apply("log1p", -draw(0)) * -2.0) * apply("cos", draw(1) * (2 * math.pi))
+
+
+def positive(draw: Any) -> Scalar:
+    """A uniform number between 0 and 1, both excluded."""
+    u = draw(0)
+    return where(apply("eq", u, 0), 2.0**-25, u)
+
+
 @register
 class Normal(Distribution):
     """Normal numbers of a mean and standard deviation (Box-Muller)."""
 
     name = "normal"
     attributes: Mapping[str, Any] = {"mean": 0.0, "std": 1.0, **Distribution.attributes}
-    aten = ("aten.randn.default", "aten.randn_like.default", "aten.normal_functional.default")
+    aten = ("aten.randn.default", "aten.randn_like.default", "aten.normal_functional.default", "aten.normal.float_float")
 
     def number(self, draw: Any, attributes: Mapping[str, Any]) -> Scalar:
-        radius = apply("sqrt", apply("log1p", -draw(0)) * -2.0)
-        standard = radius * apply("cos", draw(1) * (2 * math.pi))
+        standard = standard_normal(draw)
         mean, std = float(attributes["mean"]), float(attributes["std"])
         return standard if (mean, std) == (0.0, 1.0) else standard * std + mean
+
+
+@register
+class NormalOf(RandomOperator):
+    """Normal numbers whose means or standard deviations are tensors (the other one a number)."""
+
+    name = "normal_of"
+    operands = ("m?", "s?", "seed", "offset")
+    attributes: Mapping[str, Any] = {"mean": 0.0, "std": 1.0, "shape": (), "dtype": float32, **RANDOM_ATTRIBUTES}
+    aten = ("aten.normal.Tensor_Tensor", "aten.normal.Tensor_float", "aten.normal.float_Tensor")
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        assert call.results[0] is not None
+        given = {k: call[k] for k in ("mean", "std")}
+        numbers = {k: v for k, v in given.items() if not isinstance(v, Container)}
+        operands = {k[0]: v for k, v in given.items() if isinstance(v, Container)}
+        return operands, {**numbers, "shape": call.results[0].shape, "dtype": call.results[0].dtype}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        self.check_random(types)
+        return {"y": TensorType(attributes["dtype"], tuple(attributes["shape"]))}
+
+    def maps(self, c: Expansion) -> None:
+        y = c.output()
+        params = c.params(y.shape)
+        stream, position = c.attr("stream"), linear_index(params, y.shape)
+        reads = {k: broadcast_at(c.input(k), params) for k in ("m", "s") if c.has(k)}
+
+        def value(seed: Scalar, offset: Scalar, **of: Scalar) -> dict[str, Scalar]:
+            wide = y.dtype.compute
+            mean, std = (cast(of[k], wide) if k in of else const(c.attr(n), wide) for k, n in (("m", "mean"), ("s", "std")))
+            standard = standard_normal(lambda part: uniform(seed, offset, stream, position, part))
+            return {"y": cast(mean + std * cast(standard, wide), y.dtype)}
+
+        c.map(params, {**reads, **random_reads(c)}, {"y": at(y, *params)}, value)
+
+    def samples(self) -> Iterable[Sample]:
+        m, s = TensorType(float32, (3, 4)), TensorType(float32, (4,))
+        yield Sample({"m": m, "s": s, **SCALARS}, {"shape": (3, 4)})
+        yield Sample({"s": s, **SCALARS}, {"mean": 2.0, "shape": (4,)})
+
+
+@register
+class Exponential(Distribution):
+    """Exponential numbers of rate `rate`, greater than zero."""
+
+    name = "exponential"
+    attributes: Mapping[str, Any] = {"rate": 1.0, **Distribution.attributes}
+    aten = ("aten.exponential.default",)
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        operands, attributes = super().from_aten(call)
+        return operands, {**attributes, "rate": float(call["lambd"])}
+
+    def number(self, draw: Any, attributes: Mapping[str, Any]) -> Scalar:
+        return -apply("log", positive(draw)) / attributes["rate"]
+
+
+@register
+class Cauchy(Distribution):
+    """Cauchy numbers around a median."""
+
+    name = "cauchy"
+    attributes: Mapping[str, Any] = {"median": 0.0, "sigma": 1.0, **Distribution.attributes}
+    aten = ("aten.cauchy.default",)
+
+    def number(self, draw: Any, attributes: Mapping[str, Any]) -> Scalar:
+        return apply("tan", (positive(draw) - 0.5) * math.pi) * float(attributes["sigma"]) + float(attributes["median"])
+
+
+@register
+class LogNormal(Distribution):
+    """Numbers whose logarithms are normal."""
+
+    name = "log_normal"
+    attributes: Mapping[str, Any] = {"mean": 1.0, "std": 2.0, **Distribution.attributes}
+    aten = ("aten.log_normal.default",)
+
+    def number(self, draw: Any, attributes: Mapping[str, Any]) -> Scalar:
+        return apply("exp", standard_normal(draw) * float(attributes["std"]) + float(attributes["mean"]))
+
+
+@register
+class Geometric(Distribution):
+    """The number of trials until the first success, whose probability is p."""
+
+    name = "geometric"
+    attributes: Mapping[str, Any] = {"p": 0.5, **Distribution.attributes}
+    aten = ("aten.geometric.default",)
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        self.require(0 < attributes["p"] < 1, f"probability p = {attributes['p']} is not between 0 and 1")
+        return super().infer(types, attributes)
+
+    def number(self, draw: Any, attributes: Mapping[str, Any]) -> Scalar:
+        return apply("max", apply("ceil", apply("log", positive(draw)) / math.log1p(-attributes["p"])), 1)
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample(SCALARS, {"p": 0.3, "shape": (4, 5)})
+        yield Sample(SCALARS, {"p": 1.5, "shape": (4,)}, error="between 0 and 1")
 
 
 @register

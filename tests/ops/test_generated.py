@@ -116,6 +116,8 @@ NO_GRADIENT = {
     ("bernoulli_of", "x"),
     ("bernoulli", "x"),
     ("fractional_max_pool", "samples"),
+    ("normal_of", "m"),
+    ("normal_of", "s"),
     ("zeta", "a"),
     ("igamma", "a"),
     ("igammac", "a"),

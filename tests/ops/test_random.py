@@ -85,6 +85,41 @@ def test_normal() -> None:
     assert (z[:, 1:] * z[:, :-1]).mean() == pytest.approx(0, abs=0.03)
 
 
+def test_normal_of_tensors() -> None:
+    m, s = np.linspace(-3, 3, SHAPE[1]), np.full(SHAPE, 0.5)
+    types = {"m": TensorType(float64, m.shape), "s": TensorType(float64, s.shape), **SCALARS}
+    y = run(program_of("normal_of", types, {"shape": SHAPE, "dtype": float64}), {"m": m, "s": s, **VALUES})["out_y"]
+    z = (y - m) / s
+    assert (z.mean(), z.var()) == (pytest.approx(0, abs=0.03), pytest.approx(1, abs=0.03))
+
+
+def test_bernoulli_of_a_tensor_that_broadcasts() -> None:
+    p = np.linspace(0, 1, SHAPE[1])
+    types = {"x": TensorType(float64, p.shape), **SCALARS}
+    y = run(program_of("bernoulli_of", types, {"shape": SHAPE, "dtype": float32}), {"x": p, **VALUES})["out_y"]
+    assert np.abs(y.mean(0) - p).mean() < 0.06
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "cumulative"),
+    [
+        ("exponential", {"rate": 2.0}, lambda x: 1 - np.exp(-2 * x)),
+        ("cauchy", {"median": 1.0, "sigma": 2.0}, lambda x: np.arctan((x - 1) / 2) / np.pi + 0.5),
+        ("log_normal", {"mean": 0.0, "std": 0.5}, lambda x: 0.5 * (1 + np.tanh(np.log(x) / 0.5 * 0.797884 * (1 + 0.044715 * (np.log(x) / 0.5) ** 2)))),
+        ("geometric", {"p": 0.3}, lambda x: 1 - 0.7**x),
+    ],
+)  # fmt: skip
+def test_distribution_functions(op: str, attributes: dict, cumulative) -> None:
+    """The shares of numbers below points are those of the distribution (Kolmogorov-Smirnov)."""
+    y = np.sort(draw(op, {**attributes, "shape": SHAPE, "dtype": float32}).ravel().astype(np.float64))
+    assert np.isfinite(y).all()
+    points = np.unique(y)
+    share = np.searchsorted(y, points, side="right") / y.size
+    assert np.abs(share - cumulative(points)).max() < 2 / np.sqrt(y.size)
+    if op in ("exponential", "geometric", "log_normal"):
+        assert y[0] > 0
+
+
 def test_integers() -> None:
     y = draw("randint", {"low": -3, "high": 5, "shape": SHAPE, "dtype": int64})
     values, counts = np.unique(y, return_counts=True)

@@ -44,6 +44,7 @@ DIRECTIONS: dict[str, set[str]] = {
             "codegen", "runtime", "tuning", "gui", "testing"},
     "onnx_models": {"api", "frontends", "ir"},
     "verification": {"", "modules", "symbolic", "ir", "ops", "frontends", "analysis", "transforms", "codegen", "runtime", "testing"},
+    "coverage": {"", "symbolic", "ir", "ops", "frontends", "autodiff"},
     "demo": {"", "api"},
     "cli": {"", "api", "onnx_models", "demo", "runtime", "gui", "tuning", "verification"},
     "__main__": {"cli"},
