@@ -1,4 +1,4 @@
-"""The page of operators, from the registry: `python -m shorthaul.coverage` writes docs/coverage.md, `--check` says whether it is current."""
+"""The page of operators, from the registry: `python -m shorthaul.coverage` makes it, `--check` says whether it is current."""
 
 from __future__ import annotations
 

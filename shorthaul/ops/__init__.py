@@ -3,6 +3,7 @@
 from . import (  # noqa: F401
     activations,
     attention,
+    backward_calls,
     contraction,
     convolution,
     counted,

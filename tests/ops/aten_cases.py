@@ -435,8 +435,8 @@ FROZEN = {
     "end": ("space",),
     "x": ("polynomial",),
     "n": ("polynomial",),
-    "self": ("heaviside", "nextafter", "aten.igamma", "special_zeta", "bessel_j", "bessel_y", "modified_bessel", "airy"),
-    "other": ("nextafter", "special_zeta.other_scalar"),
+    "self": ("heaviside", "aten.igamma", "special_zeta", "bessel_j", "bessel_y", "modified_bessel", "airy"),
+    "other": ("special_zeta.other_scalar",),
     "weight": ("binary_cross_entropy", "nll_loss", "multi_margin_loss"),
     "pos_weight": ("binary_cross_entropy",),
     "running_mean": ("batch_norm",),
@@ -447,6 +447,7 @@ FROZEN = {
 }
 # (overload, case) whose gradient PyTorch does not compute, or defines differently
 NO_PYTORCH_GRADIENT = {
+    ("aten._unsafe_masked_index_put_accumulate.default", 0): "PyTorch traces its gradient into shapes of its own",
     ("aten.floor_divide.default", 0): "PyTorch has no derivative of floor_divide",
     ("aten.floor_divide.Scalar", 0): "PyTorch has no derivative of floor_divide",
     ("aten.remainder.Scalar_Tensor", 0): "PyTorch has no derivative of remainder by its divisor where the dividend is a number",

@@ -128,3 +128,5 @@ add(
     lambda: (t(3, 4), ints(-12, 12, 9), t(9), True),
 )
 add("masked_scatter.default", lambda: (t(3, 4), bools(4), t(5, 4)), lambda: (t(3, 4), bools(3, 4), t(5, 4)))
+add("_unsafe_masked_index.default", lambda: (t(4, 5), bools(3), [ints(0, 4, 2, 3), ints(0, 5, 3)], 2.5))
+add("_unsafe_masked_index_put_accumulate.default", lambda: (t(4, 5), bools(6), [ints(0, 4, 6), ints(0, 5, 6)], t(6)))

@@ -189,3 +189,4 @@ add("linspace.Tensor_Scalar logspace.Tensor_Scalar", lambda: ((special(0.5)[0], 
 add("linspace.Scalar_Tensor logspace.Scalar_Tensor", lambda: ((0.5, special(2.0)[0], 5), F64))
 add("_cdist_forward.default", *(lambda p=p: (t(2, 3, 4), t(1, 5, 4), p, 0) for p in (2.0, 1.0, 3.0, math.inf, 0.0)))
 add("_euclidean_dist.default", lambda: (t(3, 4), t(5, 4)))
+add("_softmax_backward_data.default _log_softmax_backward_data.default", lambda: (t(4, 7), t(4, 7), -1, torch.float64))
