@@ -25,12 +25,11 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten, tree_map
 
-from shorthaul.api import _compile, _reason, import_training
-from shorthaul.config import Options
+from shorthaul.api import backend, import_training
 from shorthaul.frontends.functional import functionalize
 from shorthaul.ir.nodes import LibraryCall, Operator
 from shorthaul.ops.registry import REGISTRY
-from shorthaul.runtime.report import Record, Region
+from shorthaul.runtime.report import Record
 
 SAMPLES = 3
 UNINITIALIZED = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
@@ -86,19 +85,21 @@ class Probe:
         self.random = False
 
     def __call__(self, gm: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        region = Region(len(self.record.regions))
-        self.record.regions.append(region)
-        try:
-            if self.compiles:
-                compiled: Callable[..., Any] = _compile(gm, examples, Options(), region)
-                program: Any = region.program
-            else:
-                graph = functionalize(gm, examples)
-                program = import_training(graph, train=torch.is_grad_enabled(), strict=False, name="region").program
-                compiled = gm.forward
-        except Exception as e:
-            self.eager.append(_reason(e).split("\n")[0])
-            return gm.forward
+        if self.compiles:
+            compiled = backend(gm, examples, record=self.record)
+            region = self.record.regions[-1]
+            if region.fallback:
+                self.eager.append(region.fallback.split("\n")[0])
+                return compiled
+            program: Any = region.program
+        else:
+            compiled = gm.forward
+            self.record.region()
+            try:
+                program = import_training(functionalize(gm, examples), train=torch.is_grad_enabled(), strict=False, name="region").program
+            except Exception as e:
+                self.eager.append(f"{type(e).__name__}: {e}".split("\n")[0])
+                return compiled
         self.random |= "rng_seed" in program.containers
         for n in program.nodes:
             if isinstance(n, LibraryCall) and n.function in OWN_CALLS:
