@@ -183,6 +183,8 @@ class _Importer:
         name = str(getattr(node.target, "__name__", node.target))
         if name == "getitem":
             source, i = self.env[node.args[0]], node.args[1]  # type: ignore[index]
+            if not node.users:  # a result that PyTorch saves for itself may be none of ours
+                return None
             return source[i]  # type: ignore[index]
         source_origin = node.meta.get("origin")
         if node.target is custom_function:

@@ -63,7 +63,10 @@ elementwise("prelu", lambda x, weight: where(x > 0, x, x * weight), "_prelu_kern
 elementwise("hardsigmoid", lambda x: where(x <= -3, 0, where(x >= 3, 1, x / 6 + 0.5)), "hardsigmoid.default")
 elementwise("hardswish", lambda x: where(x <= -3, 0, where(x >= 3, x, x * (x / 6 + 0.5))), "hardswish.default")
 elementwise(
-    "log_sigmoid", lambda x: apply("min", x, 0) - apply("log1p", apply("exp", -apply("abs", x))), "log_sigmoid.default"
+    "log_sigmoid",
+    lambda x: apply("min", x, 0) - apply("log1p", apply("exp", -apply("abs", x))),
+    "log_sigmoid.default",
+    "log_sigmoid_forward.default",
 )
 elementwise("hardshrink", lambda x, *, lambd=0.5: where((x < -lambd) | (x > lambd), x, x * 0), "hardshrink.default")
 elementwise("softshrink", _softshrink, "softshrink.default")

@@ -101,8 +101,11 @@ class GroupNorm(OperatorDefinition):
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x = g.grad(), g.input()
+        statistics = {k: v for k in ("mean", "rstd") if (v := g.grad(k)) is not None}
         if gy is None:
-            return {}
+            if not statistics:
+                return {}
+            gy = g.full(x.shape, 0, x.dtype)
         compute, groups, channels = g.output("mean").dtype, g.attr("groups"), x.shape[1]
         per = floordiv(channels, groups)
         grouped = (x.shape[0], groups, per, *x.shape[2:])
@@ -122,7 +125,14 @@ class GroupNorm(OperatorDefinition):
             def gx(a: Scalar, h: Scalar, r: Scalar, u: Scalar, v: Scalar) -> Scalar:
                 return r * (a - u / number(count, u) - h * (v / number(count, v)))
 
-            result["x"] = g.reshape(g.pointwise(gx, gw, xhat, rstd, s1, s2, dtype=x.dtype), x.shape)
+            total = g.pointwise(gx, gw, xhat, rstd, s1, s2, dtype=compute if statistics else x.dtype)
+            for k, v in statistics.items():  # a caller may differentiate what the group norm saves, too
+                column = g.reshape(v, mean.shape)
+                if k == "mean":
+                    total = g.pointwise(lambda t, a: t + a / number(count, t), total, column)
+                else:
+                    total = g.pointwise(lambda t, a, h, r: t - a * r * r * h / number(count, t), total, column, xhat, rstd)
+            result["x"] = g.reshape(g.cast(total, x.dtype), x.shape)
         shape = (1, groups, per, *ones)
         if g.has("weight") and g.needs("weight"):
             sums = g.sum_to(g.pointwise(lambda a, h: a * h, gv, xhat, dtype=compute), shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Union
 
@@ -9,7 +10,7 @@ from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import float32, promote
 from shorthaul.ir.memlet import Memlet
-from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value
+from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, where
 from shorthaul.symbolic import Expr, product
 
 from .builder import Expansion, Gradient
@@ -90,6 +91,26 @@ class Softmax(SoftmaxBase):
             return {}
         inner = g.op("sum", {"dims": (g.attr("dim"),), "keepdim": True}, x=g.pointwise(lambda a, b: a * b, gy, y, dtype=y.dtype.compute))
         return {"x": g.pointwise(lambda a, b, s: b * (a - s), gy, y, inner, dtype=g.input().dtype)}
+
+
+@register
+class SafeSoftmax(Softmax):
+    """Softmax that gives zeros for a row of which every element is -inf."""
+
+    name = "safe_softmax"
+    aten = ("aten._safe_softmax.default",)
+
+    def maps(self, c: Expansion) -> None:
+        x, y = c.input(), c.output()
+        top, total, dim = self._statistics(c)
+        compute = y.dtype.compute
+        params = c.params(x.shape)
+        row = self._row(c, params, dim)
+
+        def value(x: Scalar, m: Scalar, s: Scalar) -> dict[str, Scalar]:
+            return {"y": cast(where(apply("eq", m, -math.inf), 0, self.value(cast(x, compute) - m, s)), y.dtype)}
+
+        c.map(params, {"x": at(x, *params), "m": at(top, *row), "s": at(total, *row)}, {"y": at(y, *params)}, value)
 
 
 @register

@@ -29,6 +29,10 @@ def holds(conditions: Sequence[Condition]) -> Scalar:
     return result
 
 
+def _is_empty(n: IntLike) -> bool:
+    return isinstance(n, int) and n == 0
+
+
 def diagonal_length(n: IntLike, m: IntLike, offset: int) -> IntLike:
     """The number of elements on a diagonal of an n by m matrix."""
     return maximum(minimum(n, m - offset) if offset >= 0 else minimum(n + offset, m), 0)
@@ -139,7 +143,8 @@ class Repeat(View):
 
     def source(self, x: TensorType, params: Sequence[IntLike], attributes: Mapping[str, Any]) -> tuple[IntLike, ...]:
         extra = len(params) - len(x.shape)
-        once = [isinstance(r, int) and r == 1 for r in attributes["repeats"][extra:]]
+        # an empty dimension has no places to wrap
+        once = [(isinstance(r, int) and r == 1) or _is_empty(n) for r, n in zip(attributes["repeats"][extra:], x.shape, strict=True)]
         return tuple(p if one else mod(p, n) for p, n, one in zip(params[extra:], x.shape, once, strict=True))
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
@@ -175,6 +180,8 @@ class Roll(View):
         return {"y": types["x"]}
 
     def source(self, x: TensorType, params: Sequence[IntLike], attributes: Mapping[str, Any]) -> tuple[IntLike, ...]:
+        if any(_is_empty(n) for n in x.shape):
+            return tuple(params)
         if not attributes["dims"]:  # along all elements in row-major order
             position: IntLike = 0
             for p, n in zip(params, x.shape, strict=True):
