@@ -299,5 +299,6 @@ define("exp2", 1, "float", np.exp2, lambda a, y: (y * math.log(2),), triton="tl.
 define("copysign", 2, "float", np.copysign,
        lambda a, b, y: (apply("sign", a) * apply("copysign", const(1, a.dtype), b), const(0, a.dtype)), cost=2)  # fmt: skip
 define("hypot", 2, "float", np.hypot, lambda a, b, y: (a / y, b / y), cpp="sh::special::hypot({0}, {1})", cost=20)
-define("nextafter", 2, "float", np.nextafter, lambda a, b, y: (const(1, a.dtype), const(0, a.dtype)), cpp="sh::special::nextafter({0}, {1})", cost=10)
+define("nextafter", 2, "float", np.nextafter, lambda a, b, y: (const(1, a.dtype), const(0, a.dtype)),
+       cpp="sh::special::nextafter({0}, {1})", cost=10)  # fmt: skip
 define("gcd", 2, "logic", np.gcd, lambda a, b, y: (None, None), cpp="sh::special::gcd({0}, {1})", cost=40)

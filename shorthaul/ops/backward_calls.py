@@ -1,4 +1,4 @@
-"""Derivatives that PyTorch's own graphs name as operators: of softmax and log-softmax. And masked indexing, which its decompositions use."""
+"""Operators that PyTorch's own graphs hold: the derivatives of softmax and log-softmax, and masked indexing."""
 
 from __future__ import annotations
 

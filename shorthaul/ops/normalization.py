@@ -80,7 +80,7 @@ class Softmax(SoftmaxBase):
     """exp(x - max) / sum(exp(x - max)) along a dimension."""
 
     name = "softmax"
-    aten = ("aten._softmax.default", "aten.softmax.int")
+    aten: tuple[str, ...] = ("aten._softmax.default", "aten.softmax.int")
 
     def value(self, shifted: Scalar, total: Scalar) -> Scalar:
         return apply("exp", shifted) / total
@@ -98,7 +98,7 @@ class SafeSoftmax(Softmax):
     """Softmax that gives zeros for a row of which every element is -inf."""
 
     name = "safe_softmax"
-    aten = ("aten._safe_softmax.default",)
+    aten: tuple[str, ...] = ("aten._safe_softmax.default",)
 
     def maps(self, c: Expansion) -> None:
         x, y = c.input(), c.output()

@@ -40,8 +40,21 @@ add(
     lambda: (t(4, 3), -2),
 )
 add("diag_embed.default", lambda: (t(3),), lambda: (t(2, 3), -1, 0, 2), lambda: (t(2, 3), 2))
-add("repeat.default", lambda: (t(2, 3), [4, 1, 2]), lambda: (t(2, 3), [1, 1]), lambda: (t(), [3]), lambda: (t(0, 2), [2, 3]))
-add("roll.default", lambda: (t(4, 3), [1, -2], [0, 1]), lambda: (t(4, 3), [5]), lambda: (t(4, 3), [7], [0]), lambda: (t(0, 3), [1], [0]), lambda: (t(0), [2]))
+add(
+    "repeat.default",
+    lambda: (t(2, 3), [4, 1, 2]),
+    lambda: (t(2, 3), [1, 1]),
+    lambda: (t(), [3]),
+    lambda: (t(0, 2), [2, 3]),
+)
+add(
+    "roll.default",
+    lambda: (t(4, 3), [1, -2], [0, 1]),
+    lambda: (t(4, 3), [5]),
+    lambda: (t(4, 3), [7], [0]),
+    lambda: (t(0, 3), [1], [0]),
+    lambda: (t(0), [2]),
+)
 add("rot90.default", *(lambda k=k: (t(2, 3, 4), k, [0, 2]) for k in (-1, 0, 1, 2, 3)))
 add(
     "unfold.default unfold_copy.default", lambda: (t(3, 7), 1, 3, 2), lambda: (t(5, 2), 0, 2, 1), lambda: (t(), 0, 1, 1)
@@ -190,5 +203,9 @@ add("linspace.Scalar_Tensor logspace.Scalar_Tensor", lambda: ((0.5, special(2.0)
 add("_cdist_forward.default", *(lambda p=p: (t(2, 3, 4), t(1, 5, 4), p, 0) for p in (2.0, 1.0, 3.0, math.inf, 0.0)))
 add("_euclidean_dist.default", lambda: (t(3, 4), t(5, 4)))
 add("_softmax_backward_data.default _log_softmax_backward_data.default", lambda: (t(4, 7), t(4, 7), -1, torch.float64))
-add("_safe_softmax.default", lambda: (t(4, 7), -1), lambda: (torch.stack([special(1, -math.inf), special(-math.inf, -math.inf)]), 1))
+add(
+    "_safe_softmax.default",
+    lambda: (t(4, 7), -1),
+    lambda: (torch.stack([special(1, -math.inf), special(-math.inf, -math.inf)]), 1),
+)
 add("log_sigmoid_forward.default", lambda: (t(3, 4, low=-8, high=8),))
