@@ -5,15 +5,18 @@ algebra → expansion → layout → store or recompute → fusion → memory (a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from shorthaul.analysis.eager import eager_bytes
 from shorthaul.config import Options
-from shorthaul.ir.nodes import Branch, Loop, Map, Schedule
+from shorthaul.ir.containers import Container
+from shorthaul.ir.nodes import Branch, Loop, Map, Operator, Schedule
 from shorthaul.ir.program import Form, Program
 from shorthaul.ir.verify import verify
 from shorthaul.ops.custom import inline_custom_functions
 from shorthaul.ops.expand import expand
+from shorthaul.ops.registry import OperatorDefinition
 from shorthaul.transforms.base import Refused, Result, apply_everywhere
 from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
@@ -46,7 +49,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     inline_custom_functions(program)
     _lower_bodies(program, options, check)
     eliminate_dead_code(program)
-    _expand(program)
+    _expand(program, options.target)
     eliminate_dead_code(program)
     if check:
         verify(program, Form.MAPS)
@@ -97,8 +100,19 @@ def _by_recipe(program: Program, options: Options, check: bool) -> Result:
     return Result(replay.applied, refused)
 
 
-def _expand(program: Program) -> None:
-    expand(program, choose_expansion)
+def _expand(program: Program, target: str = "cpp") -> None:
+    if target != "triton":
+        expand(program, choose_expansion)
+        return
+    # a library that draws for itself cannot draw the same mask in a recomputation
+    again = any(isinstance(n, Operator) and n.op == "attention" and n.phase == "backward" and n.attributes["p"] for n in program.nodes)
+
+    def choose(node: Operator, definition: OperatorDefinition, containers: Mapping[str, Container]) -> str:
+        attention = node.op in ("attention", "attention_backward")
+        libraries: tuple[str, ...] = ("library",) if not attention else () if again and node.attributes["p"] else ("gpu_library",)
+        return choose_expansion(node, definition, containers, libraries)
+
+    expand(program, choose)
 
 
 def _lower_bodies(program: Program, options: Options, check: bool) -> None:

@@ -17,7 +17,7 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, bool_, float32, int64
 from shorthaul.ir.memlet import Condition, Memlet, full
 from shorthaul.ir.nodes import LibraryCall, Operator
-from shorthaul.ir.scalar import Scalar, apply, cast, where
+from shorthaul.ir.scalar import Scalar, apply, cast, const, where
 from shorthaul.symbolic import Expr, floordiv, prove_eq
 
 from .builder import Expansion, Gradient
@@ -98,7 +98,7 @@ class AttentionBase(OperatorDefinition):
 
         def library(c: Expansion) -> None:
             call = c.library(self.function, {"causal": c.attr("causal"), "scale": c.attr("scale")})
-            missing = [k for k in self.results if k not in call.writes and k != "gmask"]
+            missing = [k for k in self.results if k not in call.writes and k not in ("gmask", "rng")]
             for k in missing:  # the kernel gives all results
                 like = {"gq": "q", "gk": "k", "gv": "v"}.get(k)
                 t = (
@@ -107,11 +107,47 @@ class AttentionBase(OperatorDefinition):
                     else c.temp(c.output().shape[:-1], c.output().dtype.compute)
                 )
                 call.writes[k] = full(t)
+            if call.writes.pop("rng", None) is not None:
+                self.no_rng(c)
+
+        def fits_gpu(node: Operator, containers: Mapping[str, Container]) -> bool:
+            """What the fused kernels of GPUs take: 16-bit floats, heads of a multiple of 8 up to 128, no mask; dropout too."""
+            q, v = (containers[node.reads[n].container] for n in "qv")
+            size = q.shape[-1]
+            return (
+                len(q.shape) == 4
+                and one_batch(node, containers)
+                and "mask" not in node.reads
+                and q.dtype.bits == 16
+                and isinstance(size, int)
+                and size % 8 == 0
+                and size <= 128
+                and prove_eq(size, v.shape[3]) is True
+                and ("rng" in node.reads or "rng" in node.writes or not node.attributes["p"])
+            )
+
+        def gpu_library(c: Expansion) -> None:
+            call = c.library(f"gpu_{self.function}", {k: c.attr(k) for k in ("causal", "scale", "p")})
+            for k in ("seed", "offset"):  # the kernel draws for itself, and hands on what the gradient needs to draw again
+                call.reads.pop(k, None)
+            for k in ("lse", "gq", "gk", "gv"):
+                if k in self.results and k not in call.writes:
+                    like = c.input(k[1]) if k != "lse" else None
+                    t = c.temp(like.shape, like.dtype) if like else c.temp(c.output().shape[:-1], c.output().dtype.compute)
+                    call.writes[k] = full(t)
+            if not c.attr("p") and call.writes.pop("rng", None) is not None:
+                self.no_rng(c)
 
         return {
             "library": ExpansionRule(library, fits_kernel),
             "composition": ExpansionRule(lambda c: self.build(c, library=True), one_batch),
+            "gpu_library": ExpansionRule(gpu_library, fits_gpu, device="cuda"),
         }
+
+    def no_rng(self, c: Expansion) -> None:
+        """The result rng where nothing draws from PyTorch's generator."""
+        p = c.params((2,))
+        c.map(p, {}, {"r": at(c.output("rng"), *p)}, lambda: {"r": const(0, int64)})
 
     def maps(self, c: Expansion) -> None:
         self.build(c, library=False)
@@ -233,12 +269,13 @@ class Attention(AttentionBase):
     broadcast to (batch..., L, S).
 
     result lse: the logarithm of the sum of exponentials of each row's scores; 0 for a row without an allowed key, whose result is zero.
+    result rng: what a library kernel that draws for itself needs to draw the same mask again; zero where seed and offset are used.
     """
 
     name = "attention"
     operands = ("q", "k", "v", "mask?", "seed?", "offset?")
-    results = ("y", "lse")
-    optional_results = ("lse",)
+    results = ("y", "lse", "rng")
+    optional_results = ("lse", "rng")
     is_random = True
     function = "flash_attention"
     aten = ("aten.scaled_dot_product_attention.default", "aten._scaled_dot_product_flash_attention_for_cpu.default")
@@ -270,6 +307,7 @@ class Attention(AttentionBase):
         return {
             "y": TensorType(q.dtype, (*batch, q.shape[-2], v.shape[-1])),
             "lse": TensorType(q.dtype.compute, (*batch, q.shape[-2])),
+            "rng": TensorType(int64, (2,)),
         }
 
     def build(self, c: Expansion, library: bool) -> None:
@@ -307,6 +345,8 @@ class Attention(AttentionBase):
 
         c.map(p, {**reads, **random, "m": at(top, *p[:-1]), "t": at(total, *p[:-1])}, {"w": at(weights, *p)}, weight)
         self.product(c, weights, c.input("v"), "ls,sv->lv", y, batch, library)
+        if c.wants("rng"):
+            self.no_rng(c)
         if c.wants("lse"):
             lse = c.output("lse")
             p = c.params(lse.shape)
@@ -323,6 +363,8 @@ class Attention(AttentionBase):
             return {}
         operands = g.inputs()
         attributes = {**{k: g.attr(k) for k in ATTRIBUTES}, "mask_gradient": g.needs("mask")}
+        if g.attr("p"):
+            operands = {**operands, "rng": g.output("rng")}
         results = g.op("attention_backward", attributes, g=gy, y=g.output(), lse=g.output("lse"), **operands)
         return dict(zip(("q", "k", "v", "mask"), results, strict=False))
 
@@ -351,7 +393,7 @@ class AttentionBackward(AttentionBase):
     """The gradients of attention by q, k, v (and by an additive mask: attribute mask_gradient) from that of its result, `g`."""
 
     name = "attention_backward"
-    operands = ("g", "y", "lse", "q", "k", "v", "mask?", "seed?", "offset?")
+    operands = ("g", "y", "lse", "q", "k", "v", "mask?", "seed?", "offset?", "rng?")
     results = ("gq", "gk", "gv", "gmask")
     optional_results = ("gq", "gk", "gv", "gmask")
     attributes: Mapping[str, Any] = {**ATTRIBUTES, "mask_gradient": False}

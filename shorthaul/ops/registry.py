@@ -48,10 +48,14 @@ class Sample:
 
 @dataclass
 class ExpansionRule:
-    """One way to lower an operator: `apply` builds nodes, `condition` says for which nodes it may be chosen (None: always)."""
+    """One way to lower an operator: `apply` builds nodes, `condition` says for which nodes it may be chosen (None: always).
+
+    device: "cuda" for a call that only GPUs have.
+    """
 
     apply: Callable[[Expansion], None]
     condition: Callable[[Operator, Mapping[str, Container]], bool] | None = None
+    device: str | None = None
 
 
 class OperatorDefinition:

@@ -21,7 +21,7 @@ from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Symbol, evaluate
 
-from .executable import Backward, CallError, Executable, Layout, Run, torch_dtype, with_strides
+from .executable import Backward, CallError, Executable, Layout, Run, copy_all, torch_dtype, with_strides
 
 HIGHER_ORDER = (
     "gradients of gradients (create_graph=True) are not supported through the compiled graph {name}{where}; "
@@ -153,7 +153,7 @@ class CompiledGraph:
 
     def _write_back(self, inputs: Sequence[Any], results: Sequence[Any]) -> None:
         with torch.no_grad():
-            torch._foreach_copy_([inputs[i] for i, _ in self.interface.mutations], [results[r] for _, r in self.interface.mutations])
+            copy_all([inputs[i] for i, _ in self.interface.mutations], [results[r] for _, r in self.interface.mutations])
 
     def _sizes(self, inputs: Sequence[Any]) -> dict[Symbol, int]:
         sizes: dict[Symbol, int] = {}

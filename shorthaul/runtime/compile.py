@@ -45,6 +45,8 @@ def compile_triton(program: Program, device: torch.device) -> Compiled:
     """Compile for a GPU, or for Triton's interpreter where the device is a CPU. Kernels of programs without symbolic sizes are compiled
     now, others at the first call with new sizes. Raises DeviceError where the device, or Triton, does not serve."""
     from shorthaul.codegen.triton.emit_map import emit_map
+    from shorthaul.codegen.triton.plan import NotSchedulable
+    from shorthaul.codegen.triton.text import NoTritonText
 
     from .triton_target import TritonTarget
 
@@ -52,7 +54,13 @@ def compile_triton(program: Program, device: torch.device) -> Compiled:
         if isinstance(n, (Branch, Loop)) or n.defines:
             what = "a size that is data" if n.defines else f"a {n.kind}"
             raise DeviceError(f"{what} ({n.origin}) is not supported on a GPU yet; leave that part to eager mode with shorthaul.disable")
-    kernels = {n.id: emit_map(n, program) for n in program.nodes if isinstance(n, Map)}
+    kernels: dict[int, Any] = {}
+    for n in program.nodes:
+        if isinstance(n, Map):
+            try:
+                kernels[n.id] = emit_map(n, program)
+            except (NoTritonText, NotSchedulable) as e:
+                raise DeviceError(f"{n.label} ({n.origin}) has no kernel on a GPU yet: {e}") from e
     host = build_host(program, kernels, single=True)
     executable = Executable(host, None, TritonTarget(kernels, device))
     if not program.symbols:

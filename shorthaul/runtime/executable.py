@@ -555,6 +555,22 @@ def with_strides(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy many tensors, those of one type by one call: PyTorch copies lists of mixed types one by one."""
+    if not targets:
+        return
+    if targets[0].device.type == "cpu":
+        torch._foreach_copy_(targets, sources)  # type: ignore[arg-type]
+        return
+    groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for t, s in zip(targets, sources, strict=True):
+        mine = groups.setdefault((t.dtype, s.dtype), ([], []))
+        mine[0].append(t)
+        mine[1].append(s)
+    for ours, theirs in groups.values():
+        torch._foreach_copy_(ours, theirs)
+
+
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 

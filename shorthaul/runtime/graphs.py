@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .executable import Backward, Executable, Layout, Run
+from .executable import Backward, Executable, Layout, Run, copy_all
 
 WARM_UP = 2  # calls with the same sizes that run ungraphed first: libraries choose their algorithms
 SLOTS = 2
@@ -82,6 +82,7 @@ class GraphedExecutable:
         self.in_place = in_place
         self.host, self.device, self.signature = inner.host, inner.device, inner.signature
         self.status = "not captured yet"
+        self._handed_out = [n for n in dict.fromkeys(inner.signature.outputs) if n not in dict.fromkeys(inner.signature.inputs)]
         self._slots: dict[int, list[_Slot]] = {}
         self._calls: dict[int, int] = {}
         self._captures = 0
@@ -104,11 +105,12 @@ class GraphedExecutable:
             if slot is None:
                 return self.inner.forward(layout, inputs, keep)
             slot.busy = True
-        for n, t in slot.copied.items():
-            t.copy_(inputs[n])
+        copy_all(list(slot.copied.values()), [inputs[n].detach() for n in slot.copied])
         assert slot.forward is not None
         slot.forward.replay()
-        results = _copies(slot.results)
+        # updates are written back before anything else can replay; outputs are the caller's to keep
+        results = {**slot.results, **_copies({n: slot.results[n] for n in self._handed_out})}
+        results.update({n: inputs[n] for n in self.signature.outputs if n in inputs})
         if not keep:
             slot.busy = False
             return results, None
@@ -202,8 +204,7 @@ class GraphedExecutable:
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of their own with the same values and strides."""
     found = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in tensors.items()}
-    if found:
-        torch._foreach_copy_(list(found.values()), list(tensors.values()))
+    copy_all(list(found.values()), list(tensors.values()))
     return found
 
 

@@ -46,7 +46,7 @@ def emit_block_kernels(m: Map, containers: Mapping[str, Container], split: bool 
     plans = plan_flat(m, containers, split) if m.tasklet is not None else [plan_nest(m, containers, split)]
     label = re.sub(r"\W", "_", m.name or "map").strip("_") or "map"
     label = f"map_{label}" if label[0].isdigit() else label
-    return [_emit(plan, f"{label}_{i}" if i else label) for i, plan in enumerate(plans)]
+    return [_emit(plan, f"{label}_{i}_kernel" if i else f"{label}_kernel") for i, plan in enumerate(plans)]
 
 
 def _emit(plan: BlockPlan, name: str) -> BlockKernel:
@@ -67,7 +67,7 @@ def _emit(plan: BlockPlan, name: str) -> BlockKernel:
     head += [f"    {s.name} = {s.name}_q * {s.name}_m" for s in sizes]
     source = "\n\n\n".join([HEADER.rstrip(), *e.helpers.values(), "\n".join([*head, *(e.lines or ["    pass"])])]) + "\n"
     scratch: dict[str, tuple[Container, IntLike]] = {}
-    finish = [_merge(f"{name}_merge{i or ''}", group, plan, scratch) for i, group in enumerate(_groups(e.partials))]
+    finish = [_merge(f"{name.removesuffix('_kernel')}_merge{i or ''}", group, plan, scratch) for i, group in enumerate(_groups(e.partials))]
     held = Plan(m, {**plan.containers, **{n: c for n, (c, _) in scratch.items()}})
     return BlockKernel(name, source, held, arguments, sizes, (), tuple(constexprs), scratch, list(finish), blocks=plan)  # type: ignore[arg-type]
 

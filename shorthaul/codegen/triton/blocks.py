@@ -383,6 +383,10 @@ def plan_nest(m: Map, containers: Mapping[str, Container], split: bool = True) -
     wide = [x for x in axes.values() if (bounds(x.size)[1] or WHOLE + 1) > WHOLE]
     if wide and any(name for name, c in m.locals.items() if not isinstance(c.size, int) or c.size > 1):
         raise NotSchedulable(f"map {m.label}: rows of {wide[0].size} elements do not stay in registers")
+    votes = weights(m, every, m.locals, [*outer, *(p for x in axes.values() for p in x.params)])
+    best = max(votes, key=lambda p: votes[p], default=None)
+    if best in outer and votes[best] > 0 and any(_number(x.size) > 64 for x in axes.values()):
+        raise NotSchedulable(f"map {m.label}: neighbours in memory belong to different rows")
     both = m.read_containers() & m.written_containers()
     if both:
         raise NotSchedulable(f"map {m.label}: {', '.join(sorted(both))} is written and read again")
@@ -422,6 +426,9 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     budget, programs = changes.get("budget", budget), changes.get("programs", PROGRAMS)
     if a is None and plan.form == "elementwise" and "b" in at:
         tiles["BLOCK_B"] = wide = min(budget, next_power_of_two(at["b"]))
+    if plan.form == "columns" and a is not None and not a.chunked:  # a merge of partial results: few elements, latency counts
+        tiles["BLOCK_B"] = wide = min(tiles["BLOCK_B"], 32)
+        budget = max(budget, 4096)
     if a is not None:
         tiles[a.block] = max(1, min(budget // wide, next_power_of_two(n_a)))
     total = wide * tiles.get("BLOCK_A", 1)

@@ -17,6 +17,7 @@ from .block_kernel import emit_block_kernels
 from .blocks import scatters
 from .kernel import PARTS, TritonKernel
 from .plan import NotSchedulable
+from .text import NoTritonText
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def schedulable(m: Map, program: Program) -> bool:
         emit_map(m, program)
     except NotSchedulable:
         return False
+    except NoTritonText:
+        pass  # its parts would have no kernels either
     return True
 
 

@@ -68,9 +68,21 @@ class HostLibdevice:
             from triton.runtime.interpreter import TensorHandle
 
             first = operands[0]
+            values = [x.handle.data for x in operands]
             with np.errstate(all="ignore"):
-                data = np.asarray(meaning(*(x.handle.data for x in operands)), first.handle.data.dtype)
+                try:
+                    data = meaning(*values)
+                except ValueError:  # a pole, in a lane that is masked or not: libdevice gives infinity or NaN there
+                    data = np.vectorize(lambda *v: _or_nan(meaning, v), otypes=[values[0].dtype])(*values)
+            data = np.asarray(data, first.handle.data.dtype)
             scalar = first.dtype.scalar
             return tl.tensor(TensorHandle(data, scalar), tl.block_type(scalar, list(data.shape)) if data.shape else scalar)
 
         return function
+
+
+def _or_nan(function: Any, values: Any) -> Any:
+    try:
+        return function(*values)
+    except ValueError:
+        return float("nan")

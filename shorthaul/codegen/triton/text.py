@@ -18,6 +18,10 @@ TRITON_TYPES = {"float64": "tl.float64", "float32": "tl.float32", "bfloat16": "t
                 "bool": "tl.int1"}  # fmt: skip
 
 
+class NoTritonText(ValueError):
+    """A scalar operation that the target cannot say yet."""
+
+
 def index_text(e: IntLike, names: Mapping[Expr, str]) -> str:
     """Triton source of an index expression; `names` gives variables that hold symbols and quotients."""
     if isinstance(e, int):
@@ -87,7 +91,7 @@ def operation_text(node: Scalar, args: list[str]) -> str:
     if node.op == "where" and node.args[1].op == "const" and node.args[2].op == "const" and not args[1].startswith("tl.full"):
         args = [args[0], f"tl.full([], {args[1]}, {TRITON_TYPES[node.dtype.name]})", args[2]]
     if not row.triton:
-        raise ValueError(f"the scalar operation {node.op} has no Triton text; add it to its row in ir/scalar_ops.py")
+        raise NoTritonText(f"the scalar operation {node.op} has no Triton text; add it to its row in ir/scalar_ops.py")
     text = row.triton.format(*args)
     return text.replace("tl.sqrt_rn", "tl.sqrt") if operand is float64 else text
 

@@ -37,8 +37,10 @@ class ExpansionChoice(Transformation):
         edit.replace(m.node, m.node.with_(expansion=self.to))
 
 
-def choose_expansion(node: Operator, definition: OperatorDefinition, containers: Mapping[str, Container]) -> str:
-    """The name of the expansion for one operator.
+def choose_expansion(
+    node: Operator, definition: OperatorDefinition, containers: Mapping[str, Container], libraries: tuple[str, ...] = ("library",)
+) -> str:
+    """The name of the expansion for one operator. libraries: expansions that call a library on the target, the preferred first.
 
     A choice made before (`node.expansion`) stands. Otherwise `library` where the operator has it and its condition holds: contractions of
     some size, whose arithmetic a library keeps in the caches; everything else becomes maps, which fuse.
@@ -58,7 +60,7 @@ def choose_expansion(node: Operator, definition: OperatorDefinition, containers:
         if node.expansion not in rules:
             raise ValueError(f"{node.label} of {node.origin} has no expansion {node.expansion!r}; it has {', '.join(rules)}")
         return node.expansion
-    for name in ("library", "composition"):
+    for name in (*libraries, "composition"):
         rule = rules.get(name)
         if rule is not None and (rule.condition is None or rule.condition(node, containers)):
             return name
