@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINES = ("eager", "eager channels-last", "torch.compile", "torch.compile channels-last", "shorthaul")
+ENGINES = ("eager", "eager channels-last", "torch.compile", "torch.compile channels-last", "torch.compile reduce-overhead", "shorthaul")
 PRECISIONS = ("bf16", "tf32", "fp32")
 TOGETHER = 10  # processes that compile at the same time
 
@@ -56,7 +56,7 @@ class Trainee:
         self.precision, self.engine = precision, engine
         self.runnable: Any = self.module
         if engine.startswith("torch.compile"):
-            self.runnable = torch.compile(self.module)
+            self.runnable = torch.compile(self.module, mode="reduce-overhead" if engine.endswith("overhead") else None)
         elif engine == "shorthaul":
             import shorthaul
 

@@ -58,7 +58,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         assign_channels_last(program)
     if level >= 4:
         eliminate_common_subexpressions(program)
-        apply_everywhere(program, [Recompute()])
+        # where a residual stream is recomputed from its beginning, every layer would do it again: a GPU has no arithmetic to spare for that
+        apply_everywhere(program, [Recompute(max_chain=64 if options.target == "triton" else None)])
         eliminate_dead_code(program)
     result = Result()
     if level >= 2:

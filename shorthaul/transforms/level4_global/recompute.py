@@ -27,13 +27,15 @@ class Recompute(Transformation):
 
     Decided by bytes: it applies where what the computation reads is saved anyway, can itself be recomputed, or is smaller than the
     value, and where every reader is a map that can take it in. max_cost: operations an element that recomputing may take, in adds.
+    max_chain: operations an element that a value and the operands that are recomputed with it may take together (None: any number).
     """
 
     level = 4
     allowed = {"max_cost": range(1 << 20)}
 
-    def __init__(self, max_cost: int = 64) -> None:
+    def __init__(self, max_cost: int = 64, max_chain: int | None = None) -> None:
         self.max_cost = max_cost
+        self.max_chain = max_chain
 
     def matches(self, program: Program) -> Iterator[Match]:
         for node in reversed(list(program.nodes)):
@@ -61,10 +63,10 @@ class Recompute(Transformation):
         require(cost <= self.max_cost, f"recomputing costs {cost} operations an element")
         changing = p.reads_of(a) & {c for c, _ in p.signature.updates}
         require(not changing, f"{', '.join(sorted(changing))} has another value in the backward phase")
-        extra = self._operands(p, a, {m.mid})
+        extra = self._operands(p, a, {m.mid}, cost)
         require(extra < hint_value(p, c.bytes), f"it would save {extra} bytes of operands instead of {hint_value(p, c.bytes)} bytes")
 
-    def _operands(self, p: Program, a: Map, seen: set[str]) -> int:
+    def _operands(self, p: Program, a: Map, seen: set[str], spent: int) -> int:
         """Bytes that would have to be saved for recomputing what the map computes; its operands are recomputed too where they can be."""
         total = 0
         for c in sorted(p.reads_of(a) - seen):
@@ -80,7 +82,9 @@ class Recompute(Transformation):
                 and prove_le(producer.domain, a.domain) is True
             ):
                 alone = hint_value(p, p.containers[c].bytes)
-                total += min(alone, self._operands(p, producer, seen)) if self._cost(producer, c) <= self.max_cost else alone
+                cost = self._cost(producer, c)
+                cheap = cost <= self.max_cost and (self.max_chain is None or spent + cost <= self.max_chain)
+                total += min(alone, self._operands(p, producer, seen, spent + cost)) if cheap else alone
             else:
                 total += hint_value(p, p.containers[c].bytes)
         return total
