@@ -39,14 +39,16 @@ NOTHING_COMPILED = (
 
 
 def optimize(
-    module: torch.nn.Module, *, level: int = 4, strict: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None
-) -> torch.nn.Module:
+    module: torch.nn.Module, *, level: int = 4, strict: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None,
+    cuda_graphs: bool = True,
+) -> torch.nn.Module:  # fmt: skip
     """Optimize a module for training, in place; returns the same object.
 
     Its parameters, buffers, state_dict, hooks and class stay as they are; it is compiled at its first call, and again when a size
     changes for the first time. level: how far transformations see (0 only expands, 4 the whole step). strict: an operator that would run
     through PyTorch instead of being compiled raises an error with its source line. recipe: a Recipe or the path of its file, whose steps
     take the place of the default choices; steps without a place here are skipped and reported. RecipeError for a file that is none.
+    cuda_graphs: on a GPU, replay captured phases instead of launching kernel by kernel.
     `module.report()` says what was compiled, fused, not fused and why.
     """
     if not isinstance(module, torch.nn.Module):
@@ -55,7 +57,7 @@ def optimize(
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
-    options = Options(level, strict, None if recipe is None else _text_of(recipe))
+    options = Options(level, strict, None if recipe is None else _text_of(recipe), cuda_graphs=cuda_graphs)
     return optimize_with(module, options)
 
 

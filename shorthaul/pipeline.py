@@ -58,7 +58,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         assign_channels_last(program)
     if level >= 4:
         eliminate_common_subexpressions(program)
-        # where a residual stream is recomputed from its beginning, every layer would do it again: a GPU has no arithmetic to spare for that
+        # a GPU has less arithmetic to spare for a value: chains that only recomputation makes are bounded there
         apply_everywhere(program, [Recompute(max_chain=64 if options.target == "triton" else None)])
         eliminate_dead_code(program)
     result = Result()

@@ -42,6 +42,16 @@ def test_compiles_to_cubin_without_a_gpu() -> None:
     assert out.count("cubin") >= 6, out
 
 
+def test_kernels_of_a_network_compile_without_a_gpu() -> None:
+    assert "chain: " in run(str(HERE / "triton_network_cubins.py"), "chain", interpret=False)
+
+
+@pytest.mark.slow
+def test_kernels_of_networks_compile_without_a_gpu() -> None:
+    names = ("mlp", "lenet", "mbconv", "bert", "resnet18", "wavenet", "unet")
+    assert f"{names[-1]}: " in run(str(HERE / "triton_network_cubins.py"), *names, interpret=False)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("suite", ANYWHERE)
 def test_on_the_gpu(suite: str) -> None:

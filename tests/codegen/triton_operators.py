@@ -66,7 +66,7 @@ def run(p: Program, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n: (t.float() if t.dtype is torch.bfloat16 else t).cpu().numpy() for n, t in found.items()}
 
 
-@pytest.mark.parametrize(("name", "s", "wide"), sample(CASES, 60))
+@pytest.mark.parametrize(("name", "s", "wide"), sample(CASES, 40))
 def test_samples(name: str, s: Sample, wide: bool) -> None:
     d = REGISTRY[name]
     types = widened(s.operands) if wide else dict(s.operands)

@@ -132,7 +132,7 @@ def images(n: int, c: int, side: int) -> Tensor:
     return torch.randn(n, c, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "chain"])
+@pytest.mark.parametrize("name", ["lenet", "chain"])
 def test_networks(name: str) -> None:
     assert_agrees(of_network(name))
 
@@ -146,7 +146,7 @@ def test_inverted_residual_in_bfloat16() -> None:
     assert_agrees(of_module(Block, images(3, 4, 6)), seeds=(0, 1, 2), bf16=True)
 
 
-@pytest.mark.parametrize("level", [0, 2, 4])
+@pytest.mark.parametrize("level", [0, 4])
 def test_transformer_layer(level: int) -> None:
     assert_agrees(of_module(Layer, WORDS), level=level)
 
