@@ -31,6 +31,7 @@ _FIRST_RESULT = {
     aten.native_group_norm.default: (aten.group_norm.default, (0, 6, 1, 2, 7)),
     aten.max_pool2d_with_indices.default: (aten.max_pool2d.default, None),
     aten.max_pool3d_with_indices.default: (aten.max_pool3d.default, None),
+    aten.log_sigmoid_forward.default: (aten.log_sigmoid.default, None),
     aten.nll_loss_forward.default: (aten.nll_loss.default, None),
     aten.nll_loss2d_forward.default: (aten.nll_loss2d.default, None),
 }

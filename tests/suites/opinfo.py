@@ -128,13 +128,13 @@ def outcome(op: Any, dtype: torch.dtype = torch.float32, samples: int = SAMPLES,
             try:
                 actual = evaluate(torch.compile(lambda *a, **k: op.op(*a, **k), backend=probe), s)
                 if probe.random:
-                    _same_types(actual, expected)
+                    same_types(actual, expected)
                 else:
                     compare(op, s, actual, expected, TOLERANCE[dtype])
             except AssertionError as e:
-                return _failed(result, "mismatch", f"sample {result.samples - 1}: {_short(e)}", start)
+                return failed(result, "mismatch", f"sample {result.samples - 1}: {short(e)}", start)
             except Exception as e:
-                return _failed(result, "error", f"sample {result.samples - 1}: {type(e).__name__}: {_short(e)}", start)
+                return failed(result, "error", f"sample {result.samples - 1}: {type(e).__name__}: {short(e)}", start)
             result.fallbacks = sorted({*result.fallbacks, *probe.fallbacks})
             state = ("eager" if probe.eager else "fallback" if probe.fallbacks else "unreached" if not probe.record.regions
                      else "random" if probe.random else "native")  # fmt: skip
@@ -184,19 +184,19 @@ def _samples(op: Any, dtype: torch.dtype, count: int) -> Iterator[Any]:
         yield s
 
 
-def _same_types(actual: Any, expected: Any) -> None:
+def same_types(actual: Any, expected: Any) -> None:
     """Random results: shapes and dtypes only (moments and masks are tested by name)."""
     for a, e in zip(tree_flatten(actual)[0], tree_flatten(expected)[0], strict=True):
         assert (a.shape, a.dtype) == (e.shape, e.dtype), f"{a.dtype}{list(a.shape)}, expected {e.dtype}{list(e.shape)}"
 
 
-def _failed(result: Outcome, state: str, detail: str, start: float) -> Outcome:
+def failed(result: Outcome, state: str, detail: str, start: float) -> Outcome:
     result.state, result.detail = state, detail
     result.seconds = round(time.perf_counter() - start, 2)
     return result
 
 
-def _short(e: BaseException) -> str:
+def short(e: BaseException) -> str:
     return " ".join(str(e).split())[:400]
 
 
