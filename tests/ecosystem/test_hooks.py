@@ -10,6 +10,7 @@ from ecosystem import Net, agree, batch, close, compiled, mlp, step, twins
 from torch import nn
 
 import shorthaul as sh
+from shorthaul.testing import sample
 
 
 def both(pair: tuple[nn.Module, nn.Module], run: Any) -> None:
@@ -72,7 +73,7 @@ def test_hooks_of_all_modules() -> None:
     both(pair, lambda m: [step(m, batch(2))])
 
 
-@pytest.mark.parametrize("make", [Net, mlp])
+@pytest.mark.parametrize("make", sample([Net, mlp], 1))
 def test_backward_hooks_of_submodules(make: Any) -> None:
     pair = twins(make)
 

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import (
 )
 
 import shorthaul as sh
-from shorthaul.testing import judge_training
+from shorthaul.testing import judge_training, sample
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", sample([torch.bfloat16, torch.float16], 1))
 def test_autocast_with_gradient_scaling(dtype: torch.dtype) -> None:
     """Scaled loss, unscaled and clipped gradients, judged against float64 beside eager's own error."""
 
@@ -129,7 +129,7 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", CHECKPOINTS)
+@pytest.mark.parametrize("kind", sample(list(CHECKPOINTS), 4))
 def test_activation_checkpoints(kind: str) -> None:
     eager, ours = twins(partial(Checkpointed, **CHECKPOINTS[kind]))
     for k in range(2):
@@ -248,7 +248,7 @@ REPARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", REPARAMETRIZED)
+@pytest.mark.parametrize("name", sample(list(REPARAMETRIZED), 3))
 def test_reparametrized_weights(name: str) -> None:
     models = []
     for _ in range(2):  # the old weight norm cannot be copied
