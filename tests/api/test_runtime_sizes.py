@@ -13,6 +13,7 @@ from test_calls import Net, randn
 import benchmarks.networks as networks
 import shorthaul as sh
 from shorthaul.runtime.executable import SizeError
+from shorthaul.testing import sample
 
 WHOLE = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": True}
 
@@ -72,7 +73,7 @@ def nested(m: Net, x: torch.Tensor) -> Any:
     return h[h > 0.1] * 2, h.reshape(-1, 1) * m.w
 
 
-@pytest.mark.parametrize("f", [masked, positions, rows, counted, split, repeated, nested])
+@pytest.mark.parametrize("f", sample([masked, positions, rows, counted, split, repeated, nested], 5))
 def test_captured_whole(whole: None, f: Callable[..., Any]) -> None:
     p = Pair(Net(f))
     for x in inputs():
