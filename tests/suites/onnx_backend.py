@@ -97,7 +97,7 @@ def _backend(rep: type[Rep]) -> type[Backend]:
 
 
 @functools.cache
-def tests_of(compiled: bool) -> dict[str, Any]:
+def cases_of(compiled: bool) -> dict[str, Any]:
     """A function that runs a case, by the case's name; it raises what the suite's runner raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -137,6 +137,8 @@ def non_max_suppression(
     boxes: Tensor, scores: Tensor, most: Any = None, overlap: Any = None, least: Any = None, *, center_point_box: int
 ) -> Tensor:
     """Indices [n, 3] of (batch, class, box), best score first within a class; of boxes [batch, n, 4], scores [batch, classes, n]."""
+    boxes, scores = boxes.detach(), scores.detach()  # a choice, without a gradient
+    overlap, least = (v.detach() if isinstance(v, Tensor) else v for v in (overlap, least))
     limit = 0 if most is None else int(most)
     iou_limit, score_limit = 0.0 if overlap is None else float(overlap), None if least is None else float(least)
     if center_point_box:

@@ -23,6 +23,8 @@ def _extreme(f: Callable[..., Tensor], largest: bool) -> Callable[..., Tensor]:
                 edge = float("-inf" if largest else "inf") if x.is_floating_point() else edge
             kept = {a % x.dim() for a in axes}
             return x.new_full([1 if i in kept else n for i, n in enumerate(x.shape) if keep or i not in kept], edge)
+        if x.dtype is torch.bool:
+            return (torch.any if largest else torch.all)(x, axes, keep)
         return f(x, dim=axes, keepdim=keep)
 
     return reduce
