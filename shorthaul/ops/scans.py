@@ -81,6 +81,10 @@ class CumulativeProductBackward(Scan):
         x, y, g, dx = c.input("x"), c.input("y"), c.input("g"), c.output("dx")
         d, wide = self.axis(c, x), x.dtype.compute
         last = x.shape[d] - 1
+        if isinstance(last, int) and last == 0:  # rows of one element
+            p = c.params(x.shape)
+            c.map(p, {"g": at(g, *p)}, {"dx": at(dx, *p)}, lambda g: {"dx": g})
+            return
         factor, value = c.temp(x.shape, wide, "factor"), c.temp(x.shape, wide, "suffix")
         p = c.params(x.shape)
         turned = [last - q if e == d else q for e, q in enumerate(p)]

@@ -22,7 +22,7 @@ EXPECTED = {**dict.fromkeys(FALLBACK, "fallback"), **dict.fromkeys(EAGER, "eager
 OWN = ("native", "random")
 
 
-@pytest.mark.parametrize("name", sample(NAMES, 12))
+@pytest.mark.parametrize("name", sample(NAMES, 6))
 @pytest.mark.filterwarnings("ignore")
 def test_entry(name: str) -> None:
     found = opinfo.outcome(opinfo.by_name()[name])
