@@ -66,6 +66,23 @@ def test_recomputes_an_output_from_what_backward_reads_anyway() -> None:
 
 
 
+def test_a_chain_of_recomputations_can_be_bounded() -> None:
+    def powers(b: Any, x: Any) -> Any:
+        y = b.op("sigmoid", x=x)  # 10 operations, each square 1
+        for _ in range(3):
+            y = b.op("square", x=y)
+        return y
+
+    for limit, kept in ((None, []), (11, ["sigmoid"]), (12, [])):
+        p = network(powers, x=(4, 6))
+        apply_everywhere(p, [Recompute(max_chain=limit)])
+        assert saved(p) == kept
+    p = network(powers, x=(4, 6))
+    bounded = Recompute(max_chain=11)
+    apply_everywhere(p, [bounded])
+    assert_refuses(bounded, only(matches(bounded, p, mid="sigmoid")), "a chain of recomputed values costs 12 operations")
+
+
 def test_refuses_dear_code() -> None:
     p = network(activation, x=(4, 6))
     assert_refuses(Recompute(max_cost=1), only(matches(Recompute(max_cost=1), p)), "recomputing costs")

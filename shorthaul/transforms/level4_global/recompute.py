@@ -27,7 +27,8 @@ class Recompute(Transformation):
 
     Decided by bytes: it applies where what the computation reads is saved anyway, can itself be recomputed, or is smaller than the
     value, and where every reader is a map that can take it in. max_cost: operations an element that recomputing may take, in adds.
-    max_chain: operations an element that a value and the operands that are recomputed with it may take together (None: any number).
+    max_chain: operations an element that a value may take together with the operands that are recomputed for it and the recomputations
+    that read it (None: any number).
     """
 
     level = 4
@@ -36,6 +37,7 @@ class Recompute(Transformation):
     def __init__(self, max_cost: int = 64, max_chain: int | None = None) -> None:
         self.max_cost = max_cost
         self.max_chain = max_chain
+        self._spent: dict[int, int] = {}  # for each recomputation what it costs with those that read it
 
     def matches(self, program: Program) -> Iterator[Match]:
         for node in reversed(list(program.nodes)):
@@ -63,6 +65,9 @@ class Recompute(Transformation):
         require(cost <= self.max_cost, f"recomputing costs {cost} operations an element")
         changing = p.reads_of(a) & {c for c, _ in p.signature.updates}
         require(not changing, f"{', '.join(sorted(changing))} has another value in the backward phase")
+        if self.max_chain is not None:
+            spent = max((self._spent.get(r.id, 0) for r in self._readers(m)), default=0)
+            require(spent + cost <= self.max_chain, f"a chain of recomputed values costs {spent + cost} operations an element")
         extra = self._operands(p, a, {m.mid}, cost)
         require(extra < hint_value(p, c.bytes), f"it would save {extra} bytes of operands instead of {hint_value(p, c.bytes)} bytes")
 
@@ -129,6 +134,7 @@ class Recompute(Transformation):
         readers = self._readers(m)
         first = min(readers, key=p.position)
         edit.add(copy, before=first)
+        self._spent[copy.id] = self._cost(m.producer, m.mid) + max(self._spent.get(r.id, 0) for r in readers)
         for r in readers:
             edit.replace(r, rename(r, {m.mid: twin}, fresh=False))
 
