@@ -104,7 +104,7 @@ BASIC: dict[str, Entry] = {
                    cotangent=True),
 }  # fmt: skip
 
-_PHOTOS = _images(3, (128, 224), (4, 24), (1000, 10))
+_PHOTOS = _images(3, (128, 224), (8, 24), (1000, 10))
 
 TEN: dict[str, Entry] = {
     "resnet50": Entry("ResNet-50, 224×224 images", resnet.build_bottleneck(1), _PHOTOS, _cross_entropy),

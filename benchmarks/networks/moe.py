@@ -7,29 +7,45 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CLASSES = 10
 
 
+class Expert(nn.Module):
+    """A two-layer MLP."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.widen = nn.Linear(width, hidden)
+        self.narrow = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(tokens, width) and (tokens,) -> (tokens, width), scaled by the router's weight."""
+        return self.narrow(F.gelu(self.widen(x))) * weight.unsqueeze(-1)
+
+
 class Experts(nn.Module):
-    """A router and MLPs; the `chosen` experts with the largest scores see a token, weighted by their probabilities."""
+    """A router and experts; the `chosen` experts with the largest scores see a token, weighted by their probabilities."""
 
     def __init__(self, width: int, hidden: int, experts: int, chosen: int) -> None:
         super().__init__()
         self.router = nn.Linear(width, experts, bias=False)
-        self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(experts)
-        )
+        self.experts = nn.ModuleList(Expert(width, hidden) for _ in range(experts))
         self.chosen = chosen
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens, width) -> weights and numbers of the chosen experts, both (tokens, chosen)."""
+        weights, experts = torch.topk(torch.softmax(self.router(x), -1), self.chosen)
+        return weights / weights.sum(-1, keepdim=True), experts
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, width) -> the same."""
-        weights, experts = torch.topk(torch.softmax(self.router(x), -1), self.chosen)
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights, experts = self.route(x)
         y = torch.zeros_like(x)
         for i, expert in enumerate(self.experts):
             tokens, place = torch.nonzero(experts == i, as_tuple=True)
-            y = y.index_add(0, tokens, expert(x[tokens]) * weights[tokens, place].unsqueeze(-1))
+            y = y.index_add(0, tokens, expert(x[tokens], weights[tokens, place]))
         return y
 
 

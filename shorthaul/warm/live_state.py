@@ -438,6 +438,8 @@ def _is_pybind(owner: Any) -> bool:
 
 def _shipped(c: type) -> bool:
     """Whether a class is PyTorch's, NumPy's, Python's or this package's, and stands where its name says."""
+    if not isinstance(c.__module__, str):  # a class may define the attribute for its instances
+        return False
     top = c.__module__.partition(".")[0]
     if (top not in SHIPPED and top not in sys.stdlib_module_names) or top == "__main__":
         return False
