@@ -16,20 +16,6 @@ from onnx.backend.test.loader import load_model_tests
 import shorthaul as sh
 from shorthaul.frontends.onnx_model.types import HELD, to_numpy, to_torch
 
-RANDOM = "draws without a seed that the standard fixes; the case itself calls its values informational"
-HALF = "one unit in the last place of float16: NumPy, which made the expected values, sums in float16, PyTorch in float32"
-FOURIER = "the expected zeros are the rounding noise (2e-7) of another Fourier transform; ours are 3e-15"
-RANK_0 = "the runner cannot compare a sequence that holds a tensor of rank 0 (it takes its length); the values are equal"
-# cases that do not pass, and why; all others must
-KNOWN: dict[str, str] = {
-    **{f"test_bernoulli{n}": RANDOM for n in ("", "_double", "_seed", "_expanded", "_double_expanded", "_seed_expanded")},
-    "test_attention_4d_causal_fp16": HALF,
-    "test_attention_4d_causal_fp16_expanded": HALF,
-    "test_dft_inverse": FOURIER,
-    "test_dft_inverse_opset19": FOURIER,
-    "test_loop16_seq_none": RANK_0,
-}
-
 
 def encode(v: Any, t: TypeProto) -> Any:
     """A value of the suite as the module takes it: tensors, lists for sequences, None, NumPy arrays of strings."""

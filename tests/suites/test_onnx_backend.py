@@ -11,10 +11,11 @@ import numpy as np
 import onnx.backend.test
 import pytest
 import torch
-from onnx_backend import KNOWN, cases_of, encode, input_types, node_cases
+from onnx_backend import cases_of, encode, input_types, node_cases
 from torch.autograd.gradcheck import GradcheckError
 
 import shorthaul as sh
+from shorthaul.frontends.onnx_model.coverage import KNOWN
 from shorthaul.frontends.onnx_model.types import is_float
 from shorthaul.testing.numerics import compare
 from shorthaul.testing.sampling import full, sample

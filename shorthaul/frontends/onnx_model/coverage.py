@@ -21,6 +21,19 @@ REASONS = {
     "strings": ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
     "decoding of images": ("ImageDecoder",),
 }
+RANDOM = "draws without a seed that the standard fixes; the case itself calls its values informational"
+HALF = "one unit in the last place of float16: NumPy, which made the expected values, sums in float16, PyTorch in float32"
+FOURIER = "the expected zeros are the rounding noise (2e-7) of another Fourier transform; ours are 3e-15"
+RANK_0 = "the runner cannot compare a sequence that holds a tensor of rank 0 (it takes its length); the values are equal"
+# cases of onnx.backend.test that do not pass, and why; a test looks that all others do
+KNOWN: dict[str, str] = {
+    **{f"test_bernoulli{n}": RANDOM for n in ("", "_double", "_seed", "_expanded", "_double_expanded", "_seed_expanded")},
+    "test_attention_4d_causal_fp16": HALF,
+    "test_attention_4d_causal_fp16_expanded": HALF,
+    "test_dft_inverse": FOURIER,
+    "test_dft_inverse_opset19": FOURIER,
+    "test_loop16_seq_none": RANK_0,
+}
 HEAD = """\
 # ONNX operators
 
@@ -80,10 +93,17 @@ def _in_reference(domain: str, name: str) -> bool:
     return True
 
 
+def suite() -> list[str]:
+    """The cases of the backend suite that do not pass."""
+    head = f"Of the 2033 CPU cases of `onnx.backend.test` (onnx 1.23) all but these {len(KNOWN)} pass in eager mode:"
+    lines = ["", "## The backend suite", "", head, "", "| case | why not |", "|---|---|"]
+    return [*lines, *(f"| `{n}` | {why} |" for n, why in KNOWN.items())]
+
+
 def page() -> str:
     """The text of docs/onnx.md."""
     lines = [HEAD, "| operator | versions | status | entries, or why |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows())]) + "\n"
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows()), *suite()]) + "\n"
 
 
 if __name__ == "__main__":
