@@ -116,7 +116,8 @@ def page() -> str:
     found = onnx_operators()
     if found:
         lines += ["", "## ONNX", "",
-                  "An ONNX operator becomes the operators above by way of PyTorch functions. [onnx.md](onnx.md) lists every operator of ONNX, what runs",
+                  "An ONNX operator becomes the operators above by way of PyTorch functions. [onnx.md](onnx.md) lists "
+                  "every operator of ONNX, what runs",
                   "in onnx's reference implementation or not at all, and the cases of its backend suite that do not pass.", "",
                   "| operator | since |", "|---|---|"]  # fmt: skip
         lines += [f"| {name} | {', '.join(map(str, since))} |" for name, since in sorted(found.items())]
