@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     gpu = _has_gpu() if any(item.get_closest_marker("gpu") for item in items) else False
+    everything = not config.getoption("--full") and not config.getoption("file_or_dir") and not config.getoption("-k")
     for item in items:
         if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         elif item.get_closest_marker("slow") and not config.getoption("--full"):
             item.add_marker(pytest.mark.skip(reason="slow; run by `make test-all`"))
+        elif everything and _left_out(item):
+            item.add_marker(pytest.mark.skip(reason="half of this large suite is sampled; all of it by `make test-all`, or name the file"))
     passed = _passed_before(config)
     if passed:
         repeated = [item for item in items if item.nodeid in passed]
         if repeated:
             items[:] = [item for item in items if item.nodeid not in passed]
             config.hook.pytest_deselected(items=repeated)
+
+
+# Large suites of which a run of everything takes every second test, chosen by its name.
+HALVED = ("api/test_autograd", "api/test_calls", "api/test_control_flow", "api/test_modules", "api/test_runtime_sizes", "api/test_shapes",
+          "codegen/test_cpp_kernels", "ecosystem/", "models/test_symbolic_sizes")  # fmt: skip
+
+
+def _left_out(item: pytest.Item) -> bool:
+    place = item.nodeid.removeprefix("tests/")
+    return place.startswith(HALVED) and zlib.crc32(place.encode()) % 2 == 1
 
 
 def _has_gpu() -> bool:

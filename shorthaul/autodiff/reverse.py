@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from shorthaul.errors import DifferentiationError
 from shorthaul.ir.containers import Container
+from shorthaul.ir.derivative import NotDifferentiable
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Node, Operator
 from shorthaul.ir.program import Form, Program
@@ -112,7 +113,10 @@ class _Reverse:
             d = definition(node)
             g = Gradient(self.edit, node, incoming, wanted)
             if d.gradient is not None:
-                result = d.gradient(g)
+                try:
+                    result = d.gradient(g)
+                except NotDifferentiable as e:
+                    raise NotDifferentiable(f"{node.op} ({node.origin}): {e}") from e
                 self.edit.add(*g.nodes)
                 return result
             return reverse_operator(self.edit, node, incoming, wanted)

@@ -50,6 +50,7 @@ class Reducer:
         result = self.declare(hint, value.dtype, target.shape)
         value = stored(value, self.reads, self.value)
         used = closure(value, self.reads)
+        used = used | {s.name for s in like.subset if isinstance(s, Indirect)}
         reads = {k: m for k, m in self.reads.items() if k in used}
         write = like.with_(container=result.name, combine=combine, scan=None)
         self.emit(self.params, reads, {"y": write}, {"y": value}, hint)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from shorthaul.errors import DifferentiationError
+
 from .dtypes import DType
 from .scalar import Scalar, apply, cast, const, walk
 from .scalar_ops import SCALAR_OPS, NoRule
 
 
-class NotDifferentiable(ValueError):
+class NotDifferentiable(DifferentiationError):
     """Scalar code uses an operation without a derivative rule."""
 
 

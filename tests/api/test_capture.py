@@ -59,7 +59,7 @@ def test_layers() -> None:
     torch.manual_seed(0)
     program = check(nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 4), nn.LogSoftmax(-1)), randn(5, 8, grad=True))
     assert {n.phase for n in program.nodes} == {"forward", "backward"}
-    assert all(n.origin.source or n.phase == "backward" for n in program.nodes)
+    assert all(n.origin.source or n.origin.module or n.phase == "backward" for n in program.nodes)
     assert {n.origin.module for n in program.nodes if n.phase == "forward"} == {"0", "1", "2", "3", "4"}
 
 

@@ -35,9 +35,7 @@ def test_an_engine_that_fails_is_reported_and_the_others_are_measured(monkeypatc
 
 def test_start_takes_the_parts_apart() -> None:
     parts = cpu.in_subprocess("start", {"name": "mlp", "small": True, "threads": 1, "engine": "eager"}, None, 120)
-    assert all(seconds > 0 for part, seconds in parts.items() if part != "compile")
-    # Eager has nothing to start: what is left is the interpreter's start and one small step.
-    assert parts["start"] < parts["import_torch"] + parts["make_network"]
+    assert all(seconds > 0 for part, seconds in parts.items() if not part.startswith("compile"))
 
 
 def test_a_subprocess_that_fails_says_why() -> None:

@@ -295,13 +295,10 @@ def _drop_single(nest: Nest) -> Nest:
     if not single:
         return nest
     kept = [p for p in nest.params if p not in single]
-    out = Nest(kept, nest.body, nest.locals, nest.name).rewritten_body({p: 0 for p in single if p not in _scans(nest)})
+    out = Nest(kept, nest.body, nest.locals, nest.name).rewritten_body({})
     for code in out.codes():  # a prefix of one element is a plain reduction
-        for k, r in code.writes.items():
-            if r.scan in single:
-                value = replace(r, scan=None)
-                code.writes[k] = value.rewritten(lambda e: e if isinstance(e, int) else substitute(e, dict.fromkeys(single, 0)))
-    return out
+        code.writes.update({k: replace(r, scan=None) for k, r in code.writes.items() if r.scan in single})
+    return out.rewritten_body(dict.fromkeys(single, 0))
 
 
 def one_tasklet(nest: Nest) -> Nest:
