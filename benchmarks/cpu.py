@@ -1,8 +1,8 @@
 """Time per training step and compile time on this CPU: eager PyTorch, torch.compile and Shorthaul.
 
-    python -m benchmarks.cpu                        # the basic networks, all engines
-    python -m benchmarks.cpu --networks mbconv chain --steps 30
-    python -m benchmarks.cpu --quick                # small networks, few steps: does everything run?
+    python benchmarks/cpu.py                        # the basic networks, all engines
+    python benchmarks/cpu.py --networks mbconv chain --steps 30
+    python benchmarks/cpu.py --quick                # small networks, few steps: does everything run?
 
 What is measured, for every network:
 
@@ -36,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # run by its path: the networks, and Shorthaul where it is not installed
+    sys.path.insert(0, str(ROOT))
 ENGINES = ("eager", "torch.compile", "shorthaul")
 ROUND = 3  # steps an engine takes before the next one's turn
 # Every engine's cache, so that a fresh folder makes a compilation cold.

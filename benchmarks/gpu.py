@@ -1,8 +1,8 @@
 """Time per training step on one NVIDIA GPU: eager PyTorch, torch.compile and Shorthaul, on the ten networks.
 
-    python -m benchmarks.gpu                                  # the ten networks in bfloat16, all engines
-    python -m benchmarks.gpu --networks resnet50 dlrm --engines eager shorthaul
-    python -m benchmarks.gpu --check                          # gradients against float64 instead of times
+    python benchmarks/gpu.py                                  # the ten networks in bfloat16, all engines
+    python benchmarks/gpu.py --networks resnet50 dlrm --engines eager shorthaul
+    python benchmarks/gpu.py --check                          # gradients against float64 instead of times
 
 A row is (network, precision, engine). Every engine runs in a process of its own, so that one that crashes spoils no other; the engines of
 some networks are started together and compile at the same time, then the GPU is given to one after the other. Results are appended to
@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # run by its path: the networks, and Shorthaul where it is not installed
+    sys.path.insert(0, str(ROOT))
 ENGINES = ("eager", "eager channels-last", "torch.compile", "torch.compile channels-last", "torch.compile reduce-overhead", "shorthaul")
 PRECISIONS = ("bf16", "tf32", "fp32")
 TOGETHER = 10  # processes that compile at the same time
