@@ -18,6 +18,7 @@ from shorthaul.ops.custom import inline_custom_functions
 from shorthaul.ops.expand import expand
 from shorthaul.ops.registry import OperatorDefinition
 from shorthaul.transforms.base import Refused, Result, apply_everywhere
+from shorthaul.transforms.choices import DEFAULT, Choices
 from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level1_operator.fission import Fission
@@ -32,10 +33,11 @@ from shorthaul.transforms.level4_global.recompute import Recompute
 from shorthaul.transforms.recipe import RecipeError, Stages, parse
 
 
-def optimize(program: Program, options: Options | None = None, *, check: bool = False) -> Result:
+def optimize(program: Program, options: Options | None = None, *, check: bool = False, choices: Choices = DEFAULT) -> Result:
     """Lower a program of operators to a scheduled one, in place, with the transformations up to `options.level`.
 
-    level 0 only expands. check: verify after every stage (tests). Returns what was applied and what was refused, with reasons.
+    level 0 only expands. check: verify after every stage (tests). choices: where to differ from the defaults (what the tuner varies);
+    a place that is not there raises Refusal. Returns what was applied and what was refused, with reasons.
     """
     options = options or Options()
     level = options.level
@@ -45,6 +47,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if options.recipe is not None:
         _lower_bodies(program, replace(options, recipe=None), check)
         return _by_recipe(program, options, check)
+    choices.take(program, choices.first)
     apply_everywhere(program, [Checkpoint()])
     inline_custom_functions(program)
     _lower_bodies(program, options, check)
@@ -59,18 +62,19 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 4:
         eliminate_common_subexpressions(program)
         # on a GPU a residual stream is not recomputed from its beginning for every layer
-        apply_everywhere(program, [Recompute(max_chain=24 if options.target == "triton" else None)])
+        apply_everywhere(program, choices.adjust([Recompute(max_chain=24 if options.target == "triton" else None)]))
         eliminate_dead_code(program)
     result = Result()
     if level >= 2:
-        result = fuse(program, default_fusions(options.target))
+        result = fuse(program, choices.adjust(default_fusions(options.target)))
         eliminate_dead_code(program)
         apply_everywhere(program, [AliasViews()])
     _schedule(program)
     if options.target == "triton":
         _split(program)
     if level >= 4:
-        apply_everywhere(program, [InPlace()])
+        apply_everywhere(program, choices.adjust([InPlace()]))
+    choices.take(program, choices.last)
     if check:
         verify(program, Form.SCHEDULED)
     program.attributes["refusals"] = result.refused

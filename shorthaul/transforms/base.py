@@ -7,6 +7,7 @@ this not fused".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Union
@@ -142,6 +143,10 @@ class Transformation:
     level: ClassVar[int] = 0
     pattern: ClassVar[Path | None] = None
     allowed: ClassVar[Mapping[str, Collection[Any]]] = {}  # values that a parameter may have, where its type does not say it
+    # values of parameters that the tuner tries: wherever the pipeline uses the transformation, or, with `at_places`, kernel by kernel
+    tunable: ClassVar[Mapping[str, Collection[Any]]] = {}
+    at_places: ClassVar[bool] = False
+    _left_out: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -199,11 +204,20 @@ class Transformation:
             return False
         return True
 
+    def leave_out(self, containers: frozenset[str]) -> Transformation:
+        """The same transformation, which refuses where one of these containers is what its pattern calls `mid`."""
+        other = copy.copy(self)
+        other._left_out = containers
+        return other
+
     def run(self, m: Match) -> None:
         """Check and apply at one place, as one rewrite of the log. Raises Refusal or EditError with the reason and changes nothing then."""
+        mid = m.items.get("mid")
+        require(mid not in self._left_out, f"{mid} is left as it is by choice")
         self.check(m)
         with m.program.edit(self.name, self.parameters, where=m.describe(), place=m.place(), level=self.level) as edit:
             edit.rewrite.notes["saves"] = self.saves(m)
+            edit.rewrite.notes["mid"] = mid
             self.apply(m, edit)
 
     def at_stake(self, m: Match) -> IntLike:

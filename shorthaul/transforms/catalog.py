@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar, Union
+
+from shorthaul.extension import load
 
 from .base import Transformation
 from .level1_operator.expansion_choice import ExpansionChoice
 from .level1_operator.fission import Fission
+from .level1_operator.schedule_choice import ScheduleChoice
 from .level2_fusion.image_fusion import ImageFusion
 from .level2_fusion.linear_reduction_fusion import LinearReductionFusion
 from .level2_fusion.map_fusion import MapFusion
@@ -34,8 +36,8 @@ GROUP = "shorthaul.transformations"
 Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
-    ExpansionChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion,
-    AliasViews, ConstantFolding, ChannelsLast, Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace,
+    ExpansionChoice, ScheduleChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion,
+    RowSiblingFusion, AliasViews, ConstantFolding, ChannelsLast, Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 
@@ -63,8 +65,8 @@ def catalog() -> dict[str, type[Transformation]]:
 
 @cache
 def _load_entry_points() -> None:
-    for point in entry_points(group=GROUP):
-        register(point.load())
+    for _, transformation in load(GROUP):
+        register(transformation)
 
 
 def make(chosen: Chosen, **parameters: Any) -> Transformation:

@@ -16,10 +16,11 @@ PACKAGE = ROOT / "shorthaul"
 
 # Which parts of the package each part may import. A part is a subpackage, or a module at the top. Everything may import
 # itself. `errors` and `config` are leaves that everything may use.
-LEAVES = {"errors", "config"}
+LEAVES = {"errors", "config", "extension"}
 DIRECTIONS: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
+    "extension": set(),
     "symbolic": set(),
     "ir": {"symbolic"},
     "analysis": {"symbolic", "ir"},

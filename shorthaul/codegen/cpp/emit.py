@@ -106,13 +106,15 @@ class Kernel:
 
 
 def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = None, shared: Collection[str] = (),
-                limits: Limits = DEFAULT) -> Kernel:  # fmt: skip
+                limits: Limits | None = None) -> Kernel:  # fmt: skip
     """The C++ function that runs a top-level map.
 
     shared: containers of which other nodes write other parts; of those, a combining map writes only the elements that it reaches. Of
-    others it also sets the elements that no iteration reaches, to the combiner's identity. limits: tuning parameters.
+    others it also sets the elements that no iteration reaches, to the combiner's identity. limits: tuning parameters (default: those of the
+    map's schedule options).
     Raises ValueError, KeyError or TypeError, naming the memlet, for a map that is not well formed.
     """
+    limits = DEFAULT.with_options(dict(m.schedule.options)) if limits is None else limits
     nest = simplify(split(lower(pad_locals(m), containers)))
     nest = packed(share_rows(rewrite_windows(nest, limits)))
     names = Names(containers)

@@ -10,8 +10,9 @@ Pieces depend on the sizes alone, so results do not depend on the number of thre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, maximum, product
@@ -39,6 +40,10 @@ class Limits:
     parallel_work: int = 6000
     pieces: int = 64
     enough: int = 12
+
+    def with_options(self, options: Mapping[str, Any]) -> Limits:
+        """The same with those options of a schedule that are limits; other targets have options of their own."""
+        return replace(self, **{k: v for k, v in options.items() if k in self.__dataclass_fields__}) if options else self
 
 
 DEFAULT = Limits()

@@ -23,6 +23,7 @@ class ImageFusion(ReductionFusion):
     """
 
     level = 2
+    tunable = {"row_bytes": (1 << 18, 1 << 20, 1 << 26)}
 
     def __init__(self, row_bytes: int = 16 * 1024 * 1024) -> None:
         super().__init__(row_bytes)

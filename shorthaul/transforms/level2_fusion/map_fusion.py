@@ -31,6 +31,7 @@ class MapFusion(Transformation):
 
     level = 2
     allowed = {"several": ("refuse", "recompute", "keep"), "max_recompute": range(1 << 20), "max_repeat": range(1 << 20)}
+    tunable = {"max_recompute": (0, 16, 256), "max_repeat": (1, 9)}
     pattern = Path(MapNode("first"), Data("mid"), MapNode("second"))
 
     def __init__(self, several: str = "keep", max_recompute: int = 64, max_repeat: int = 3) -> None:

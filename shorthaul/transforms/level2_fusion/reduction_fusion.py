@@ -34,6 +34,7 @@ class ReductionFusion(Transformation):
 
     level = 2
     allowed = {"row_bytes": range(1, 1 << 40)}
+    tunable = {"row_bytes": (1 << 14, 1 << 16, 1 << 20)}
 
     def __init__(self, row_bytes: int = 256 * 1024) -> None:
         self.row_bytes = row_bytes

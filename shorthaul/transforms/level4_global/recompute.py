@@ -33,6 +33,7 @@ class Recompute(Transformation):
 
     level = 4
     allowed = {"max_cost": range(1 << 20)}
+    tunable = {"max_cost": (0, 16, 256)}
 
     def __init__(self, max_cost: int = 64, max_chain: int | None = None) -> None:
         self.max_cost = max_cost
