@@ -30,10 +30,10 @@ from shorthaul.modules import disable, optimize
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
-from shorthaul.runtime.compile import compile_program, compile_triton
 from shorthaul.runtime.executable import CallError
 from shorthaul.runtime.graphs import GraphedExecutable, in_place_inputs
 from shorthaul.runtime.report import Record, Region
+from shorthaul.runtime.target import TARGETS
 from shorthaul.symbolic import Symbol
 from shorthaul.warm.entry import Entry
 from shorthaul.warm.record import Capture
@@ -171,9 +171,10 @@ def _recompile_reason() -> str:
 def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Capture:
     with region.timed("functionalize"):
         graph = functionalize(gm, example_inputs)
-    device = _device_of(graph)
-    triton = options.target == "triton" or (options.target == "auto" and device.type != "cpu")
-    options = dataclasses.replace(options, target="triton" if triton else "cpp")
+    device = device_of(graph)
+    name = options.target if options.target != "auto" else "cpp" if device.type == "cpu" else "triton"
+    target = TARGETS.get(name)()
+    options = dataclasses.replace(options, target=target.base)
     if options.trace:
         region.graph = graph
     train = torch.is_grad_enabled()
@@ -184,15 +185,15 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         program,
         [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad],
     )
-    watched = frozenset(n for n in program.signature.outputs if any(r.phase == "backward" for r in program.readers(n)))
+    watched = _watched(program)
     region.captured(program, imported.fallbacks)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         program.attributes["part_bytes"] = DISTRIBUTED_PART_BYTES
-    if triton:
+    if name != "cpp":
         with region.timed("optimize"):
             pipeline.optimize(program, options)
         with region.timed("build"):
-            compiled = compile_triton(program, device)
+            compiled = target.compile(program, device)
         interface = _interface(graph, imported, depends, watched)
         executable: Any = compiled.executable
         if device.type == "cuda" and options.cuda_graphs:
@@ -211,7 +212,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         with region.timed("optimize"):
             pipeline.optimize(program, options)
         with region.timed("build"):
-            compiled = compile_program(program)
+            compiled = target.compile(program, device)
         if not options.trace:
             with region.timed("cache"):
                 store(key, program, compiled)
@@ -225,7 +226,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
 install()  # gives Program the methods that need other parts of the package (`ir` knows none of them)
 
 
-def _device_of(graph: FunctionalGraph) -> torch.device:
+def device_of(graph: FunctionalGraph) -> torch.device:
     """The device of all tensors of a graph. Raises Unsupported, with the place, where there are several or one without a target."""
     found: torch.device | None = None
     for node in graph.graph.nodes:
@@ -257,6 +258,17 @@ def _dependences(program: Program, inputs: Sequence[str]) -> dict[str, frozenset
             reached.update((c, reached.get(c, frozenset()) | found) for c in program.writes_of(node))
     gradients = dict(program.signature.gradients)
     return {n: reached.get(gradients.get(n, ""), frozenset()) for n in inputs}
+
+
+def compiled_interface(graph: FunctionalGraph, imported: Imported) -> Interface:
+    """The interface of a captured graph whose program is still as it was imported: what `CompiledGraph` needs of any program
+    that is lowered from it."""
+    wrt = [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad]
+    return _interface(graph, imported, _dependences(imported.program, wrt), _watched(imported.program))
+
+
+def _watched(program: Program) -> frozenset[str]:
+    return frozenset(n for n in program.signature.outputs if any(r.phase == "backward" for r in program.readers(n)))
 
 
 def _interface(

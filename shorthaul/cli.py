@@ -243,11 +243,67 @@ def _bench(arguments: argparse.Namespace) -> int:
     return int(importlib.import_module("benchmarks.cpu").main(arguments.rest))
 
 
+# --- tune ---------------------------------------------------------------------------------------------------
+
+
+def _add_tune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="search for a faster plan for a network by measuring on this machine",
+        description="Searches over transformations, their parameters and the schedules of kernels, measures candidates in turns with "
+        "the best so far, and writes the plan that won as a recipe. Ctrl-C ends it with what was found; another run goes on from there.",
+    )
+    parser.add_argument("network", metavar="FILE.py:FUNCTION",
+                        help="a function without arguments that returns (module, inputs), or model.onnx")  # fmt: skip
+    parser.add_argument("--budget", type=_seconds, default=60.0, metavar="SECONDS",
+                        help="seconds to search, compilation included (default: 60)")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=Path("recipe.py"), help="the recipe's file (default: recipe.py)")
+    parser.add_argument("--plot", type=Path, default=None, help="draw the run into this file (.png, .svg or .pdf; needs matplotlib)")
+    parser.add_argument("--forward", action="store_true", help="tune the forward pass alone")
+    parser.add_argument("--search", default="greedy", help="the strategy (default: greedy; other packages add theirs)")
+    parser.add_argument("--cost-model", default="roofline", help="the cost model (default: roofline; other packages add theirs)")
+    parser.add_argument("--fresh", action="store_true", help="do not use what earlier runs found, and do not keep what this one finds")
+    parser.set_defaults(run=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from shorthaul.extension import UnknownName
+    from shorthaul.tuner import tune
+
+    if arguments.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib; install it with: pip install 'shorthaul[demo]'")
+    module, inputs = _onnx_network(arguments.network) if arguments.network.endswith(".onnx") else load_network(arguments.network)
+    try:
+        tuned = tune(module, inputs, budget=arguments.budget, train=not arguments.forward, search=arguments.search,
+                     cost_model=arguments.cost_model, database=not arguments.fresh)  # fmt: skip
+    except UnknownName as error:
+        raise UserError(str(error)) from error
+    print(tuned)
+    tuned.save(arguments.output)
+    print(f"the recipe is in {arguments.output}: sh.optimize(model, recipe={str(arguments.output)!r})")
+    if arguments.plot is not None:
+        tuned.plot(arguments.plot)
+        print(f"the plot is in {arguments.plot}")
+    return 130 if tuned.interrupted else 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number of seconds above 0 is needed, not {text!r}")
+    return value
+
+
 # --- doctor -------------------------------------------------------------------------------------------------
 
 
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="say what this machine offers: compiler, instruction set, GPU, cache")
+    parser.add_argument("--measure", action="store_true",
+                        help="measure bandwidth and arithmetic for the cost model, and keep what is found (some seconds)")  # fmt: skip
     parser.set_defaults(run=_doctor)
 
 
@@ -265,6 +321,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     width = max(map(len, findings))
     for label, text in findings.items():
         print(f"{label:{width}}  {text}")
+    if machine().compiler is not None and arguments.measure:
+        from shorthaul.runtime.measured import keep, measure, table
+
+        found = measure()
+        print(f"\n{table(found)}\nkept in {keep(found)}")
     if machine().compiler is None:
         print(f"\nWithout a C++ compiler networks still train, but by library calls only: {NO_COMPILER_REMEDY}.")
         return 1
@@ -288,4 +349,4 @@ def _positive(text: str) -> int:
     return value
 
 
-COMMANDS = (_add_demo, _add_report, _add_verify, _add_bench, _add_doctor)
+COMMANDS = (_add_demo, _add_report, _add_verify, _add_tune, _add_bench, _add_doctor)

@@ -12,7 +12,8 @@ class Options:
     strict: refuse fallbacks instead of showing them in the report. recipe: the text of a recipe that takes the place of the default
     choices.
     cuda_graphs: on a GPU, phases are captured in CUDA graphs and replayed.
-    target: "cpp" or "triton"; "auto" takes Triton for tensors on a GPU. Triton for tensors on a CPU means its interpreter (tests).
+    target: "cpp", "triton", or one that another package adds; "auto" takes Triton for tensors on a GPU. Triton for tensors on a CPU means
+    its interpreter (tests).
     trace: compile anew, past the cache of programs, and keep the captured graph and a log that can be undone (for `shorthaul.verify`).
     """
 
@@ -26,5 +27,5 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 4:
             raise ValueError(f"level is 0, 1, 2, 3 or 4, not {self.level}")
-        if self.target not in ("auto", "cpp", "triton"):
-            raise ValueError(f"target is auto, cpp or triton, not {self.target!r}")
+        if not self.target.isidentifier():
+            raise ValueError(f"target is auto, cpp, triton or the name of another one, not {self.target!r}")

@@ -40,7 +40,7 @@ NOTHING_COMPILED = (
 
 def optimize(
     module: torch.nn.Module, *, level: int = 4, strict: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None,
-    cuda_graphs: bool = True,
+    cuda_graphs: bool = True, target: str = "auto",
 ) -> torch.nn.Module:  # fmt: skip
     """Optimize a module for training, in place; returns the same object.
 
@@ -48,7 +48,8 @@ def optimize(
     changes for the first time. level: how far transformations see (0 only expands, 4 the whole step). strict: an operator that would run
     through PyTorch instead of being compiled raises an error with its source line. recipe: a Recipe or the path of its file, whose steps
     take the place of the default choices; steps without a place here are skipped and reported. RecipeError for a file that is none.
-    cuda_graphs: on a GPU, replay captured phases instead of launching kernel by kernel.
+    cuda_graphs: on a GPU, replay captured phases instead of launching kernel by kernel. target: what is compiled for: "auto" (the device's
+    own), "cpp", "triton", or a target that another package adds (UnknownName for one that none has).
     `module.report()` says what was compiled, fused, not fused and why.
     """
     if not isinstance(module, torch.nn.Module):
@@ -57,7 +58,11 @@ def optimize(
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
-    options = Options(level, strict, None if recipe is None else _text_of(recipe), cuda_graphs=cuda_graphs)
+    options = Options(level, strict, None if recipe is None else _text_of(recipe), target, cuda_graphs)
+    if target not in ("auto", "cpp", "triton"):
+        from shorthaul.runtime.target import TARGETS
+
+        TARGETS.get(target)
     return optimize_with(module, options)
 
 

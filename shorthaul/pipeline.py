@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from shorthaul.analysis.eager import eager_bytes
 from shorthaul.config import Options
@@ -88,13 +89,14 @@ def _by_recipe(program: Program, options: Options, check: bool) -> Result:
     """
     assert options.recipe is not None
     recipe = parse(options.recipe)
-    replay = recipe.replay(program, STAGES, missing="skip")
+    stages: Stages = {**STAGES, "Expand": partial(_expand, target=options.target)}
+    replay = recipe.replay(program, stages, missing="skip")
     placed = [s for s in recipe.steps if s.place is not None]
     if placed and all(any(s is t for t, _ in replay.skipped) for s in placed):
         raise RecipeError(f"none of the {len(placed)} places of the recipe of {recipe.program} is in {program.name}; the first: "
                           f"{replay.skipped[0][1]}")  # fmt: skip
     if program.form is Form.OPERATORS:
-        _expand(program)
+        _expand(program, options.target)
     if program.form is Form.MAPS:
         _schedule(program)
     if options.target == "triton":

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 class Machine:
     """bandwidth: bytes per second between memory and the last cache. cache: bytes of that cache. flops: operations per second by
     dtype, for contractions (`contraction_flops`, tensor cores, in full precision of the dtype) and for everything else (`flops`).
-    launch: seconds that starting a kernel costs."""
+    launch: seconds that starting a kernel costs. levels: the caches from the smallest, each with its bytes and bandwidth, where known: a
+    kernel that works on less than a cache holds is taken to find it there."""
 
     name: str
     bandwidth: float
@@ -21,6 +22,11 @@ class Machine:
     flops: Mapping[str, float] = field(default_factory=dict)
     contraction_flops: Mapping[str, float] = field(default_factory=dict)
     launch: float = 0.0
+    levels: tuple[tuple[str, int, float], ...] = ()
+
+    def bandwidth_of(self, bytes: float) -> float:
+        """Bytes per second for a kernel that moves so many: that of the first cache that holds them."""
+        return next((bandwidth for _, size, bandwidth in self.levels if bytes <= size), self.bandwidth)
 
     def peak(self, dtype: str, contraction: bool = False) -> float:
         """Operations per second; float32's where the dtype has no entry."""
@@ -30,7 +36,7 @@ class Machine:
     def time(self, bytes: float, flops: float = 0.0, dtype: str = "float32", contraction: bool = False) -> float:
         """Least seconds for a kernel that moves `bytes` and computes `flops` operations."""
         peak = self.peak(dtype, contraction)
-        return self.launch + max(bytes / self.bandwidth, flops / peak if peak else 0.0)
+        return self.launch + max(bytes / self.bandwidth_of(bytes), flops / peak if peak else 0.0)
 
 
 _MIB = 1 << 20

@@ -68,12 +68,16 @@ def compile_triton(program: Program, device: torch.device) -> Compiled:
     return Compiled(executable, kernels, {k.name: k.source for m in kernels.values() for k in m.kernels}, None)
 
 
-def compile_program(program: Program, **options: Any) -> Compiled:
-    """Compile for this machine's CPU. Raises NoCompiler without a compiler, BuildError when the generated code does not compile."""
+def compile_program(program: Program, *, units: int | None = None, **options: Any) -> Compiled:
+    """Compile for this machine's CPU. Raises NoCompiler without a compiler, BuildError when the generated code does not compile.
+
+    units: translation units (default: by the number of kernels); with as many as kernels, a program that shares kernels with one compiled
+    before compiles only the others. options: of `build`.
+    """
     kernels = emit(program)
     host = build_host(program, kernels)
     distinct = len({k.name for k in kernels.values()})
-    sources = emit_source(kernels.values(), units=max(1, min(16, distinct // 4)))
+    sources = emit_source(kernels.values(), units=units or max(1, min(16, distinct // 4)))
     sources = {**sources, "host.cpp": host.source}
     library = build_library(sources, symbols=host.functions, **options)
     return Compiled(Executable(host, library.function), kernels, sources, library)

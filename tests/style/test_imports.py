@@ -34,26 +34,27 @@ DIRECTIONS: dict[str, set[str]] = {
     "pipeline": {"symbolic", "ir", "ops", "analysis", "autodiff", "transforms", "codegen", "runtime"},
     "workbench": {"pipeline", "symbolic", "ir", "analysis", "transforms", "codegen"},
     "tuning": {"symbolic", "ir", "ops", "analysis", "transforms", "codegen", "runtime"},
+    "tuner": {"api", "pipeline", "tuning", "ir", "analysis", "frontends", "transforms", "codegen", "runtime"},
     "testing": {"", "symbolic", "ir", "ops", "analysis"},
     "gui": {"symbolic", "ir", "ops", "analysis", "transforms"},
     # The top: what users call. `frontends.torch_compile` registers a backend that lives in `api`.
     "disabled": set(),
     "modules": {"disabled", "ir", "runtime", "warm", "frontends.functional", "transforms.recipe", "workbench", "api"},
     "": {"api", "modules", "onnx_models", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime",
-         "tuning", "verification"},
+         "tuning", "tuner", "verification"},
     "api": {"", "modules", "warm", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
             "codegen", "runtime", "tuning", "gui", "testing"},
     "onnx_models": {"api", "frontends", "ir"},
     "verification": {"", "modules", "symbolic", "ir", "ops", "frontends", "analysis", "transforms", "codegen", "runtime", "testing"},
     "coverage": {"", "symbolic", "ir", "ops", "frontends", "autodiff"},
     "demo": {"", "api"},
-    "cli": {"", "api", "onnx_models", "demo", "runtime", "gui", "tuning", "verification"},
+    "cli": {"", "api", "onnx_models", "demo", "runtime", "gui", "tuning", "tuner", "verification"},
     "__main__": {"cli"},
 }  # fmt: skip
 
 # Where torch may be imported; a prefix of the module's path inside the package.
 TORCH = ("frontends", "codegen.library", "codegen.triton", "runtime", "warm", "modules", "disabled", "api", "testing", "verification",
-         "demo")  # fmt: skip
+         "tuner", "demo")  # fmt: skip
 THIRD_PARTY_EVERYWHERE = {"numpy"}
 THIRD_PARTY = {
     "torch": TORCH,
@@ -61,7 +62,7 @@ THIRD_PARTY = {
     "onnx": ("frontends",),
     "google": ("frontends.onnx_model",),  # protobuf, which onnx brings
     "rich": ("demo", "cli"),
-    "matplotlib": ("demo",),
+    "matplotlib": ("demo", "tuning.plot"),
     "mlxtend": ("demo",),
 }
 
