@@ -141,13 +141,18 @@ EXCEPT = {"max_unpool", "detach", "with_value", "custom_function", "map_gradient
           *(f"{s}chebyshev_{k}" for s in ("", "shifted_") for k in "tuvw")}  # fmt: skip
 
 
+# beside a pole finite differences are off by more than the tolerance
+POLES_BELOW = {"mvlgamma": (1.5, 4.0)}
+
+
 def cases() -> list[Any]:
     return [c for c in samples() if c.values[0] not in FLAT | STEPS | EXCEPT]
 
 
 @pytest.mark.parametrize(("name", "sample"), sample_of(cases(), 60))
 def test_every_operator_against_finite_differences(name: str, sample: Sample, monkeypatch: Any) -> None:
-    check(program_of(name, sample.operands, sample.attributes), random_values(sample.operands), monkeypatch)
+    low, high = POLES_BELOW.get(name, (0.2, 0.9))
+    check(program_of(name, sample.operands, sample.attributes), random_values(sample.operands, low, high), monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "sample"), sample_of([c for c in cases() if definition(c.values[0]).gradient is not None], 60))

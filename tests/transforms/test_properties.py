@@ -34,7 +34,11 @@ ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), Reduction
        Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding()]  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", sample(range(1000), 48))
+# networks that once were fused wrongly, claimed too little or raised: concatenations in a nest, padded and sliced intermediates, prefixes
+FOUND = (502, 2168, 2170, 2331, 3163, 3528, 3722, 3779)
+
+
+@pytest.mark.parametrize("seed", sorted({*sample(range(1000), 48), *(s for s in FOUND if s < 1000)}))
 def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int) -> None:
     p, sizes = random_network(seed, steps=6)
     rng = np.random.default_rng(seed)
@@ -64,7 +68,7 @@ def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int
     assert fingerprint(p) == marks.pop()
 
 
-@pytest.mark.parametrize("seed", sample(range(2000, 4000), 40))
+@pytest.mark.parametrize("seed", sorted({*sample(range(2000, 4000), 40), *(s for s in FOUND if s >= 2000)}))
 def test_the_whole_of_fusion_keeps_what_a_network_computes(seed: int) -> None:
     p, sizes = random_network(seed, steps=10)
     inputs = values(p, seed, sizes)

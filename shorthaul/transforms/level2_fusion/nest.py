@@ -7,6 +7,7 @@ functions here work on maps alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Union
 
 from shorthaul.ir.containers import Container
@@ -123,11 +124,27 @@ def _estimate(e: IntLike) -> int:
     return e if isinstance(e, int) else evaluate(e, dict.fromkeys(free_symbols(e), 64))
 
 
-def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container], keep: frozenset[str]) -> Map:
-    """One nested map over the rows `pairs` (parameter of `a`, parameter of `b`) that runs `a` and then `b`.
+@dataclass(frozen=True)
+class Joined:
+    """The statements of two maps one after the other under common rows, what passes between them local; nothing is substituted yet."""
+
+    rows: tuple[Symbol, ...]
+    statements: tuple[Map, ...]
+    locals: Mapping[str, Container]
+
+
+def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container], keep: frozenset[str]) -> tuple[Map, Joined]:
+    """One nested map over the rows `pairs` (parameter of `a`, parameter of `b`) that runs `a` and then `b`; also before its body is tidied.
 
     mids: containers that pass from `a` to `b`; they become locals, those in `keep` are written out too. Raises Refusal.
     """
+    joined = _join(a, b, pairs, mids, keep)
+    body, locals_ = tidy(list(joined.statements), dict(joined.locals), frozenset(joined.locals))
+    origins = merge_origins(a, b)
+    return Map(joined.rows, unwrap(body), locals_, name=fused_name(a, b), origins=origins, phase=b.phase), joined
+
+
+def _join(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container], keep: frozenset[str]) -> Joined:
     for pa, pb in pairs:
         require(same_size(pa.size, pb.size) and same_size(_low(pa), _low(pb)), f"rows differ in number: {pa.size} and {pb.size}")
     outer_a = tuple(pa for pa, _ in pairs)
@@ -156,9 +173,7 @@ def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapp
             statements, declared = localize(statements, c, dims, name in keep, local)
             statements_a = statements[: len(statements) - len(statements_b)]
         locals_[local] = declared
-    body, locals_ = tidy(statements, locals_, frozenset(locals_))
-    origins = merge_origins(a, b)
-    return Map(outer_a, unwrap(body), locals_, name=fused_name(a, b), origins=origins, phase=b.phase)
+    return Joined(outer_a, tuple(statements), locals_)
 
 
 def without_write(s: Map, name: str) -> Map | None:
@@ -215,8 +230,8 @@ def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
                     del statements[i]
                     return True
                 continue
-            if combine:
-                continue
+            if combine or any(c in _writes(s) for k, s in enumerate(statements) if k != i):
+                continue  # with another writer (a concatenation) this one holds only a part of what is read
             single = len(_tasklet(a).writes) == 1
             if len(readers) > 1 and single and code_cost(_tasklet(a).code.values()) <= CHEAP and len(_tasklet(a).reads) <= 2:
                 taken = [_try_substitute(statements, i, j, c, frozenset(), replace_first=False) for j in readers]

@@ -16,6 +16,7 @@ from shorthaul.symbolic import Expr, Symbol, product
 from .. import traffic
 from ..base import Match, Refusal, Transformation, hint_value, require
 from .compose import same_size
+from .demand import demanded
 from .map_fusion import fusable_pairs, pairs_around
 from .nest import fuse_rows
 
@@ -64,7 +65,7 @@ class ReductionFusion(Transformation):
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
         m.derived["pairs"] = pairs
-        m.derived["fused"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
+        m.derived["fused"], m.derived["joined"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
 
     def _rows(self, p: Program, a: Map, b: Map, mid: str) -> list[tuple[Symbol, Symbol]]:
         """Parameters of `a` and `b` that run over the same rows."""
@@ -137,17 +138,18 @@ class ReductionFusion(Transformation):
                     raise Refusal(f"rows are interleaved in {c.name}: neighbours in memory belong to different rows")
 
     def saves(self, m: Match) -> IntLike:
-        """Each intermediate's read and, if it disappears, its write; one read of the elements that both read."""
+        """What both read, and the writes that disappear, less what the statements still need: elements that both read are read once, and
+        where an intermediate is evaluated by its reader, elements of its operands that no reader needs are not read at all."""
         p, a, b = m.program, m.first, m.second
-        mids = p.writes_of(a) & p.reads_of(b)
         total: IntLike = 0
-        for c in mids:
-            total = total + traffic.moved(p, b, c, "read")
+        for node in (a, b):
+            for c in sorted(p.reads_of(node)):
+                total = total + traffic.moved(p, node, c, "read")
         for c in p.writes_of(a) - m.fused.written_containers():
             total = total + traffic.moved(p, a, c, "write")
-        rows = {pb: pa for pa, pb in m.pairs}
-        second = {c: list(traffic.renamed_accesses(found, rows)) for c, found in traffic.reads_of_map(b).items() if c not in mids}
-        return total + traffic.shared(p, traffic.reads_of_map(a), second)
+        for c, found in demanded(m.joined.statements, m.joined.rows, m.joined.locals, m.fused.locals).items():
+            total = total - traffic.together(p, c, found)
+        return total
 
     def apply(self, m: Match, edit: Edit) -> None:
         written = m.program.writes_of(m.first)

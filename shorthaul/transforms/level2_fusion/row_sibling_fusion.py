@@ -48,7 +48,7 @@ class RowSiblingFusion(ReductionFusion):
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
         m.derived["pairs"] = pairs
-        m.derived["fused"] = fuse_rows(a, b, pairs, {}, frozenset())
+        m.derived["fused"], _ = fuse_rows(a, b, pairs, {}, frozenset())
 
     @staticmethod
     def _shared_rows(a: Map, b: Map, mid: str) -> list[tuple[Symbol, Symbol]]:
