@@ -26,10 +26,12 @@ _ATTRIBUTES = frozenset({"AttrSource", "GenericAttrSource", "UnspecializedParamB
 _ALWAYS = frozenset({
     "__dict__", "__class__", "__code__", "__closure__", "__defaults__", "__kwdefaults__", "__func__", "__self__", "__mro__", "__globals__",
     "__name__", "__qualname__", "__module__", "__bases__", "__call__", "__wrapped__", "_modules", "_parameters", "_buffers", "forward",
-    "cell_contents", "fget", "fset", "fdel", "func", "args", "keywords", "shape", "dtype", "device", "requires_grad", "default_factory",
+    "__iter__", "__next__", "__len__", "__getitem__", "__contains__", "cell_contents", "fget", "fset", "fdel", "func",
+    "args", "keywords", "shape", "dtype", "device", "requires_grad", "default_factory",
 })  # fmt: skip
 _NEW = frozenset({"AttributeMutationNew", "ValueMutationNew"})  # of objects that the call itself makes
 _SCOPES = ("__import_", "__builtins_dict__", "___unnamed_scope")  # Dynamo's names for the globals of a function
+_TORCH = ("__import_torch_dot_",)
 _ENTRY_NAMES = frozenset({"module", "args", "kwargs", "unrolled"})  # the last is made of the module
 _ENTRY_GLOBALS = frozenset({"_GLOBAL_HOOKS"})  # the dicts that calling a module reads, which the walk has from there
 _UNREAD = frozenset({"grad", "_grad", "grad_fn", "_version"})  # of tensors: the walk does not look at them
@@ -69,6 +71,8 @@ class Trace:
 
 
 def _covered(source: Any, live: LiveState) -> bool:
+    if _of_torch(source):
+        return True
     while True:
         kind = type(source).__name__
         if kind in _ATTRIBUTES:
@@ -86,3 +90,10 @@ def _covered(source: Any, live: LiveState) -> bool:
             if source.index in live.opaque if isinstance(source.index, str) else False:
                 return False
         source = source.base
+
+
+def _of_torch(source: Any) -> bool:
+    """Whether it is something inside a module of PyTorch, which the record's key has by its version."""
+    while hasattr(source, "base"):
+        source = source.base
+    return type(source).__name__ == "GlobalSource" and source.global_name.startswith(_TORCH)

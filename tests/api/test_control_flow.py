@@ -71,6 +71,8 @@ def inputs() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("f", sample([branch, nested, recurrent, backwards, sliced, counted, until, of_each], 5))
 def test_trains_as_in_eager_mode(f: Callable[..., Any]) -> None:
+    if f is of_each and torch.__version__ < "2.13":
+        pytest.skip("before 2.13 PyTorch's own gradient of a branch in a scan is wrong, so there is nothing to compare with")
     m = Net(f)
     p = Pair(m)
     for x in inputs():

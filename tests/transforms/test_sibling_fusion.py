@@ -92,3 +92,10 @@ def test_refuses_a_cycle_through_a_third_node() -> None:
     m = pair(SiblingFusion(), p, "sum", "mul")
     assert not SiblingFusion().try_apply(m, notes := [])
     assert "through a node between them" in notes[0].reason
+
+
+def test_refuses_prefixes_along_different_dimensions() -> None:
+    p = network(lambda b, x: [b.op("cumsum", {"dim": 0}, x=x), b.op("cumprod", {"dim": 1}, x=x)], train=False, x=(4, 6))
+    assert_refuses(SiblingFusion(), pair(SiblingFusion(), p, "cumsum", "cumprod"), "along different dimensions")
+    q = network(lambda b, x: [b.op("cumsum", {"dim": 1}, x=x), b.op("cumprod", {"dim": 1}, x=x)], train=False, x=(4, 6))
+    apply_checked(SiblingFusion(), pair(SiblingFusion(), q, "cumsum", "cumprod"))

@@ -249,6 +249,12 @@ def unique_write(writes: Mapping[str, Memlet], name: str, memlet: Memlet) -> str
     return new
 
 
+def require_one_scan(writes: Mapping[str, Memlet]) -> None:
+    """Raise Refusal where one map would hold the prefixes of two dimensions: its innermost loop can run along one only."""
+    along = {m.scan for m in writes.values() if m.scan is not None}
+    require(len(along) <= 1, "they accumulate prefixes along different dimensions")
+
+
 def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name: str = "") -> Map:
     """`b` with its reads of `mid` replaced by the code of `a`.
 
@@ -308,6 +314,7 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
         label = unique_write(writes, k, m)
         writes[label] = m.rename_reads(names_b)
         code[label] = new_code
+    require_one_scan(writes)
     origins = merge_origins(a, b)
     used = set(reads_of(*code.values()))
     used |= {s.name for m in (*pool.reads.values(), *writes.values()) for s in m.subset if isinstance(s, Indirect)}
@@ -354,6 +361,7 @@ def merge_same_domain(a: Map, b: Map, renaming: Mapping[Symbol, IntLike], name: 
             label = unique_write(writes, k, m)
             writes[label] = m.substitute(values).rename_reads(names)
             code[label] = renamed(t.code[k], names, values, memo)
+    require_one_scan(writes)
     origins = merge_origins(a, b)
     tasklet = Tasklet(code, reads=pool.reads, writes=writes, origins=origins, phase=b.phase)
     return b.copy(body=(tasklet,), origins=origins, name=name or fused_name(a, b))
