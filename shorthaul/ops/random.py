@@ -13,7 +13,7 @@ from typing import Any, Union
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import bool_, float32, int64
+from shorthaul.ir.dtypes import bool_, float32, float64, int64
 from shorthaul.ir.memlet import Memlet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, where
 from shorthaul.symbolic import Expr
@@ -225,16 +225,14 @@ class Distribution(RandomOperator):
         y = c.output()
         params = c.params(y.shape)
         position = linear_index(params, y.shape)
+        # double precision has the same 24 random bits, and its own logarithms and roots
+        compute = float64 if y.dtype is float64 else float32
 
         def value(seed: Scalar, offset: Scalar) -> dict[str, Scalar]:
-            return {
-                "y": cast(
-                    self.number(
-                        lambda part: uniform(seed, offset, c.attr("stream"), position, part), c.node.attributes
-                    ),
-                    y.dtype,
-                )
-            }
+            def draw(part: int) -> Scalar:
+                return cast(uniform(seed, offset, c.attr("stream"), position, part), compute)
+
+            return {"y": cast(self.number(draw, c.node.attributes), y.dtype)}
 
         c.map(params, random_reads(c), {"y": at(y, *params)}, value)
 
@@ -315,8 +313,8 @@ class NormalOf(RandomOperator):
         def value(seed: Scalar, offset: Scalar, **of: Scalar) -> dict[str, Scalar]:
             wide = y.dtype.compute
             mean, std = (cast(of[k], wide) if k in of else const(c.attr(n), wide) for k, n in (("m", "mean"), ("s", "std")))
-            standard = standard_normal(lambda part: uniform(seed, offset, stream, position, part))
-            return {"y": cast(mean + std * cast(standard, wide), y.dtype)}
+            standard = standard_normal(lambda part: cast(uniform(seed, offset, stream, position, part), wide))
+            return {"y": cast(mean + std * standard, y.dtype)}
 
         c.map(params, {**reads, **random_reads(c)}, {"y": at(y, *params)}, value)
 

@@ -37,6 +37,10 @@ def image(*shape):
     return torch.randn(*(shape or (2, 4, 9, 8)))
 
 
+def extent(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(x.aminmax()) if torch.__version__ >= "2.12" else ()  # which has no derivative before
+
+
 MODULES = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, 1), image(2, 4, 9)),
     "conv2d_same": (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2), image()),
@@ -163,7 +167,7 @@ MODULES = {
         lambda: Apply(lambda x: torch.stack([x.std(), x.var(0).sum(), *torch.var_mean(x), x.logsumexp(1).sum(), x.median()])),
         image(3, 4),
     ),
-    "extrema": (lambda: Apply(lambda x: (x.max(1), x.min(), x.amax((0, 1)), x.argmin(), torch.maximum(x, -x), x.aminmax())), image(3, 4)),
+    "extrema": (lambda: Apply(lambda x: (x.max(1), x.min(), x.amax((0, 1)), x.argmin(), torch.maximum(x, -x), *extent(x))), image(3, 4)),
     "shapes": (
         lambda: Apply(
             lambda x: (

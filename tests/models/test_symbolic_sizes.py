@@ -92,7 +92,7 @@ CASES: list[tuple[Callable[..., Any], Callable[[int, int], Sequence[torch.Tensor
 ]
 
 
-def compare(eager: nn.Module, ours: nn.Module, call: Callable[[nn.Module], torch.Tensor], what: str) -> None:
+def compare(eager: nn.Module, ours: nn.Module, call: Callable[[nn.Module], torch.Tensor], what: str, limit: float = LIMIT) -> None:
     """Run a loss on both, and compare it and all gradients."""
     found = []
     for m in (eager, ours):
@@ -102,7 +102,7 @@ def compare(eager: nn.Module, ours: nn.Module, call: Callable[[nn.Module], torch
         loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in m.parameters() if p.grad is not None)])
     for a, b in zip(*found, strict=True):
-        assert (a - b).abs().max() <= LIMIT * (1 + a.abs().max()), what
+        assert (a - b).abs().max() <= limit * (1 + a.abs().max()), what
 
 
 @pytest.mark.parametrize("case", sample(CASES, 3), ids=lambda c: c[0].__name__)
@@ -153,5 +153,5 @@ def test_networks_train_at_any_batch_size(name: str) -> None:
             wide = [x.double() if x.is_floating_point() else x for x in (*inputs, targets)]
             return found.loss_fn(m(*wide[:-1]), wide[-1])
 
-        compare(eager, ours, call, f"{name} at {size}")
+        compare(eager, ours, call, f"{name} at {size}", 1e-9)  # the rule for whole networks: small batches amplify rounding
     assert len(ours.report().regions) <= 2, [r.reason for r in ours.report().regions]

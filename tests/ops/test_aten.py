@@ -133,6 +133,8 @@ def test_results(target: str, i: int) -> None:
 def test_gradients(target: str, i: int) -> None:
     if (target, i) in NO_PYTORCH_GRADIENT:
         pytest.skip(NO_PYTORCH_GRADIENT[target, i])
+    if (target.removeprefix("aten."), i) == ("trace.default", 1) and torch.__version__ < "2.12":
+        pytest.skip("before 2.12 PyTorch's gradient of the trace of a tall matrix has elements beside the diagonal")
     call = Call(target, *cases(target)[i])
     differentiable = [k for k in call.compared if call.results[k].requires_grad]
     if not differentiable:  # neither do ours pass a gradient on
@@ -146,7 +148,12 @@ def test_gradients(target: str, i: int) -> None:
     program = differentiated(call.program, [call.program.signature.outputs[k] for k in differentiable], wrt)
     incoming = cotangents_for(program)
     given = [torch.from_numpy(np.array(incoming[name])) for _, name in program.signature.cotangents]
-    torch.autograd.backward([call.results[k] for k in differentiable], given)
+    try:
+        torch.autograd.backward([call.results[k] for k in differentiable], given)
+    except (RuntimeError, NotImplementedError) as e:
+        if "is not implemented" not in str(e):
+            raise
+        pytest.skip(f"PyTorch {torch.__version__}: {e}")  # a later one has it
     expansions = {"maps", *(e for n in program.nodes if hasattr(n, "op") for e in _definition(n.op).more_expansions())}
     for expansion in sorted(expansions):
         found = run(program, {**call.values, **incoming}, prefer(expansion))

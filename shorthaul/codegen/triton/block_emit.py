@@ -378,7 +378,7 @@ class BlockEmitter:
         dtype = self.plan.containers[m.container].dtype
         value = f"tl.broadcast_to({value}, {self.block_shape(full, self.stage)})" if deps != full and code.op != "const" else value
         if code.op == "const":
-            value = f"tl.full({self.block_shape(full, self.stage)}, {value}, {TRITON_TYPES[dtype.name]})"
+            value = f"tl.full({self.block_shape(full, self.stage)}, {literal(code.attr)}, {TRITON_TYPES[dtype.name]})"
         elif code.dtype is not dtype:
             value = f"{value}.to({TRITON_TYPES[dtype.name]})"
         op = {"sum": "add"}.get(str(g.combine), g.combine)
