@@ -222,7 +222,7 @@ def test_data_loader_with_worker_processes() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.skipif(torch.version.cuda is not None, reason="autograd of a PyTorch that is built for CUDA refuses to run in a forked process")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="autograd of a PyTorch built for CUDA refuses to run in a forked process")
 def test_child_process_calls_the_model() -> None:
     _, ours = twins(Net)
     expected = step(ours, batch())

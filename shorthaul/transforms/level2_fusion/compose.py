@@ -304,7 +304,7 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
         for k, m in ta.writes.items():
             if m.container in keep:
                 along = first.substitution.get(m.scan, m.scan) if m.scan is not None else None
-                require(along is None or isinstance(along, Symbol), "the intermediate is kept, and its prefixes are visited in another order")
+                require(along is None or isinstance(along, Symbol), "the prefixes that are kept are visited in another order")
                 new = m.substitute(first.substitution)
                 label = unique_write(writes, k, new)
                 writes[label] = new.rename_reads(names)

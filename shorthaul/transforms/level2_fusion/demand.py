@@ -18,13 +18,15 @@ from .compose import never, reading, used_reads, written_params
 IntLike = Union[int, Expr]
 
 
-def demanded(statements: Sequence[Map], outer: tuple[Symbol, ...], local: Collection[str], kept: Collection[str]) -> dict[str, list[Access]]:
+def demanded(statements: Sequence[Map], outer: tuple[Symbol, ...], local: Collection[str],
+             kept: Collection[str]) -> dict[str, list[Access]]:  # fmt: skip
     """Reads of outside containers, by container.
 
     local: the locals that the statements write; those that are not in `kept` have no memory any more: each read of one evaluates the
     statement that writes it, and so reads that statement's operands where the reader needs them, which may be fewer elements.
     """
-    makers = {m.container: (s, k) for s in statements for k, m in _tasklet(s).writes.items() if m.container in local and m.container not in kept}
+    gone = set(local) - set(kept)
+    makers = {m.container: (s, k) for s in statements for k, m in _tasklet(s).writes.items() if m.container in gone}
 
     def reads(t: Tasklet, names: Iterable[str], values: Mapping[Symbol, IntLike], guard: tuple[Condition, ...],
               params: tuple[Symbol, ...]) -> Iterator[Access]:  # fmt: skip

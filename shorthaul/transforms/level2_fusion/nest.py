@@ -133,7 +133,8 @@ class Joined:
     locals: Mapping[str, Container]
 
 
-def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container], keep: frozenset[str]) -> tuple[Map, Joined]:
+def fuse_rows(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[str, Container],
+              keep: frozenset[str]) -> tuple[Map, Joined]:  # fmt: skip
     """One nested map over the rows `pairs` (parameter of `a`, parameter of `b`) that runs `a` and then `b`; also before its body is tidied.
 
     mids: containers that pass from `a` to `b`; they become locals, those in `keep` are written out too. Raises Refusal.
