@@ -20,6 +20,7 @@ from shorthaul.autodiff import differentiate
 from shorthaul.codegen.library import LIBRARY
 from shorthaul.config import Options
 from shorthaul.errors import DeviceError, DifferentiationError, FallbackWarning
+from shorthaul.extension import foreign_sources
 from shorthaul.frontends.dynamo import capture_graph
 from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize, rebuilder
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
@@ -27,6 +28,7 @@ from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import runtime_sizes
 from shorthaul.modules import disable, optimize
+from shorthaul.ops.registry import REGISTRY
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
@@ -35,6 +37,7 @@ from shorthaul.runtime.graphs import GraphedExecutable, in_place_inputs
 from shorthaul.runtime.report import Record, Region
 from shorthaul.runtime.target import TARGETS
 from shorthaul.symbolic import Symbol
+from shorthaul.transforms.catalog import catalog
 from shorthaul.warm.entry import Entry
 from shorthaul.warm.record import Capture
 from shorthaul.workbench import install
@@ -204,7 +207,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
         ready = CompiledGraph(program.name, program, interface, executable)
         return Capture(ready, "", graph.outputs, region.operators, region.fallbacks, [])
     with region.timed("cache"):
-        key = artifact_key(program, options)
+        key = artifact_key(program, options, foreign_sources(_definitions()))
         found = None if options.trace else load(key)
     if found is not None:
         program, compiled = found
@@ -224,6 +227,11 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
 
 
 install()  # gives Program the methods that need other parts of the package (`ir` knows none of them)
+
+
+def _definitions() -> list[Any]:
+    """What decides how a program is compiled, where other packages may have a part in it."""
+    return [*map(type, REGISTRY.values()), *catalog().values()]
 
 
 def device_of(graph: FunctionalGraph) -> torch.device:

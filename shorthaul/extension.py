@@ -11,9 +11,13 @@ GROUPS lists the groups and what stands behind a name in each. At run time the `
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 GROUPS = {
@@ -53,6 +57,17 @@ def load(group: str) -> Iterator[tuple[str, Any]]:
             package = point.dist.name if point.dist is not None else point.value
             raise ExtensionError(f"the package {package} adds {point.name} ({point.value}) to {group}, which cannot be loaded: "
                                  f"{type(e).__name__}: {e}; repair or uninstall it") from e  # fmt: skip
+
+
+def foreign_sources(things: Iterable[Any]) -> str:
+    """A digest of the files that define those of the things which are not this package's own, for keys of caches. Empty where there are
+    none; different every time where one has no file."""
+    modules = sorted({t.__module__ for t in things if t.__module__.split(".")[0] != "shorthaul"})
+    digest = hashlib.sha256()
+    for name in modules:
+        path = getattr(sys.modules.get(name), "__file__", None)
+        digest.update(name.encode() + (Path(path).read_bytes() if path and Path(path).is_file() else os.urandom(16)))
+    return digest.hexdigest() if modules else ""
 
 
 class Registry(Generic[T]):

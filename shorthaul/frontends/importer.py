@@ -24,7 +24,7 @@ from shorthaul.ir.nodes import Defines, LibraryCall, Node, Operator, Origin
 from shorthaul.ir.program import Program, Signature
 from shorthaul.ir.sizes import used_sizes
 from shorthaul.ops.builder import OpBuilder
-from shorthaul.ops.registry import ATEN, AtenCall, OperatorError, TensorType
+from shorthaul.ops.registry import ATEN, AtenCall, OperatorError, TensorType, load_extensions
 from shorthaul.symbolic import Symbol, free_symbols, prove_eq, prove_le
 
 RANDOM_INPUTS = ("rng_seed", "rng_offset")
@@ -54,6 +54,7 @@ def import_graph(graph: FunctionalGraph, name: str = "program", *, strict: bool 
     and source line. sizes: the conversion of sizes to go on with (that of an enclosing graph).
     Raises Unsupported for dtypes and layouts that programs do not have.
     """
+    load_extensions()
     return _Importer(graph, name, strict, sizes).run()
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Union
 
+from shorthaul.extension import load
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType
 from shorthaul.ir.memlet import Condition
@@ -185,6 +187,15 @@ def register(cls: type[OperatorDefinition] | OperatorDefinition) -> Any:
     REGISTRY[definition.name] = definition
     ATEN.update(dict.fromkeys(definition.aten, definition))
     return cls
+
+
+@cache
+def load_extensions() -> None:
+    """Register the operators of other packages (entry point group `shorthaul.operators`), once, before the first graph is imported.
+    Raises ExtensionError where one cannot be loaded."""
+    for _, thing in load("shorthaul.operators"):
+        if isinstance(thing, type) and issubclass(thing, OperatorDefinition) and thing.name not in REGISTRY:
+            register(thing)
 
 
 def definition(op: str | Operator) -> OperatorDefinition:
