@@ -3,6 +3,7 @@
     import shorthaul as sh
 
     model = sh.optimize(model)                        # the same module, optimized; or torch.compile(model, backend="shorthaul")
+    step = sh.TrainStep(model, loss_fn, optimizer)    # a whole training step as one program
     program = sh.capture(model, (x,), train=True)     # the training step as a program that can be read and changed
     print(sh.verify(model, (x,)))                     # optimized, eager and float64 compared; what is at fault where they differ
     tuned = sh.tune(model, (x,), budget=60)           # seconds of searching and measuring; tuned.recipe is the plan that won
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .ir.program import Program
     from .modules import disable, optimize
     from .onnx_models import load_onnx, save_onnx
+    from .training import TrainStep
     from .tuner import tune
     from .tuning.result import Tuned
     from .verification import Verification, verify
@@ -31,13 +33,13 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "optimize": "modules", "disable": "modules", "capture": "api", "backend": "api", "Program": "api", "Options": "config",
-    "Unsupported": "frontends.functional", "CallError": "runtime.executable",
+    "TrainStep": "training", "Unsupported": "frontends.functional", "CallError": "runtime.executable",
     "DifferentiationError": "errors", "FallbackWarning": "errors", "verify": "verification", "Verification": "verification",
     "tune": "tuner", "Tuned": "tuning.result",
     "OnnxError": "errors", "load_onnx": "onnx_models", "save_onnx": "onnx_models",
 }  # fmt: skip
 
-__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "OnnxError", "Options", "Program", "Tuned", "Unsupported",
+__all__ = ["CallError", "DifferentiationError", "FallbackWarning", "OnnxError", "Options", "Program", "TrainStep", "Tuned", "Unsupported",
            "Verification", "backend", "capture", "disable", "load_onnx", "optimize", "save_onnx", "tune", "verify"]  # fmt: skip
 
 

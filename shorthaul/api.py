@@ -119,11 +119,11 @@ def backend(
     """
     options = options or Options()
     record = record if record is not None else Record()
-    region = record.region(_recompile_reason(), graph_break=_graph_break(gm))
+    region = record.region(recompile_reason(), graph_break=_graph_break(gm))
     try:
         with region.timed("compile"):
             captured = _compile(gm, example_inputs, options, region)
-        record.uses(t for t in map(_real_input, gm.graph.find_nodes(op="placeholder")) if isinstance(t, torch.nn.Parameter))
+        record.uses(t for t in map(real_input, gm.graph.find_nodes(op="placeholder")) if isinstance(t, torch.nn.Parameter))
         observed = entry.compiled(gm, region, captured) if entry is not None else None
         return observed or captured.graph
     except NoCompiler as e:
@@ -131,7 +131,7 @@ def backend(
     except Exception as e:
         if options.strict:
             raise
-        reason = _reason(e)
+        reason = reason_of(e)
     region.fallback = reason
     if entry is not None:
         entry.compiled(gm, region, None)
@@ -149,11 +149,11 @@ def _graph_break(gm: torch.fx.GraphModule) -> str:
     return ". ".join([lines[0], *(line.removeprefix("Explanation: ") for line in lines[1:] if line.startswith("Explanation"))]) + where
 
 
-def _real_input(node: torch.fx.Node) -> Any:
+def real_input(node: torch.fx.Node) -> Any:
     return getattr(node.meta.get("grapharg"), "example", None)
 
 
-def _reason(e: Exception) -> str:
+def reason_of(e: Exception) -> str:
     if isinstance(e, (DeviceError, Unsupported, DifferentiationError)):
         return str(e)
     if isinstance(e, OSError):
@@ -162,7 +162,7 @@ def _reason(e: Exception) -> str:
     return f"an error inside Shorthaul, please report it: {type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"
 
 
-def _recompile_reason() -> str:
+def recompile_reason() -> str:
     """Why Dynamo compiles this frame again (the guard that failed), an empty string the first time."""
     try:
         reason = get_metrics_context()._metrics.get("recompile_reason")
@@ -197,7 +197,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
             pipeline.optimize(program, options)
         with region.timed("build"):
             compiled = target.compile(program, device)
-        interface = _interface(graph, imported, depends, watched)
+        interface = interface_of(graph, imported, depends, watched)
         executable: Any = compiled.executable
         if device.type == "cuda" and options.cuda_graphs:
             written = frozenset(str(interface.inputs[i]) for i, _ in interface.mutations)
@@ -220,7 +220,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
             with region.timed("cache"):
                 store(key, program, compiled)
     region.finished(program, compiled)
-    interface = _interface(graph, imported, depends, watched)
+    interface = interface_of(graph, imported, depends, watched)
     foreign = [t for t in graph.targets if t.count(".") == 2 and not t.startswith(("aten.", "prims.", "shorthaul."))]
     return Capture(CompiledGraph(program.name, program, interface, compiled.executable), key, graph.outputs, region.operators,
                    region.fallbacks, foreign)  # fmt: skip
@@ -272,14 +272,14 @@ def compiled_interface(graph: FunctionalGraph, imported: Imported) -> Interface:
     """The interface of a captured graph whose program is still as it was imported: what `CompiledGraph` needs of any program
     that is lowered from it."""
     wrt = [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad]
-    return _interface(graph, imported, _dependences(imported.program, wrt), _watched(imported.program))
+    return interface_of(graph, imported, _dependences(imported.program, wrt), _watched(imported.program))
 
 
 def _watched(program: Program) -> frozenset[str]:
     return frozenset(n for n in program.signature.outputs if any(r.phase == "backward" for r in program.readers(n)))
 
 
-def _interface(
+def interface_of(
     graph: FunctionalGraph, imported: Imported, depends: Mapping[str, frozenset[str]], watched: frozenset[str]
 ) -> Interface:
     sizes: dict[Symbol, tuple[int, int | None]] = {}

@@ -30,8 +30,8 @@ RECOMPILATIONS = 64
 _entries = itertools.count()
 _DataParallel: Any = torch.nn.parallel.DistributedDataParallel if torch.distributed.is_available() else None
 _ALL_MODULES = torch.nn.modules.module
-_GLOBAL_HOOKS = (_ALL_MODULES._global_forward_pre_hooks, _ALL_MODULES._global_forward_hooks,
-                 _ALL_MODULES._global_backward_pre_hooks, _ALL_MODULES._global_backward_hooks)  # fmt: skip
+global_hooks = (_ALL_MODULES._global_forward_pre_hooks, _ALL_MODULES._global_forward_hooks,
+                _ALL_MODULES._global_backward_pre_hooks, _ALL_MODULES._global_backward_hooks)  # fmt: skip
 NOTHING_COMPILED = (
     "nothing of {name} was compiled: Dynamo left all of it to eager mode, as it does with code inside PyTorch that it does not trace; "
     "the environment variable TORCH_LOGS=graph_breaks makes it say why"
@@ -127,7 +127,7 @@ def _entry_of(module: torch.nn.Module) -> types.FunctionType:
     unrolled = unrolled_call(module) if is_plain_sequential(module) else None  # type: ignore[arg-type]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        for hooks in _GLOBAL_HOOKS:
+        for hooks in global_hooks:
             len(hooks)  # makes it a guard: Dynamo takes no notice of them by itself
         return module._call_impl(*args, **kwargs) if unrolled is None else unrolled(module, *args, **kwargs)
 

@@ -31,6 +31,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import eliminate_c
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.level4_global.update_in_place import UpdateInPlace, merge_phases
 from shorthaul.transforms.recipe import RecipeError, Stages, parse
 
 
@@ -65,6 +66,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         # on a GPU a residual stream is not recomputed from its beginning for every layer
         apply_everywhere(program, choices.adjust([Recompute(max_chain=24 if options.target == "triton" else None)]))
         eliminate_dead_code(program)
+    if program.attributes.get("whole_step"):
+        merge_phases(program)
     result = Result()
     if level >= 2:
         result = fuse(program, choices.adjust(default_fusions(options.target)))
@@ -74,12 +77,23 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if options.target == "triton":
         _split(program)
     if level >= 4:
-        apply_everywhere(program, choices.adjust([InPlace()]))
+        apply_everywhere(program, choices.adjust([InPlace(), UpdateInPlace()]))
     choices.take(program, choices.last)
     if check:
         verify(program, Form.SCHEDULED)
     program.attributes["refusals"] = result.refused
     return result
+
+
+def fused_maps(program: Program, options: Options) -> Program:
+    """A small program of operators as fused maps, in form MAPS: what an operator's body is (see `parameter_update`)."""
+    _expand(program, options.target)
+    eliminate_dead_code(program)
+    eliminate_common_subexpressions(program)
+    if options.level >= 2:
+        fuse(program, default_fusions(options.target))
+        eliminate_dead_code(program)
+    return program
 
 
 def _by_recipe(program: Program, options: Options, check: bool) -> Result:
@@ -156,4 +170,4 @@ def _split(program: Program) -> None:
 
 # rewrites of the whole program, by the name under which they are logged: the stages of recipes
 STAGES: Stages = {"InlineCustomFunction": inline_custom_functions, "DeadCode": eliminate_dead_code, "Expand": _expand,
-                  "Schedule": _schedule}  # fmt: skip
+                  "Schedule": _schedule, "MergePhases": merge_phases}  # fmt: skip

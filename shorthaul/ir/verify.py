@@ -252,7 +252,7 @@ def _order(p: Program) -> Iterator[Problem]:
         ):
             yield Problem("signature", name, "is a result that no node writes")
     for name in (*p.signature.outputs, *(u for _, u in p.signature.updates)):
-        if written.get(name, 0) > 0:
+        if written.get(name, 0) > 0 and not p.attributes.get("whole_step"):
             yield Problem(
                 "phase", name, f"is a result of the forward phase, but phase {PHASES[written[name]]} writes it"
             )

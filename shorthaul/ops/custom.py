@@ -98,3 +98,24 @@ def inline_custom_functions(program: Any) -> None:
                 copies.append(Operator("cast", {"dtype": program.containers[o].dtype}, reads={"x": full(program.containers[o])},
                                        writes={"y": m}, origins=node.origins, phase=node.phase))  # fmt: skip
             edit.replace(node, *nodes, *copies)
+
+
+@register
+class ParameterUpdate(OperatorDefinition):
+    """What an optimizer does to parameters and their state: `body` is a program of maps from operands x0.. to the new values y0.."""
+
+    name = "parameter_update"
+    operands = ("x*",)
+    attributes: Mapping[str, Any] = {"body": None}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        body = attributes["body"]
+        out = [body.containers[o] for o in body.signature.outputs]
+        return {f"y{i}": TensorType(c.dtype, c.shape) for i, c in enumerate(out)}
+
+    def maps(self, c: Expansion) -> None:
+        body = c.attr("body")
+        bindings = dict(zip(body.signature.inputs, [m.container for m in c.node.reads.values()], strict=True))
+        bindings.update(zip(body.signature.outputs, [m.container for m in c.node.writes.values()], strict=True))
+        nodes, _ = inline(body, c.edit, bindings, phase=c.phase, origins=c.origins, hint="update_")
+        c.nodes += nodes

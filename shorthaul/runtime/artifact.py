@@ -58,7 +58,8 @@ def tools() -> tuple[str, ...]:
 def artifact_key(program: Program, *options: object) -> str:
     """The key of a program of operators, before it is optimized."""
     names = json.dumps([list(program.containers), [str(o) for n in program.nodes for o in n.origins]])
-    attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "stop_gradient", "checkpoint", "part_bytes")}
+    wanted = ("size_hints", "stop_gradient", "checkpoint", "part_bytes", "whole_step")
+    attributes = {k: v for k, v in program.attributes.items() if k in wanted}
     parts = (fingerprint(program), names, repr(sorted(attributes.items(), key=lambda i: i[0])), repr(options))
     return make_key("artifact", str(FORMAT), *parts, *tools())
 
@@ -70,7 +71,7 @@ def store(key: str, program: Program, compiled: Compiled) -> None:
     if Cache("libraries").path(folder.name) != folder:
         return  # the library itself could not be cached
     plain = program.clone()
-    plain.attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "eager_bytes", "part_bytes")}
+    plain.attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "eager_bytes", "part_bytes", "whole_step")}
     try:
         body = to_json(plain)
     except SerializeError:

@@ -87,7 +87,7 @@ class CompiledGraph:
         self._results = [(n, None) if n is not None else (None, interface.size_results.get(i)) for i, n in enumerate(interface.results)]
         self._groups = self._group_inputs()
         self._indices = self._addressing() if executable.device.type == "cuda" else []
-        self._plain = all(e is None for _, e in self._results) and not program.symbols
+        self._plain = all(n is not None for n, _ in self._results) and not program.symbols
         self.token = torch.empty(0, device=executable.device)
         self._static = executable.layout({}) if not program.symbols else None
 

@@ -210,7 +210,9 @@ class Executable:
         saved = [n for n, k in host.kinds.items() if k == "saved"]
         self._kept_names = [n for n in saved if n in self._owned["forward"] | host.dynamic]
         self._saved_names = [n for n in saved if n not in self._kept_names]
-        self._results = {"forward": {*self.signature.outputs, *(u for _, u in self.signature.updates)},
+        # what is updated in place is no result: the caller has it already
+        updates = {u for _, u in self.signature.updates if host.kinds.get(u) != "alias"}
+        self._results = {"forward": {*self.signature.outputs, *updates},
                          "backward": {g for _, g in self.signature.gradients}}  # fmt: skip
         self._input_of = {g: i for i, g in self.signature.gradients}
 

@@ -31,6 +31,7 @@ from .level4_global.common_subexpressions import CommonSubexpressions
 from .level4_global.dead_code import DeadCode
 from .level4_global.in_place import InPlace
 from .level4_global.recompute import Recompute
+from .level4_global.update_in_place import UpdateInPlace
 
 GROUP = "shorthaul.transformations"
 Chosen = Union[str, type[Transformation], Transformation]
@@ -38,6 +39,7 @@ T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion,
     RowSiblingFusion, AliasViews, ConstantFolding, ChannelsLast, Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace,
+    UpdateInPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

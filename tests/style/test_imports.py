@@ -41,9 +41,10 @@ DIRECTIONS: dict[str, set[str]] = {
     "disabled": set(),
     "modules": {"disabled", "ir", "runtime", "warm", "frontends.functional", "transforms.recipe", "workbench", "api"},
     "": {"api", "modules", "onnx_models", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime",
-         "tuning", "tuner", "verification"},
+         "training", "tuning", "tuner", "verification"},
     "api": {"", "modules", "warm", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
             "codegen", "runtime", "tuning", "gui", "testing"},
+    "training": {"api", "modules", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "codegen", "runtime"},
     "onnx_models": {"api", "frontends", "ir"},
     "verification": {"", "modules", "symbolic", "ir", "ops", "frontends", "analysis", "transforms", "codegen", "runtime", "testing"},
     "coverage": {"", "symbolic", "ir", "ops", "frontends", "autodiff"},
@@ -54,7 +55,7 @@ DIRECTIONS: dict[str, set[str]] = {
 
 # Where torch may be imported; a prefix of the module's path inside the package.
 TORCH = ("frontends", "codegen.library", "codegen.triton", "runtime", "warm", "modules", "disabled", "api", "testing", "verification",
-         "tuner", "demo")  # fmt: skip
+         "training", "tuner", "demo")  # fmt: skip
 THIRD_PARTY_EVERYWHERE = {"numpy"}
 THIRD_PARTY = {
     "torch": TORCH,
