@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,14 @@ def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="say what Shorthaul makes of a network: captured, fused, not fused and why, bytes before and after",
-        description="Runs one training step of a network under Shorthaul and prints its report.",
+        description="Runs one training step of a network under Shorthaul and prints its report. With --levels it runs nothing: it prints "
+        "the bytes that a step moves by level, of one network or of several.",
     )
-    parser.add_argument("network", metavar="FILE.py:FUNCTION",
+    parser.add_argument("network", metavar="FILE.py:FUNCTION", nargs="+",
                         help="a function without arguments that returns (module, inputs); also package.module:function, or an ONNX "
-                             "file (model.onnx), whose sizes left open are taken as 4")  # fmt: skip
+                             "file (model.onnx), whose sizes left open are taken as 4; with --levels in a checkout also a benchmark "
+                             "network at full size by name, such as bert_large, or ten for all")  # fmt: skip
+    parser.add_argument("--levels", action="store_true", help="a table of bytes moved a training step by level 0 to 4; nothing is executed")
     parser.add_argument(
         "--level", type=int, choices=range(5), default=4, help="how far transformations see (default: 4)"
     )
@@ -125,7 +128,11 @@ def _add_report(commands: Any) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     import shorthaul
 
-    module, inputs = _onnx_network(arguments.network) if arguments.network.endswith(".onnx") else load_network(arguments.network)
+    if arguments.levels:
+        return _levels(arguments.network)
+    if len(arguments.network) > 1:
+        raise UserError("report takes one network; several are for --levels")
+    module, inputs = _network(arguments.network[0])
     model: Any = shorthaul.optimize(module.train(), level=arguments.level, strict=arguments.strict)
     output = model(*inputs)
     sums = [leaf.float().sum() for leaf in _floating_leaves(output) if leaf.requires_grad]
@@ -133,6 +140,44 @@ def _report(arguments: argparse.Namespace) -> int:
         sum(sums[1:], start=sums[0]).backward()
     print(model.report())
     return 0
+
+
+def _network(place: str) -> tuple[Any, tuple[Any, ...]]:
+    return _onnx_network(place) if place.endswith(".onnx") else load_network(place)
+
+
+def _levels(places: Sequence[str]) -> int:
+    """Print the table of bytes by level; status 1 where a level moves more than one before it."""
+    from shorthaul.levels import header, level_rows, line
+
+    width = max([27, *map(len, places)])
+    print(header(width), flush=True)
+    rises = False
+    for row in level_rows(_networks(places)):
+        print(line(row, width), flush=True)
+        rises = rises or bool(row.rises)
+    if rises:
+        print("! moves more than a lower level")
+    return int(rises)
+
+
+def _networks(places: Sequence[str]) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Name, module and inputs of each place; a benchmark network is one without memory, at full size."""
+    for place in places:
+        if ":" in place or place.endswith(".onnx"):
+            module, inputs = _network(place)
+            yield place, module.train(), inputs
+            continue
+        root = _benchmarks()
+        if root is None:
+            raise UserError(f"{place!r} names no function, and the benchmark networks are not part of the installed package")
+        sys.path.insert(0, str(root))
+        known = importlib.import_module("benchmarks.networks")
+        for name in known.TEN if place == "ten" else [place]:
+            if name not in known.REGISTRY:
+                raise UserError(f"no benchmark network is called {name!r}; there are {', '.join(known.REGISTRY)}")
+            net = known.network(name, device="meta")
+            yield name, net.module, net.inputs
 
 
 # --- verify -------------------------------------------------------------------------------------------------

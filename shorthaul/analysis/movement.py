@@ -2,7 +2,8 @@
 
 The bytes of a kernel (a top-level map) are the footprint of its outer memlets, each container once, plus the re-reads that its schedule's
 reuse cannot hold in the cache of a described machine. What a kernel wrote itself and reads again is not read from memory, and locals never
-count. A library call counts operands, results, and the workspace and layout reorders that its attributes state. Operators, before
+count. A library call counts operands, results, and the workspace and layout reorders that its attributes state, convolutions also
+those of images (`reorders`). Operators, before
 expansion, count operands and results; views count nothing.
 
 The lower bound is the compulsory traffic: every element of an external input that some kernel needs is read once, every result written
@@ -23,6 +24,7 @@ from shorthaul.symbolic import Expr, maximum, minimum, product
 from .eager import GATHERS, VIEWS, eager_bytes
 from .footprint import footprints
 from .liveness import hints, value
+from .reorders import reorder_bytes
 from .rereads import rereads
 from .roofline import Machine
 from .roofline import machine as machine_called
@@ -250,9 +252,11 @@ def node_movement(node: Node, program: Program, machine: Machine | None = None, 
         for name in sorted(names):
             moved.append(Moved(node, name, side, _whole(node, side, program, name, view_ops)))
     extra = node.attributes if isinstance(node, LibraryCall) else {}
-    for what in ("workspace_bytes", "reorder_bytes"):  # written and read back once
-        if extra.get(what):
-            moved += [Moved(node, what.removesuffix("_bytes"), side, extra[what]) for side in ("write", "read")]
+    inside = reorder_bytes(node, program) if isinstance(node, LibraryCall) else 0
+    for what, more in (("workspace_bytes", 0), ("reorder_bytes", inside)):  # written and read back once
+        number = extra.get(what, 0) + more
+        if not isinstance(number, int) or number:
+            moved += [Moved(node, what.removesuffix("_bytes"), side, number) for side in ("write", "read")]
     return moved
 
 

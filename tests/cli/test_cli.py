@@ -99,3 +99,18 @@ def test_report_of_an_onnx_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     assert main(["report", str(tmp_path / "bad.onnx")]) == 2
     assert "no ONNX model" in capsys.readouterr().err
+
+
+def test_levels_print_a_table_and_run_nothing(network_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--levels", f"{network_file}:make", "lenet"]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert "level 0" in head and "level 4" in head and "eager" in head
+    assert first.startswith(f"{network_file}:make") and first.count("(") == 5
+    assert second.startswith("lenet")
+
+
+def test_levels_refuse_an_unknown_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--levels", "lenett"]) == 2
+    assert "no benchmark network is called 'lenett'" in capsys.readouterr().err
+    assert main(["report", "lenet", "bert"]) == 2
+    assert "several are for --levels" in capsys.readouterr().err

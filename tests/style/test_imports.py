@@ -45,11 +45,12 @@ DIRECTIONS: dict[str, set[str]] = {
     "api": {"", "modules", "warm", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
             "codegen", "runtime", "tuning", "gui", "testing"},
     "training": {"api", "modules", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "codegen", "runtime"},
+    "levels": {"api", "pipeline", "ir", "analysis", "transforms"},
     "onnx_models": {"api", "frontends", "ir"},
     "verification": {"", "modules", "symbolic", "ir", "ops", "frontends", "analysis", "transforms", "codegen", "runtime", "testing"},
     "coverage": {"", "symbolic", "ir", "ops", "frontends", "autodiff"},
     "demo": {"", "api"},
-    "cli": {"", "api", "onnx_models", "demo", "runtime", "gui", "tuning", "tuner", "verification"},
+    "cli": {"", "api", "levels", "onnx_models", "demo", "runtime", "gui", "tuning", "tuner", "verification"},
     "__main__": {"cli"},
 }  # fmt: skip
 

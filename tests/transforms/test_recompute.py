@@ -127,3 +127,47 @@ def test_everything_that_pays_in_a_chain() -> None:
     verify(p)
     assert_same(p, inputs, expected)
     assert "mul" not in saved(p)
+
+
+def stream(b: Any, x: Any, *added: Any) -> list[Any]:
+    """A residual stream whose every state is squared, each square an output."""
+    squares = []
+    for f in added:
+        x = b.op("add", a=x, b=f)
+        squares.append(b.op("square", x=x))
+    return squares
+
+
+def chain(p: Program, node: Any) -> int:
+    """How many recomputations lie behind one another before the node."""
+    return max((1 + chain(p, n) for n in p.producers(node) if "_again" in str(p.writes_of(n)) and n.phase == "backward"), default=0)
+
+
+def test_a_residual_stream_is_not_followed_to_its_beginning() -> None:
+    """What is added is there anyway, so that memory alone would recompute every state from the first on, reading more and more."""
+    shapes = {"x": (4, 6), **{f"f{i}": (4, 6) for i in range(8)}}
+    moved = {}
+    for again in (True, False):
+        p = network(stream, **shapes)
+        inputs = values(p)
+        expected = results(p, inputs)
+        if again:
+            assert apply_everywhere(p, [Recompute()]).applied
+            eliminate_dead_code(p)
+            assert max(chain(p, n) for n in p.nodes if n.phase == "backward") <= 3
+        fuse(p)
+        verify(p)
+        assert_same(p, inputs, expected)
+        moved[again] = movement(p).bytes
+    assert moved[True] <= moved[False]
+
+
+def test_refuses_to_move_more() -> None:
+    def build(b: Any, x: Any, y: Any, z: Any) -> list[Any]:
+        total = b.op("add", a=b.op("add", a=x, b=y), b=z)
+        return [b.op("reshape", {"shape": (24,)}, x=total), b.op("square", x=total)]
+
+    p = network(build, x=(4, 6), y=(4, 6), z=(4, 6))
+    (m,) = [m for m in matches(Recompute(), p) if "add" in m.mid]
+    assert_refuses(Recompute(), m, "recomputing moves")
+    assert Recompute(budget=0).try_apply(m), "a budget of memory comes first"

@@ -72,9 +72,9 @@ def _gradient(g: torch.Tensor, x: torch.Tensor, w: torch.Tensor, attributes: Map
 
 
 def _is_row(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether to run a convolution of rows as one of images of height one: cuDNN then takes channels-last as it is, which PyTorch would
+    """Whether to run a convolution of rows as one of images of height one: libraries then take channels-last as it is, which PyTorch would
     copy in three dimensions."""
-    return x.device.type == "cuda" and w.dim() == 3
+    return w.dim() == 3
 
 
 def _as_images(arguments: list[Any]) -> list[Any]:

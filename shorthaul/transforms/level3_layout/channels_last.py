@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Union
 
+from shorthaul.analysis.reorders import channels_last_strides, reordered
 from shorthaul.ir.builder import at, fresh_params, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit
@@ -19,24 +20,14 @@ IntLike = Union[int, Expr]
 _SPATIAL = ("conv", "pool")
 
 
-def channels_last_strides(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
-    """Strides of (N, C, spatial...) with the channels innermost."""
-    strides: dict[int, IntLike] = {}
-    step: IntLike = 1
-    for d in (1, *reversed(range(2, len(shape))), 0):
-        strides[d] = step
-        step = step * shape[d]
-    return tuple(strides[d] for d in range(len(shape)))
-
-
 def is_image(program: Program, name: str) -> bool:
-    """A transient of rank 4 (or 5) of floating dtype whose layout is ours to choose."""
+    """A transient of rank 3 to 5 of floating dtype whose layout is ours to choose."""
     c = program.containers[name]
     if any(isinstance(w, Map) and w.schedule.get("pack") for w in program.writers(name)):
         return False
     return (
         c.dtype.is_float
-        and len(c.shape) in (4, 5)
+        and 3 <= len(c.shape) <= 5
         and not c.is_external
         and c.role != "output"
         and c.role != "gradient"
@@ -72,12 +63,24 @@ class ChannelsLast(Transformation):
         require(bool(m.chosen), "the images are laid out channels-last already")
 
     def saves(self, m: Match) -> IntLike:
-        """Each container moves as a whole in either layout; packing reads and writes weights once."""
+        """Each container moves as a whole in either layout, but convolutions by library need not reorder it any more; packing reads and
+        writes weights and the caller's images once."""
+        p, total = m.program, self._reorders(m)
+        for name in {weight for _, weight in _windows(p, m.chosen)}:
+            total = total - 2 * p.containers[name].bytes
+        for name in _foreign_inputs(p):
+            total = total - 2 * p.containers[name].bytes
+        return total
+
+    def _reorders(self, m: Match) -> IntLike:
+        """Bytes of the reorders inside library calls that the layout makes unnecessary."""
+        p = m.program
+        gone = set(m.chosen) | set(_foreign_inputs(p))
         total: IntLike = 0
-        for name in {weight for _, weight in _windows(m.program, m.chosen)}:
-            total = total - 2 * m.program.containers[name].bytes
-        for name in _foreign_inputs(m.program):
-            total = total - 2 * m.program.containers[name].bytes
+        for node in p.nodes:
+            if isinstance(node, LibraryCall):
+                for name in reordered(node, p):
+                    total = total + (2 * p.containers[name].bytes if name in gone else 0)
         return total
 
     def apply(self, m: Match, edit: Edit) -> None:
@@ -163,7 +166,7 @@ def _foreign_inputs(program: Program) -> list[str]:
     found = []
     for name in program.signature.inputs:
         c = program.containers[name]
-        if c.role == "input" and c.dtype.is_float and len(c.shape) in (4, 5) and c.actual_strides != channels_last_strides(c.shape):
+        if c.role == "input" and c.dtype.is_float and 3 <= len(c.shape) <= 5 and c.actual_strides != channels_last_strides(c.shape):
             if any(isinstance(r, LibraryCall) and _SPATIAL[0] in r.function for r in program.readers(name)):
                 found.append(name)
     return found
