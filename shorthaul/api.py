@@ -21,6 +21,7 @@ from shorthaul.codegen.library import LIBRARY
 from shorthaul.config import Options
 from shorthaul.errors import DeviceError, DifferentiationError, FallbackWarning
 from shorthaul.extension import foreign_sources
+from shorthaul.frontends.dependence import dependences
 from shorthaul.frontends.dynamo import capture_graph
 from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize, rebuilder
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
@@ -76,7 +77,8 @@ def import_training(graph: FunctionalGraph, *, train: bool, strict: bool, name: 
         outputs = _differentiable(graph, imported)
         if wrt and outputs:
             traced = functools.partial(traced_gradient, library=LIBRARY)
-            differentiate(imported.program, outputs, list(dict.fromkeys(wrt)), traced)
+            reached = [n for n, found in _dependences(graph, imported).items() if not found.isdisjoint(outputs)]
+            differentiate(imported.program, outputs, list(dict.fromkeys(wrt)), traced, reached)
     return imported
 
 
@@ -184,10 +186,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     with region.timed("import"):
         imported = import_training(graph, train=train, strict=options.strict, name=f"region_{region.index}")
     program = imported.program
-    depends = _dependences(
-        program,
-        [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad],
-    )
+    depends = _dependences(graph, imported)
     watched = _watched(program)
     region.captured(program, imported.fallbacks)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -257,22 +256,20 @@ def device_of(graph: FunctionalGraph) -> torch.device:
     return found or torch.device("cpu")
 
 
-def _dependences(program: Program, inputs: Sequence[str]) -> dict[str, frozenset[str]]:
-    """For every input that requires grad the outputs whose cotangents its gradient comes from, before fusion mixes them."""
-    reached: dict[str, frozenset[str]] = {c: frozenset([output]) for output, c in program.signature.cotangents}
-    for node in program.nodes:
-        if node.phase == "backward":
-            found = frozenset[str]().union(*(reached.get(c, frozenset()) for c in program.reads_of(node)))
-            reached.update((c, reached.get(c, frozenset()) | found) for c in program.writes_of(node))
-    gradients = dict(program.signature.gradients)
-    return {n: reached.get(gradients.get(n, ""), frozenset()) for n in inputs}
+def _dependences(graph: FunctionalGraph, imported: Imported) -> dict[str, frozenset[str]]:
+    """For every input that requires grad the results (by container) whose cotangents its gradient comes from."""
+    found: dict[str, set[str]] = {n: set() for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n and spec.requires_grad}
+    for name, inputs in zip(imported.results, dependences(graph), strict=True):
+        for n in (imported.inputs[i] for i in inputs):
+            if name is not None and n is not None:
+                found[n].add(name)
+    return {n: frozenset(names) for n, names in found.items()}
 
 
 def compiled_interface(graph: FunctionalGraph, imported: Imported) -> Interface:
     """The interface of a captured graph whose program is still as it was imported: what `CompiledGraph` needs of any program
     that is lowered from it."""
-    wrt = [n for spec, n in zip(graph.inputs, imported.inputs, strict=True) if n is not None and spec.requires_grad]
-    return interface_of(graph, imported, _dependences(imported.program, wrt), _watched(imported.program))
+    return interface_of(graph, imported, _dependences(graph, imported), _watched(imported.program))
 
 
 def _watched(program: Program) -> frozenset[str]:

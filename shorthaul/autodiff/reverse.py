@@ -29,11 +29,12 @@ from .map_reversal import reverse_operator
 TracedGradient = Callable[[LibraryCall, Mapping[str, Container], Collection[str], Collection[str]], Program]
 
 
-def differentiate(program: Program, outputs: Sequence[str], wrt: Sequence[str], traced: TracedGradient | None = None) -> None:
+def differentiate(program: Program, outputs: Sequence[str], wrt: Sequence[str], traced: TracedGradient | None = None,
+                  reached: Collection[str] = ()) -> None:  # fmt: skip
     """Add the backward phase to a program of operators, in place, as one rewrite.
 
     outputs: differentiable outputs; each gets a cotangent input of its own shape. wrt: inputs whose gradients are wanted; those
-    that the outputs do not depend on get no entry in `signature.gradients`.
+    that the outputs do not depend on get no entry in `signature.gradients`, those among `reached` a gradient of zeros.
     traced: gives, for a LibraryCall without a registry entry, the operands' containers, the wanted operands and the results with
     a cotangent, a program from (operands, cotangents) to the wanted gradients.
     `program.attributes["stop_gradient"]` names containers through which no gradient flows (detach, no_grad).
@@ -42,7 +43,7 @@ def differentiate(program: Program, outputs: Sequence[str], wrt: Sequence[str], 
     if program.form is not Form.OPERATORS:
         raise DifferentiationError("only a program of operators is differentiated; this one is expanded already")
     with program.edit("Differentiate", {"outputs": list(outputs), "wrt": list(wrt)}) as edit:
-        _Reverse(program, edit, traced).run(list(outputs), list(wrt))
+        _Reverse(program, edit, traced).run(list(outputs), list(wrt), reached)
 
 
 class _Reverse:
@@ -54,7 +55,7 @@ class _Reverse:
         self.partial: dict[str, list[Container]] = {}
         self.owned: set[str] = set()
 
-    def run(self, outputs: list[str], wrt: list[str]) -> None:
+    def run(self, outputs: list[str], wrt: list[str], reached: Collection[str]) -> None:
         p = self.program
         forward = list(p.nodes)
         needed = self._depends_on(wrt, forward)
@@ -73,6 +74,8 @@ class _Reverse:
         gradients = []
         for name in dict.fromkeys(wrt):
             total = self._total(name, name)
+            if total is None and name in reached:
+                total = self._zeros(p.containers[name])
             if total is not None:
                 gradients.append((name, self._own(total, p.containers[name])))
         self.edit.set_signature(p.signature.with_(gradients=tuple(gradients)))
@@ -156,6 +159,12 @@ class _Reverse:
             self.edit.add(*b.nodes)
             self.partial[container] = parts
         return parts[0]
+
+    def _zeros(self, like: Container) -> Container:
+        b = OpBuilder(self.edit, "backward", hint=f"grad_{like.name}")
+        zeros = b.full(like.shape, 0, like.dtype)
+        self.edit.add(*b.nodes)
+        return zeros
 
     def _own(self, gradient: Container, parameter: Container) -> str:
         """A gradient of the signature is a container of its own, laid out as its parameter."""

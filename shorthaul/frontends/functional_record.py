@@ -406,6 +406,9 @@ class Recorder(TorchDispatchMode):
             out = self.record(aten.clone.default, (out,), {"memory_format": contiguous})
         elif out is source:
             out = self.record(aten.clone.default, (out,), {})
+        if self.grad_enabled and self.node_of(target).meta["requires_grad"] is True:
+            # autograd goes on to what was overwritten, with a gradient of zeros
+            out = self.record(aten.copy.default, (target, out), {})
         return out
 
     def _autocast_copy(self, func: Any, args: tuple, kwargs: dict) -> Any:

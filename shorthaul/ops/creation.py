@@ -13,6 +13,7 @@ from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, where
 from shorthaul.symbolic import Expr
 
 from .builder import Expansion, Gradient
+from .elementwise import broadcast_at, broadcast_shapes
 from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
 
 IntLike = Union[int, Expr]
@@ -79,6 +80,39 @@ class Full(Creation):
     def samples(self) -> Iterable[Sample]:
         yield Sample({}, {"shape": (3, 4), "value": 1.5, "dtype": float32})
         yield Sample({}, {"shape": (), "value": 7, "dtype": int64})
+
+
+@register
+class Overwrite(OperatorDefinition):
+    """What a tensor holds after a write over all of it: `x`, broadcast to its shape and cast to its dtype."""
+
+    name = "overwrite"
+    attributes: Mapping[str, Any] = {"shape": (), "dtype": float32}
+    aten = ("aten.copy.default", "aten.fill.Tensor")
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        old = call["self"]
+        return {"x": call["src" if "src" in call.arguments else "value"]}, {"shape": old.shape, "dtype": old.dtype}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        shape = tuple(attributes["shape"])
+        fits = broadcast_shapes(self.name, [types["x"].shape, shape]) == shape
+        self.require(fits, f"a value of shape {list(types['x'].shape)} does not broadcast to {list(shape)}")
+        return {"y": TensorType(attributes["dtype"], shape)}
+
+    def maps(self, c: Expansion) -> None:
+        y = c.output()
+        params = c.params(y.shape)
+        c.map(params, {"x": broadcast_at(c.input(), params)}, {"y": at(y, *params)}, lambda x: {"y": cast(x, y.dtype)})
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        gy = g.grad()
+        return {"x": gy and g.sum_to(gy, g.input().shape)}
+
+    def samples(self) -> Iterable[Sample]:
+        yield Sample({"x": TensorType(float32, (4,))}, {"shape": (3, 4), "dtype": float64})
+        yield Sample({"x": TensorType(float32, ())}, {"shape": (3,), "dtype": float32})
+        yield Sample({"x": TensorType(float32, (2,))}, {"shape": (3,), "dtype": float32}, error="do not broadcast")
 
 
 @register

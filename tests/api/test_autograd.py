@@ -136,6 +136,46 @@ def test_gradient_is_none_where_nothing_flows() -> None:
     p.both(second_only)
 
 
+class _NoGradientForSecond(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        return a * 2 + b
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g * 2, None
+
+
+def _overwritten(m: Net, x: Any) -> Any:
+    y = m.w * 2
+    y.copy_(x[0])
+    return y + m.v.sum()
+
+
+ZERO_DERIVATIVES = {
+    "steps": lambda m, x: x.sum(-1, keepdim=True) * m.v.sum() + m.w.floor(),
+    "signs, and a derivative": lambda m, x: (x @ m.v) * m.w.sign().sum() + m.v.round().sum(),
+    "overwritten": _overwritten,
+    "filled": lambda m, x: (x * m.w).fill_(2.0) + m.v.sum(),
+    "grid of a nearest sample": lambda m, x: torch.nn.functional.grid_sample(
+        x.reshape(1, 1, 5, 8), (m.w * 0.1).view(1, 2, 2, 2), "nearest", align_corners=False) * m.v.sum(),
+    "a custom function that gives none": lambda m, x: _NoGradientForSecond.apply(x * m.v.sum(), m.w.sin()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZERO_DERIVATIVES)
+def test_gradients_are_zeros_or_none_as_in_eager(name: str) -> None:
+    """Zeros where every derivative is zero: with weight decay such a parameter moves, one without a gradient does not."""
+    p = Pair(Net(ZERO_DERIVATIVES[name]))
+
+    def step(m: nn.Module) -> Any:
+        loss(m(randn(5, 8, grad=True))).backward()
+        torch.optim.SGD(m.parameters(), lr=0.1, weight_decay=0.5).step()
+        return [q.grad for q in m.parameters()]
+
+    p.both(step)
+
+
 def test_autograd_grad_of_some_inputs() -> None:
     p = Pair(Net(tanh_net))
 

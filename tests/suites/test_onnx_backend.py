@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import unittest
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
-import onnx.backend.test
+import onnx_backend
 import pytest
 import torch
-from onnx_backend import cases_of, encode, input_types, node_cases
+from onnx_backend import (
+    LIGHT,
+    WHOLE,
+    Rep,
+    cases_of,
+    encode,
+    filled_double,
+    input_types,
+    judged_here,
+    node_cases,
+    run_filled,
+)
 from torch.autograd.gradcheck import GradcheckError
 
 import shorthaul as sh
 from shorthaul.frontends.onnx_model.coverage import KNOWN
 from shorthaul.frontends.onnx_model.types import is_float
-from shorthaul.testing.numerics import compare
+from shorthaul.testing.numerics import compare, pool
 from shorthaul.testing.sampling import full, sample
 
 # of the nine; inception_v1 and resnet50 or shufflenet broke the rule or failed when last tried, the others were not tried
-LIGHT = ["bvlc_alexnet", "squeezenet"]
+TRAINED = ["bvlc_alexnet", "squeezenet"]
 PARTS = 24  # of the whole suite, so that it can be resumed
 
 
-def run_cases(names: Iterable[str], compiled: bool) -> tuple[list[str], dict[str, str]]:
-    """Run cases; returns what passed, and what did not with the reason. A case of KNOWN that passes is a failure too."""
-    tests = cases_of(compiled)
+def run_cases(names: Iterable[str], compiled: bool, tests: Mapping[str, Any] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Run cases; returns what passed, and what did not with the reason."""
+    tests = tests or cases_of(compiled)
     passed, failed = [], {}
     for name in names:
         try:
@@ -40,7 +52,10 @@ def run_cases(names: Iterable[str], compiled: bool) -> tuple[list[str], dict[str
         except unittest.SkipTest as e:
             failed[name] = f"skipped: {e}"
         except Exception as e:
-            if name not in KNOWN:
+            if isinstance(e, AssertionError) and name.removeprefix("test_") in WHOLE and Rep.last is not None:
+                verdict = judged_here(name.removeprefix("test_"), Rep.last, compiled)
+                (failed.update({name: verdict}) if verdict else passed.append(name))
+            elif name not in KNOWN:
                 failed[name] = f"{type(e).__name__}: {str(e).strip()[:500]}"
         else:
             passed.append(name)
@@ -74,6 +89,18 @@ def test_cases_in_eager_mode() -> None:
 def test_the_whole_suite_in_eager_mode(i: int) -> None:
     _, failed = run_cases(part(i), compiled=False)
     assert not failed, failed
+
+
+def test_a_whole_network_is_judged_here_where_expected_outputs_are_not_met(monkeypatch) -> None:
+    """They were made on another machine. What deviates by more than rounding stays wrong."""
+
+    def case() -> None:
+        Rep.last = [torch.ones(1, 3, 224, 224)]
+        raise AssertionError("the outputs differ from those of another machine")
+
+    assert run_cases(["test_squeezenet"], False, {"test_squeezenet": case}) == (["test_squeezenet"], {})
+    monkeypatch.setattr(onnx_backend, "filled_double", lambda *a, **k: filled_double(*a, **k) * 1.001)
+    assert "logits are off" in run_cases(["test_squeezenet"], False, {"test_squeezenet": case})[1]["test_squeezenet"]
 
 
 def test_cases_compiled() -> None:
@@ -123,7 +150,7 @@ def _differentiable_case(name: str):  # type: ignore[no-untyped-def]
     if name.startswith(tuple(ROUGH)) or len(data) != len(types) or not all(isinstance(v, np.ndarray) for v in data):
         return None  # operands left out, or of narrow types
     operands = [encode(v, t) for v, t in zip(data, types, strict=True)]
-    names = code.split("def run(self, device", 1)[1].split(")", 1)[0].strip(", ").split(", ")
+    names = [n for n in code.split("def run(self, device", 1)[1].split(")", 1)[0].split(", ") if n]
     floating = [
         is_float(t.tensor_type.elem_type) and v.dtype in (torch.float32, torch.float64) and v.numel() > 0
         and f"host.ints({n})" not in code  # taken as numbers: scales, ratios
@@ -184,36 +211,51 @@ def test_gradients_of_all_node_cases() -> None:
 
 
 def compiled_gradients(name: str) -> bool:
-    """Judge the compiled gradients of a node case by the rule of agreement; False where it has none."""
+    """Judge the compiled gradients of a node case by the rule of agreement; False where it has none.
+
+    Most cases have a few numbers, whose last bits are luck: small ones are judged over several operands and cotangents near the case's.
+    """
     found = _differentiable_case(name)
     if found is None:
         return False
     module, operands, floating = found
+    seeds = 8 if sum(v.numel() for v in operands if isinstance(v, torch.Tensor)) < 1000 else 1
     runs = []
     for dtype, compiled in ((torch.float32, False), (torch.float64, False), (torch.float32, True)):
         torch._dynamo.reset()
-        points = [v.to(dtype).requires_grad_() if f else v for v, f in zip(operands, floating, strict=True)]
-        call = sh.optimize(module) if compiled else module
+        module = module.to(dtype)
+        call = sh.optimize(module) if compiled else functools.partial(module._code.run, module, torch.device("cpu"))
         try:
-            if dtype is torch.float64:
-                results = module.double()._code.run(module, torch.device("cpu"), *points)
-                module.float()
-            else:
-                results = call(*points)
+            gradients = [_gradients(call, operands, floating, dtype, seed) for seed in range(seeds)]
         except (RuntimeError, ValueError, TypeError):
             return False  # the case has other types
-        results = results if isinstance(results, tuple) else (results,)
-        outputs = [r for r in results if isinstance(r, torch.Tensor) and r.requires_grad and r.dtype is dtype]
-        if not outputs:
+        if not runs and not all(gradients):
             return False
-        weights = [torch.linspace(0.5, 1.5, r.numel(), dtype=torch.float64).to(dtype).reshape(r.shape) for r in outputs]
-        leaves = [p for p, f in zip(points, floating, strict=True) if f]
-        gradients = torch.autograd.grad(outputs, leaves, weights, allow_unused=True)
-        runs.append({f"gradient/{i}": g for i, g in enumerate(gradients) if g is not None})
+        runs.append(gradients)
     eager, exact, candidate = runs
-    verdict = compare(candidate, eager, exact, title=name)
+    verdict = pool([compare(c, e, x, title=name) for c, e, x in zip(candidate, eager, exact, strict=True)], title=name)
     assert verdict.ok, verdict
     return True
+
+
+def _gradients(call: Any, operands: list, floating: list[bool], dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
+    """Gradients by the floating operands near the given ones; nothing where no result has one."""
+    noise = torch.Generator().manual_seed(seed)
+
+    def near(v: torch.Tensor) -> torch.Tensor:
+        moved = v.float() + (1e-3 * torch.rand(v.shape, generator=noise) if seed else 0)
+        return moved.to(dtype).requires_grad_()
+
+    points = [near(v) if f else v for v, f in zip(operands, floating, strict=True)]
+    results = call(*points)
+    results = results if isinstance(results, tuple) else (results,)
+    outputs = [r for r in results if isinstance(r, torch.Tensor) and r.requires_grad and r.dtype is dtype]
+    if not outputs:
+        return {}
+    weights = [torch.linspace(0.5, 1.5, r.numel(), dtype=torch.float64).roll(seed).to(dtype).reshape(r.shape) for r in outputs]
+    leaves = [p for p, f in zip(points, floating, strict=True) if f]
+    gradients = torch.autograd.grad(outputs, leaves, weights, allow_unused=True)
+    return {f"gradient/{i}": g for i, g in enumerate(gradients) if g is not None}
 
 
 def test_compiled_gradients_of_node_cases() -> None:
@@ -222,10 +264,10 @@ def test_compiled_gradients_of_node_cases() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", TRAINED)
 def test_light_models_train_a_step(name: str) -> None:
     """One step of the suite's whole networks, compiled, judged like any network: results, gradients of input and parameters."""
-    path = Path(onnx.backend.test.__file__).parent / "data" / "light" / f"light_{name}.onnx"
+    path = LIGHT / f"light_{name}.onnx"
     runs = []
     for dtype, compiled in ((torch.float32, False), (torch.float64, False), (torch.float32, True)):
         torch._dynamo.reset()
@@ -237,7 +279,7 @@ def test_light_models_train_a_step(name: str) -> None:
         x.requires_grad_()
         call = sh.optimize(module) if compiled else module
         if dtype is torch.float64:
-            results = _in_double(module, x)
+            (results,) = run_filled(module, [x], filled_double)
         else:
             results = call(x)
         weight = torch.linspace(0.5, 1.5, results.numel(), dtype=torch.float64).to(dtype).reshape(results.shape)
@@ -249,17 +291,3 @@ def test_light_models_train_a_step(name: str) -> None:
     eager, exact, candidate = runs
     verdict = compare(candidate, eager, exact, title=name)
     assert verdict.ok, verdict
-
-
-def _in_double(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The module's result with the weights that the graph fills (`ConstantOfShape`) in float64."""
-    code = module._code
-    names = dict(code.source.names)
-    names.update((k, _filled_double) for k in names if k.startswith("ConstantOfShape") and not k.endswith("_on_host"))
-    exec(compile(code.source.text, "double", "exec"), names)
-    return names["run"](module, x.device, x)[0]
-
-
-def _filled_double(shape: tuple, *, value: tuple | None, device: torch.device) -> torch.Tensor:
-    number, dtype = value or (0.0, torch.float32)
-    return torch.full(tuple(shape), number, dtype=torch.float64 if dtype is torch.float32 else dtype, device=device)

@@ -103,6 +103,12 @@ def test_pooling_without_a_reference_implementation() -> None:
     np.testing.assert_array_equal(y[1, :, 1, 1], IMAGE[0, :, 1, 2])
 
 
+def test_max_pool_before_it_had_indices() -> None:
+    """Its schema has one result up to version 7, the function of the table has two."""
+    model = one_node("MaxPool", {"x": IMAGE}, 7, 4, kernel_shape=[2, 2])
+    np.testing.assert_array_equal(run(model, {"x": IMAGE}).numpy(), torch.nn.functional.max_pool2d(torch.from_numpy(IMAGE), 2, 1).numpy())
+
+
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
 def test_before_version_13_softmax_is_over_all_axes_from_one_on(op: str) -> None:
     y = run(one_node(op, {"x": IMAGE}, 11, 4, axis=2), {"x": IMAGE})

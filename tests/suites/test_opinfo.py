@@ -11,6 +11,7 @@ import collections
 import opinfo
 import pytest
 import torch
+from judging import Outcome, table
 from opinfo_expected import EAGER, FALLBACK, UNREACHED, UNUSABLE
 
 from shorthaul.testing import sample
@@ -58,9 +59,9 @@ def test_a_wrong_result_is_a_mismatch(monkeypatch) -> None:
 
 
 def test_the_table_names_what_fails() -> None:
-    outcomes = [opinfo.Outcome("a", "native"), opinfo.Outcome("b", "mismatch", "sample 0: differs"),
-                opinfo.Outcome("c", "fallback", fallbacks=["aten.foo.default forward"])]  # fmt: skip
-    text = opinfo.table(outcomes)
+    outcomes = [Outcome("a", "native"), Outcome("b", "mismatch", "sample 0: differs"),
+                Outcome("c", "fallback", fallbacks=["aten.foo.default forward"])]  # fmt: skip
+    text = table(outcomes)
     assert "3 entries: 1 native, 1 fallback, 1 mismatch" in text
     assert "sample 0: differs" in text
     assert "aten.foo.default forward" in text

@@ -12,6 +12,7 @@ are called. Bodies of control flow become functions, which take what they use fr
 
 from __future__ import annotations
 
+import functools
 import keyword
 import math
 import re
@@ -53,6 +54,14 @@ from shorthaul.frontends.onnx_model.types import HELD, sparse_tensor_of, tensor_
 
 HOST_TYPES = {TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL}
 STATISTICS = {"BatchNormalization": (3, 4)}  # operands that are buffers, not parameters
+
+
+@functools.cache
+def _returns_tuple(entry: table.Entry) -> bool:
+    """Whether the newest version of the operator that the entry is for can have several results (`MaxPool` has since version 8)."""
+    later = [e.since for e in table.TABLE[entry.domain, entry.name] if e.since > entry.since]
+    newest = defs.get_schema(entry.name, min(later) - 1, entry.domain) if later else defs.get_schema(entry.name, entry.domain)
+    return newest.max_output > 1
 
 
 @dataclass
@@ -347,7 +356,7 @@ class Emitter:
             fast = self.global_of(f"{node.op_type}_on_host", entry.on_host)
             kept = tuple(i for i, k in enumerate(kinds) if k in entry.host)
             call = f"host.either({', '.join([fast, name, 'device', repr(kept), *arguments, *keywords])})"
-        several = schema.max_output > 1
+        several = _returns_tuple(entry)
         found = self.result_types(node, schema, attributes, types)
         elem = elem_of(found[0])
         if unsigned and not several and elem in _UNSIGNED:

@@ -8,7 +8,7 @@ a parameter of that name, with the schema's default; so an attribute that later 
 is a parameter either way. A function that ignores an attribute of its schema says so in `ignores`: a test looks for it.
 Some keywords are not attributes but are filled in by the emitter: `count` (results wanted), `device`, `types` (element
 types of the operands as ONNX numbers), `result` (the element type of the result, where known).
-Operators whose schema can have several results return a tuple.
+Operators that can have several results, in the newest version that the function is for, return a tuple.
 """
 
 from __future__ import annotations
