@@ -25,6 +25,7 @@ from shorthaul.transforms.level1_operator.expansion_choice import choose_expansi
 from shorthaul.transforms.level1_operator.fission import Fission
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
+from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 from shorthaul.transforms.level4_global.checkpoint import Checkpoint
 from shorthaul.transforms.level4_global.common_subexpressions import eliminate_common_subexpressions
@@ -72,7 +73,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 2:
         result = fuse(program, choices.adjust(default_fusions(options.target)))
         eliminate_dead_code(program)
-        apply_everywhere(program, [AliasViews()])
+        apply_everywhere(program, [AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])])
     _schedule(program)
     if options.target == "triton":
         _split(program)

@@ -45,6 +45,8 @@ class AttentionBase(OperatorDefinition):
 
     attributes: Mapping[str, Any] = ATTRIBUTES
     function = ""
+    layouts: tuple[tuple[str, Any], ...] = ()  # what the library functions lay out like what; see LibraryLayout
+    gpu_layouts: tuple[tuple[str, Any], ...] = ()
 
     def uses_random(self, attributes: Mapping[str, Any]) -> bool:
         return attributes["p"] > 0
@@ -97,7 +99,7 @@ class AttentionBase(OperatorDefinition):
             return len(mask.shape) in (2, 4) and mask.dtype in (bool_, q.dtype)
 
         def library(c: Expansion) -> None:
-            call = c.library(self.function, {"causal": c.attr("causal"), "scale": c.attr("scale")})
+            call = c.library(self.function, {"causal": c.attr("causal"), "scale": c.attr("scale"), "layouts": self.layouts})
             missing = [k for k in self.results if k not in call.writes and k not in ("gmask", "rng")]
             for k in missing:  # the kernel gives all results
                 like = {"gq": "q", "gk": "k", "gv": "v"}.get(k)
@@ -127,7 +129,7 @@ class AttentionBase(OperatorDefinition):
             )
 
         def gpu_library(c: Expansion) -> None:
-            call = c.library(f"gpu_{self.function}", {k: c.attr(k) for k in ("causal", "scale", "p")})
+            call = c.library(f"gpu_{self.function}", {**{k: c.attr(k) for k in ("causal", "scale", "p")}, "layouts": self.gpu_layouts})
             for k in ("seed", "offset"):  # the kernel draws for itself, and hands on what the gradient needs to draw again
                 call.reads.pop(k, None)
             for k in ("lse", "gq", "gk", "gv"):
@@ -278,6 +280,8 @@ class Attention(AttentionBase):
     optional_results = ("lse", "rng")
     is_random = True
     function = "flash_attention"
+    layouts = (("y", "q"), ("lse", (0, 2, 1)))
+    gpu_layouts = (("y", "q"),)
     aten = ("aten.scaled_dot_product_attention.default", "aten._scaled_dot_product_flash_attention_for_cpu.default")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -398,6 +402,8 @@ class AttentionBackward(AttentionBase):
     optional_results = ("gq", "gk", "gv", "gmask")
     attributes: Mapping[str, Any] = {**ATTRIBUTES, "mask_gradient": False}
     function = "flash_attention_backward"
+    layouts = tuple((k, (0, 2, 1, 3)) for k in ("gq", "gk", "gv"))
+    gpu_layouts = (("gq", "q"), ("gk", "k"), ("gv", "v"))
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         found = {f"g{n}": types[n] for n in "qkv"}

@@ -25,6 +25,7 @@ from .level2_fusion.row_sibling_fusion import RowSiblingFusion
 from .level2_fusion.sibling_fusion import SiblingFusion
 from .level3_layout.channels_last import ChannelsLast
 from .level3_layout.constant_folding import ConstantFolding
+from .level3_layout.library_layout import LibraryLayout
 from .level4_global.alias_views import AliasViews
 from .level4_global.checkpoint import Checkpoint
 from .level4_global.common_subexpressions import CommonSubexpressions
@@ -38,8 +39,8 @@ Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion,
-    RowSiblingFusion, AliasViews, ConstantFolding, ChannelsLast, Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace,
-    UpdateInPlace,
+    RowSiblingFusion, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, Checkpoint, CommonSubexpressions, Recompute, DeadCode,
+    InPlace, UpdateInPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 
