@@ -14,7 +14,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench clean distclean check-python check-compiler venv venv-dev
+.PHONY: help demo test test-all lint format bench docs clean distclean check-python check-compiler venv venv-dev
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,9 @@ format: venv-dev  ## let ruff order imports and repair what it can
 
 bench: check-compiler venv  ## measure training steps and compile times on this CPU
 	$(BIN)/python -m benchmarks.cpu $(ARGS)
+
+docs: venv-dev  ## build the documentation site into build/site
+	$(BIN)/python -m mkdocs build --quiet
 
 clean:  ## remove what builds, tests and benchmarks wrote
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .test-all shorthaul-demo

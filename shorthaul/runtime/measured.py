@@ -45,18 +45,18 @@ extern "C" __attribute__((visibility("default"))) void sh_triad(float* a, const 
     }
   }
 }
-// independent chains of multiply-add in registers: seven vectors of 64 bytes fit the registers of AVX2, too
+// ten independent chains of multiply-add, which with two constants fit the registers of any instruction set
 #define CHAINS(NAME, T)                                                                                                        \
   extern "C" __attribute__((visibility("default"))) void NAME(T* out, int64_t times) {                                         \
-    typedef T V __attribute__((vector_size(64)));                                                                              \
+    typedef T V __attribute__((vector_size(SH_VECTOR)));                                                                       \
     _Pragma("omp parallel") {                                                                                                  \
       const T seed = T(omp_get_thread_num() + 1);                                                                              \
-      V x[7], scale = V{} + T(0.999) , shift = V{} + seed;                                                                     \
-      for (int k = 0; k < 7; ++k) x[k] = shift * T(k);                                                                         \
+      V x[10], scale = V{} + T(0.999) , shift = V{} + seed;                                                                     \
+      for (int k = 0; k < 10; ++k) x[k] = shift * T(k);                                                                         \
       for (int64_t t = 0; t < times; ++t)                                                                                      \
-        for (int k = 0; k < 7; ++k) x[k] = x[k] * scale + shift;                                                               \
+        for (int k = 0; k < 10; ++k) x[k] = x[k] * scale + shift;                                                               \
       V sum = V{};                                                                                                             \
-      for (int k = 0; k < 7; ++k) sum += x[k];                                                                                 \
+      for (int k = 0; k < 10; ++k) sum += x[k];                                                                                 \
       out[omp_get_thread_num()] = sum[0] + sum[1];                                                                             \
     }                                                                                                                          \
   }
@@ -112,7 +112,7 @@ def keep(found: Machine) -> Path:
 
 def measure(seconds: float = SECONDS) -> Machine:
     """Measure this machine's CPU with as many threads as kernels use. seconds: for each number. Raises NoCompiler without a compiler."""
-    library = CompiledLibrary(build({"measure.cpp": SOURCE}, symbols=["sh_triad"], flags=("-O3",)))
+    library = CompiledLibrary(build({"measure.cpp": SOURCE}, symbols=["sh_triad"], flags=("-O3", f"-DSH_VECTOR={machine().vector_bytes}")))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     triad = library.function("sh_triad", [pointer, pointer, pointer, integer, integer])
     caches, cores = machine().caches, threads()
@@ -134,8 +134,8 @@ def measure(seconds: float = SECONDS) -> Machine:
     flops = {}
     for name, symbol in (("float32", "sh_fma_float"), ("float64", "sh_fma_double")):
         f = library.function(symbol, [pointer, integer])
-        width = 64 // (4 if name == "float32" else 8)
-        flops[name] = 2 * 7 * width * 20000 * cores / _fastest(lambda f=f: f(out.data_ptr(), 20000), seconds)  # type: ignore[misc]
+        width = machine().vector_bytes // (4 if name == "float32" else 8)
+        flops[name] = 2 * 10 * width * 20000 * cores / _fastest(lambda f=f: f(out.data_ptr(), 20000), seconds)  # type: ignore[misc]
     contraction = {}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         a = torch.rand(512, 512, dtype=torch.float32).to(dtype)

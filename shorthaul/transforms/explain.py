@@ -133,7 +133,8 @@ def explain_pair(program: Program, first: Node, second: Node) -> Explanation:
 
 
 def _all() -> Iterable[Transformation]:
-    return (t() for t in catalog().values())
+    """Those that can say by themselves whether they apply: what only sets parameters of one kernel needs to be given some."""
+    return (t() for t in catalog().values() if not t.at_places)
 
 
 def _by_bytes(found: list[Place]) -> list[Place]:
