@@ -235,6 +235,21 @@ def ragged(n: int, tile: int) -> Case:
     return Case(f"ragged {n} by {tile}", nested((t,), [m]), cs)
 
 
+def table_beside_rows(n: int) -> Case:
+    """A small strided operand is packed once for all rows, whose loop becomes the lanes: the copy is the same for all of them."""
+    cs = table(array("x", (n, 4)), array("w", (3, 4)), array("g", (n, 3)), array("y", (n, 2)))
+    row, s = local("row", (3,)), local("s", (2,))
+    known = {**cs, "row": row, "s": s}
+    (i,), (l,), (j, k), (m,) = fresh_params((n,)), fresh_params((3,)), fresh_params((3, 2)), fresh_params((2,))
+    body = [
+        flat((l,), {"g": at("g", i, l)}, {"row": at("row", l)}, lambda g: {"row": exp(g)}, known),
+        flat((j, k), {"x": at("x", i, k), "w": at("w", j, k), "r": at("row", j), "g": at("g", i, j)}, {"s": at("s", k, combine="sum")},
+             lambda x, w, r, g: {"s": apply("max", x, w) * exp(r) * tanh(g) * exp(g * r) * tanh(r + g) * exp(-x)}, known),
+        flat((m,), {"s": at("s", m)}, {"y": at("y", i, m)}, lambda s: {"y": s}, known),
+    ]  # fmt: skip
+    return Case(f"table beside rows {n}", nested((i,), body, (row, s)), cs, tolerance=1e-5)
+
+
 def image_forward(n: int, c: int, h: int, w: int, k: int, s: int, staged: bool) -> Case:
     """One kernel an image: normalization, SiLU and padding in front of a depthwise convolution, its statistics behind it.
 

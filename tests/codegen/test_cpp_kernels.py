@@ -125,6 +125,8 @@ def _cases() -> Iterator[Case]:
     yield t.softmax(6, 50, dtype=bfloat16)
     yield t.softmax(6, 50, dtype=float64)
     yield t.layer_norm_backward(500, 40)
+    for n in (40, 500):
+        yield t.table_beside_rows(n)
     for n, tile in ((10, 4), (33, 8)):
         yield t.ragged(n, tile)
     for kind in ("elementwise", "columns", "rows", "full", "mixed"):

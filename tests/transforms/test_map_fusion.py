@@ -102,6 +102,16 @@ def test_keep_writes_the_intermediate_beside_the_result() -> None:
     assert first.written_containers() == {"sigmoid", "neg"}
 
 
+def test_refuses_scans_along_two_dimensions() -> None:
+    def build(b: Any, x: Any) -> list[Any]:
+        t = b.op("neg", x=x)
+        return [b.op("cumsum", {"dim": 0}, x=t), b.op("cumprod", {"dim": 1}, x=t)]
+
+    p = forward(build, x=(4, 6))
+    apply_checked(MapFusion("keep"), only(matches(MapFusion("keep"), p, second="cumsum")))
+    assert_refuses(MapFusion("keep"), only(matches(MapFusion("keep"), p, second="cumprod")), "along different dimensions")
+
+
 def test_keep_of_an_output_that_is_read_transposed_and_reshaped() -> None:
     def build(b: Any, x: Any) -> list[Any]:
         t = b.op("sigmoid", x=x)

@@ -54,6 +54,13 @@ def test_symbolic_sizes() -> None:
     apply_checked(T(), pair(p, "sum"), sizes={N: 5})
 
 
+def test_a_scan_inside_rows_joins_and_one_from_row_to_row_is_refused() -> None:
+    p = rows_and(lambda b, x: b.op("cumsum", {"dim": 1}, x=x))
+    apply_checked(T(), pair(p, "cumsum"))
+    p = rows_and(lambda b, x: b.op("cumsum", {"dim": 0}, x=x))
+    assert_refuses(T(), pair(p, "cumsum"), "values are combined from row to row")
+
+
 def test_refuses_a_consumer() -> None:
     p = rows_and(lambda b, x: b.op("mul", a=x, b=b.op("flip", {"dims": (0,)}, x=b.op("softmax", {"dim": -1}, x=x))))
     (m, *_) = [m for m in matches(T(), p, mid="x") if p.writes_of(m.first) & p.reads_of(m.second)]

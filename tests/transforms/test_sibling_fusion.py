@@ -83,6 +83,16 @@ def test_refuses_other_ranges() -> None:
     assert_refuses(SiblingFusion(), pair(SiblingFusion(), p, "sigmoid", "slice"), "they run over different ranges")
 
 
+def test_scans_along_one_dimension_are_merged_and_along_two_refused() -> None:
+    def build(b: Any, x: Any) -> list[Any]:
+        return [b.op(name, {"dim": dim}, x=x) for name, dim in (("cumsum", 1), ("cumprod", 1), ("logcumsumexp", 0))]
+
+    p = network(build, train=False, x=(4, 6))
+    assert_refuses(SiblingFusion(), pair(SiblingFusion(), p, "cumprod", "logcumsumexp"), "along different dimensions")
+    apply_checked(SiblingFusion(), pair(SiblingFusion(), p, "cumsum", "cumprod"))
+    assert len(kernels(p)) == 3
+
+
 def test_refuses_a_cycle_through_a_third_node() -> None:
     def build(b: Any, x: Any) -> list[Any]:
         t = b.op("sum", {"dims": (0, 1)}, x=x)

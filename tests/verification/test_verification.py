@@ -16,8 +16,11 @@ import shorthaul as sh
 import shorthaul.runtime.compile
 from shorthaul import pipeline
 from shorthaul.cli import main
+from shorthaul.config import Options
 from shorthaul.ir.nodes import Map
+from shorthaul.modules import optimize_with
 from shorthaul.ops.registry import definition
+from shorthaul.verification.locate import locate, record
 
 
 class Block(nn.Module):
@@ -219,6 +222,22 @@ def make():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()), (torch.randn(4, 8),)
 """
+
+
+def test_kernels_that_write_parts_of_a_container_are_not_at_fault() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x.sin() * self.scale, x.cumsum(1)])
+
+    model, calls = optimize_with(Joined(), Options(0, trace=True)), []
+    model(batch())
+    with record(model.report().regions, calls):
+        model(batch()).sum().backward()
+    assert len(calls) == 1 and locate(calls[0]) is None
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,8 @@ class Writer:
 
     def _declare(self, key: str, c: Container, place: Place) -> None:
         T = ctype(c.dtype)
+        if place.lanes is not None:
+            self.names.private.add(key)
         if c.shape == ():
             name = self.names.pointers[key] = self.names.fresh("r")
             if place.lanes is None:

@@ -79,6 +79,7 @@ class Names:
         self.sizes: list[Symbol] = []
         self.symbols: dict[Symbol, str] = {}
         self.pointers: dict[str, str] = {}
+        self.private: set[str] = set()  # locals declared inside a loop over lanes: each lane has one of its own
         self.scratch: list[tuple[str, DType, IntLike]] = []  # (name, dtype, elements) of the kernel's temporary buffers
         self.checks: list[str] = []  # what the indices that the kernel checks are for
         self._counters: dict[str, itertools.count] = {}

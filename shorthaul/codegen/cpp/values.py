@@ -132,7 +132,7 @@ class Frame:
         lanewise: list[Condition] = []
         for c in ref.guard:
             (lanewise if self.uses_lanes(c.expr) else uniform).append(c)
-        private = ref.local and self.lanes is not None and self.lanes not in self.level_of
+        private = ref.container in self.names.private
         base = self.text(ref.address)
         if scalar_terms:
             base = " + ".join([base, *scalar_terms]) if base != "0" else " + ".join(scalar_terms)

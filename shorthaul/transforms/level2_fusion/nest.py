@@ -50,7 +50,6 @@ def outer_dims(m: Map, mid: str, outer: Sequence[Symbol]) -> dict[int, Symbol]:
     """Dimensions of `mid` that the outer parameters run over in every access of `m`; raises Refusal unless each parameter has one."""
     found: dict[int, Symbol] | None = None
     for a in m.accesses():
-        require(a.memlet.scan not in outer, "values are combined from row to row")
         if a.memlet.container != mid:
             continue
         require(not (a.is_write and a.memlet.is_indirect), "the producer scatters: its row would have to be cleared first")
@@ -157,6 +156,7 @@ def _join(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[
     require(not clash, f"both kernels have a local called {', '.join(sorted(clash))}")
     whole_a = Map(outer_a, tuple(statements_a), a.locals, phase=a.phase)
     whole_b = Map(outer_a, tuple(statements_b), b.locals, phase=b.phase)
+    require(not any(x.memlet.scan in outer_a for m in (whole_a, whole_b) for x in m.accesses()), "values are combined from row to row")
     statements = statements_a + statements_b
     read_by_b = whole_b.read_containers()
     for name, c in mids.items():
