@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 from transform_nets import apply_checked, assert_refuses, assert_same, kernels, matches, network, results, values
 
+from shorthaul.ir.builder import at, fresh_params
+from shorthaul.ir.containers import Container
+from shorthaul.ir.dtypes import float64
+from shorthaul.ir.nodes import Map, Tasklet
 from shorthaul.ir.program import Program
+from shorthaul.ir.scalar import apply, read
 from shorthaul.ir.verify import verify
 from shorthaul.symbolic import Symbol
 from shorthaul.transforms.fuse import fuse
+from shorthaul.transforms.level2_fusion.nest import tidy
 from shorthaul.transforms.level2_fusion.reduction_fusion import ReductionFusion
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 
@@ -158,3 +164,18 @@ def test_refuses_large_sums_over_the_rows() -> None:
     assert refused
     for m in refused:
         assert_refuses(ReductionFusion(row_bytes=1800), m, "bytes")
+
+
+def test_a_local_that_is_written_in_parts_is_not_replaced_by_one_part() -> None:
+    """The parts of a concatenation come from two statements: neither is the producer of all of it."""
+    joined = Container("joined", float64, (8,), storage="register")
+
+    def part(function: str, start: int) -> Map:
+        (i,) = fresh_params((4,))
+        code = {"y": apply(function, read("x", float64))}
+        return Map((i,), (Tasklet(code, reads={"x": at("x", i)}, writes={"y": at("joined", i + start)}),))
+
+    (j,) = fresh_params((8,))
+    reader = Map((j,), (Tasklet({"y": read("x", float64)}, reads={"x": at("joined", j)}, writes={"y": at("y", j)}),))
+    statements, _ = tidy([part("sin", 0), part("cos", 4), reader], {"joined": joined}, frozenset({"joined"}))
+    assert len(statements) >= 2 and statements[-1].read_containers() == {"joined"}
