@@ -131,7 +131,7 @@ def _expand(program: Program, target: str = "cpp") -> None:
 
     def choose(node: Operator, definition: OperatorDefinition, containers: Mapping[str, Container]) -> str:
         attention = node.op in ("attention", "attention_backward")
-        libraries: tuple[str, ...] = ("library",) if not attention else () if again and node.attributes["p"] else ("gpu_library",)
+        libraries: tuple[str, ...] = ("bias_after", "library") if not attention else () if again and node.attributes["p"] else ("gpu_library",)
         return choose_expansion(node, definition, containers, libraries)
 
     expand(program, choose)

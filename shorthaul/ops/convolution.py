@@ -13,7 +13,7 @@ from typing import Any, Union
 from shorthaul.ir.builder import at, inside
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import float32
-from shorthaul.ir.memlet import Condition, Memlet
+from shorthaul.ir.memlet import Condition, Memlet, full
 from shorthaul.ir.nodes import Operator
 from shorthaul.ir.scalar import cast
 from shorthaul.symbolic import Expr, floordiv, free_symbols, mod, prove_eq, prove_le
@@ -206,6 +206,31 @@ class Convolution(ConvolutionBase):
     name = "convolution"
     operands = ("x", "weight", "bias?")
     aten = ("aten.convolution.default",)
+
+    def more_expansions(self) -> dict[str, ExpansionRule]:
+        """Besides the library's own bias, one that is added afterwards: a library that adds it in a pass of its own (cuDNN as PyTorch
+        calls it) moves the result twice more, where a map fuses with what follows."""
+        found = super().more_expansions()
+        is_float = found["library"].condition
+
+        def with_bias(node: Operator, containers: Mapping[str, Container]) -> bool:
+            return "bias" in node.reads and (is_float is None or is_float(node, containers))
+
+        def bias_after(c: Expansion) -> None:
+            y = c.output()
+            product = c.temp(y.shape, y.dtype)
+            call = c.library(self.function)
+            call.reads.pop("bias")
+            call.writes["y"] = full(product)
+            p, compute = c.params(y.shape), y.dtype.compute
+            c.map(
+                p,
+                {"t": at(product, *p), "bias": at(c.input("bias"), p[1])},
+                {"y": at(y, *p)},
+                lambda t, bias: {"y": cast(cast(t, compute) + cast(bias, compute), y.dtype)},
+            )
+
+        return {**found, "bias_after": ExpansionRule(bias_after, with_bias)}
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         attributes = {k: tuple(v) if isinstance(v := call[k], (list, tuple)) else v for k in CONV_ATTRIBUTES}
