@@ -130,8 +130,10 @@ def _expand(program: Program, target: str = "cpp") -> None:
     again = any(isinstance(n, Operator) and n.op == "attention" and n.phase == "backward" and n.attributes["p"] for n in program.nodes)
 
     def choose(node: Operator, definition: OperatorDefinition, containers: Mapping[str, Container]) -> str:
-        attention = node.op in ("attention", "attention_backward")
-        libraries: tuple[str, ...] = ("bias_after", "library") if not attention else () if again and node.attributes["p"] else ("gpu_library",)
+        if node.op not in ("attention", "attention_backward"):
+            libraries: tuple[str, ...] = ("bias_after", "library")
+        else:
+            libraries = () if again and node.attributes["p"] else ("gpu_library",)
         return choose_expansion(node, definition, containers, libraries)
 
     expand(program, choose)
