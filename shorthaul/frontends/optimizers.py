@@ -10,12 +10,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -245,6 +246,8 @@ class _Trace(TorchFunctionMode):
                 step(self.stand_in)
         except NotTraced:
             raise
+        except DataDependentOutputException as e:
+            raise NotTraced("it reads the value of a tensor, on which its step depends") from e
         except Exception as e:
             text = str(e).strip().split("\n")[0]
             raise NotTraced(f"its step cannot be traced: {type(e).__name__}: {text}") from e
@@ -277,6 +280,8 @@ class _Trace(TorchFunctionMode):
             made = self._host_tensor(name, args, kwargs)
             if made is not None:
                 return made
+        if name.startswith("_foreach_"):
+            return self._each(name.removeprefix("_foreach_"), args, kwargs)
         if tensors and all(isinstance(t, HostTensor) for t in tensors):
             if name == "as_tensor":
                 return HostTensor.of(args[0].number, kwargs.get("dtype") or args[0].dtype)
@@ -286,6 +291,15 @@ class _Trace(TorchFunctionMode):
         if name == "__get__":  # a property
             return self._property(func, args)
         return self.record(func, *args, **kwargs)
+
+    def _each(self, name: str, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+        """A call on lists of tensors as a call on each."""
+        function = getattr(torch.Tensor, name)
+        found = []
+        for k in range(len(args[0])):
+            given = [a[k] if isinstance(a, (list, tuple)) else a for a in args]
+            found.append(self.__torch_function__(function, (), tuple(given), kwargs))
+        return found
 
     def _property(self, func: Any, args: tuple) -> Any:
         name = func.__self__.__name__
@@ -326,20 +340,23 @@ class _Trace(TorchFunctionMode):
 
     def record(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Call on fake tensors, and add the call to the graph where tensors come out of it."""
+        name = getattr(func, "__name__", "")
+        if name == "__setitem__":
+            func = operator.setitem
         out_tensor = kwargs.pop("out", None)
         with torch._C.DisableTorchFunction():
             out = func(*args, **kwargs)
         results = [t for t in tree_flatten(out)[0] if isinstance(t, torch.Tensor)]
         fresh = [t for t in results if id(t) not in self.nodes]
-        if results and (fresh or getattr(func, "__name__", "").endswith("_")):
+        if (results and fresh) or (name.endswith("_") and not name.startswith("__")) or func is operator.setitem:
             if not all(isinstance(t, FakeTensor) for t in results):
-                raise NotTraced(f"it calls {getattr(func, '__name__', func)} on tensors that are neither parameters nor state")
+                raise NotTraced(f"it calls {name or func} on tensors that are neither parameters nor state")
             node = self.graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
             self.keep.append((args, kwargs, out))
             self.calls.append((func, args, kwargs, [id(t) for t in fresh]))
             if isinstance(out, torch.Tensor):
                 self.nodes.setdefault(id(out), node)
-            else:
+            elif out is not None:
                 for k, t in enumerate(out):
                     if isinstance(t, torch.Tensor) and id(t) not in self.nodes:
                         self.nodes[id(t)] = self.graph.call_function(_item, (node, k))
@@ -409,9 +426,26 @@ def _with_scalars(trace: _Trace, func: Any, name: str, args: tuple, kwargs: dict
         trace.calls[-1] = (func, args, kwargs, trace.calls[-1][3])
         return trace.record(torch.Tensor.fill_, made, tensor(args[1] if len(args) > 1 else kwargs["fill_value"]))
     flat, spec = tree_flatten((args, kwargs))
+    if base not in _TAKE_TENSORS and name not in _TAKE_TENSORS:  # the number itself; a new one compiles again
+        given_args, given_kwargs = tree_unflatten([_fixed(a) for a in flat], spec)
+        return trace.record(func, *given_args, **given_kwargs)
     dtype = next(t.dtype for t in flat if isinstance(t, FakeTensor)) if base in ("clamp", "clip") else torch.float64
     given_args, given_kwargs = tree_unflatten([tensor(a, dtype) for a in flat], spec)
     return trace.record(func, *given_args, **given_kwargs)
+
+
+# functions that take a tensor of one element where they take a number
+_TAKE_TENSORS = frozenset({"mul", "multiply", "div", "divide", "true_divide", "add", "sub", "subtract", "rsub", "pow", "maximum", "minimum",
+                           "clamp", "clip", "fill", "where", "__setitem__", "__rsub__", "__rdiv__", "__rtruediv__", "__rpow__",
+                           "lt", "le", "gt", "ge", "eq", "ne"})  # fmt: skip
+
+
+def _fixed(a: Any) -> Any:
+    a = a.number if isinstance(a, HostTensor) else a
+    if not isinstance(a, Traced):
+        return a
+    a.guards.fix(a)
+    return a.value
 
 
 def _finish(trace: _Trace, func: Any, x: Any, rest: tuple, kwargs: dict[str, Any], in_place: bool) -> Any:
@@ -493,7 +527,7 @@ def _initial_state(optimizer: torch.optim.Optimizer, trace: _Trace, p: torch.Ten
             if called == "clone" and id(args[0]) != id(fake):  # the gradient, for example
                 raise FirstStep(f"it makes state {name!r} from other tensors than the parameter")
             entries[name] = func(*tree_map(real, args), **tree_map(real, kwargs))  # type: ignore[misc]
-        elif isinstance(v, Traced):
+        elif isinstance(v, (Traced, int, float)) and not isinstance(v, bool):
             raise FirstStep(f"it makes the number {name!r}")
         else:
             entries[name] = v

@@ -221,7 +221,10 @@ class _Body:
 
 def _body(kind: Kind, options: Options) -> tuple[_Body, Any]:
     """The traced update as a program of fused maps, and the bytes that eager mode moves for it."""
-    imported = import_graph(kind.graph, "update")
+    try:
+        imported = import_graph(kind.graph, "update")
+    except Unsupported as e:
+        raise NotTraced(f"its step computes what programs do not hold: {e.what}") from e
     program = imported.program
     written = [m for m in kind.graph.mutations if kind.inputs[m.input][0] in ("parameter", "state")]
     outputs = [imported.results[m.graph_output] for m in written]

@@ -89,7 +89,8 @@ class Site:
         self.parameters, self.scale = parameters, scale
         self.outside = ""
         self.variants: dict[str, list[Variant]] = {m: [] for m in MODES}
-        self._first, self._tried = True, False
+        self._first = True
+        self._first_step: int | None = None
         self._fitting()
 
     def __call__(self, *inputs: Any) -> list[Any]:
@@ -107,9 +108,10 @@ class Site:
             try:
                 return self._variant("update")
             except NotTraced as e:
-                if isinstance(e, FirstStep) and not self._tried:
-                    self._tried = True  # afterwards there is state
-                    self.owner.note(f"the first step was PyTorch's own: {e}")
+                if isinstance(e, FirstStep) and self._first_step in (None, self.owner.outside_steps):
+                    if self._first_step is None:
+                        self.owner.note(f"the first step was PyTorch's own: {e}")
+                    self._first_step = self.owner.outside_steps  # afterwards there is state
                     return self._variant("gradients")
                 if self.owner.options.strict:
                     raise Unsupported(f"the update of {self.owner.optimizer_name} is not captured: {e}") from e

@@ -33,6 +33,10 @@ _calls = itertools.count()
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
 
 
+class SparseGradients(Unsupported):
+    """Gradients would be sparse: only eager mode makes such."""
+
+
 class TrainStep:
     """A whole training step as one program: forward, loss, backward and the optimizer's update.
 
@@ -91,6 +95,7 @@ class TrainStep:
         self.record = Record(owner=weakref.ref(model))
         self._report = StepReport(self.record, type(optimizer).__name__)
         self._done = 0  # calls since the last update
+        self.outside_steps = 0  # of PyTorch's own optimizer
         self._sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._again: Callable[[], Any] | None = None
         self._failure: Exception | None = None
@@ -133,7 +138,7 @@ class TrainStep:
                 raise Unsupported(f"the step cannot be captured as one program: {e}") from e
             expected = (Unsupported, DifferentiationError, DeviceError, NoCompiler, OSError)
             reason = str(failure) if isinstance(failure, expected) else reason_of(failure) if failure is not None else _first_lines(e)
-            return self._ordinary(args, kwargs, reason)
+            return self._ordinary(args, kwargs, reason, eager=isinstance(failure, SparseGradients))
         if objective is None:
             raise LossError(_described(loss))
         if self._again is not None:
@@ -141,9 +146,9 @@ class TrainStep:
             self._finish(lambda: again()[1])
         return loss, rest
 
-    def _ordinary(self, args: tuple, kwargs: dict[str, Any], reason: str = "") -> tuple[Any, Any]:
-        """The ordinary loop. reason: why it begins now; an error of the user's own code is raised instead."""
-        run = self._loop or _loop(self._call, self.options, self.record)
+    def _ordinary(self, args: tuple, kwargs: dict[str, Any], reason: str = "", eager: bool = False) -> tuple[Any, Any]:
+        """The ordinary loop. reason: why it begins now; an error of the user's own code is raised instead. eager: nothing is compiled."""
+        run = self._loop or (self._call if eager else _loop(self._call, self.options, self.record))
         scale = self._scale()
         if not self._done:
             for p in self._parameters():
@@ -190,6 +195,7 @@ class TrainStep:
 
         if scaler is not None:
             scaler.unscale_(optimizer)
+        self.outside_steps += 1
         if _needs_closure(optimizer):
             optimizer.step(closure)
         else:
@@ -335,7 +341,8 @@ def _refuse_sparse(graph: FunctionalGraph) -> None:
             names = [a.name for a in node.target._schema.arguments] if isinstance(node.target, torch._ops.OpOverload) else []
             given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
             if given.get("sparse") is True:
-                raise Unsupported("sparse=True gives sparse gradients, which programs do not hold", node.meta.get("origin"))
+                raise SparseGradients("sparse=True gives sparse gradients, which programs do not hold", node.meta.get("origin"),
+                                      "Use sparse=False.")  # fmt: skip
 
 
 def _captured_call(model: torch.nn.Module, loss_fn: Callable[..., Any] | None, targets: int, accumulate: int) -> Callable[..., Any]:
