@@ -14,7 +14,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench docs clean distclean check-python check-compiler venv venv-dev
+.PHONY: help demo test test-all lint format bench docs clean distclean check-python check-compiler check-browser check-page venv venv-dev
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,27 @@ check-compiler:
 	@command -v "$${CXX:-g++}" >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 || { \
 	  echo "error: no C++ compiler found; the CPU kernels are compiled with one." >&2; \
 	  echo "       On Debian and Ubuntu: apt-get install g++    On Fedora: dnf install gcc-c++" >&2; exit 1; }
+
+# The studio's page is tested in a real browser. As root (continuous integration) it is installed here, otherwise the remedy is said.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+check-browser:
+	@for b in "$$SHORTHAUL_BROWSER" $(BROWSERS); do [ -n "$$b" ] && command -v "$$b" >/dev/null 2>&1 && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  echo "Installing chromium with apt-get, for the tests of the studio's page ..."; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null && exit 0; \
+	fi; \
+	echo "error: no Chromium or Chrome found; the studio's page is tested in one." >&2; \
+	echo "       On Debian and Ubuntu: apt-get install chromium    Elsewhere: name one in SHORTHAUL_BROWSER" >&2; exit 1
+
+# TypeScript's checker reads the page's JavaScript where Node.js is there; npm keeps it under the virtual environment.
+TYPESCRIPT := 5.9.3
+TSC := $(VENV)/typescript-$(TYPESCRIPT)/node_modules/.bin/tsc
+$(TSC):
+	@mkdir -p $(VENV)/typescript-$(TYPESCRIPT) && npm install --silent --no-save --prefix $(VENV)/typescript-$(TYPESCRIPT) typescript@$(TYPESCRIPT)
+
+check-page:  ## type check the studio's JavaScript (needs Node.js; said and skipped without)
+	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(TSC) && $(TSC) -p shorthaul/gui/static/tsconfig.json && echo "page: no type errors"; \
+	else echo "page: not type checked, Node.js is not installed"; fi
 
 # A stamp is newer than what it was made from. Changed requirements make the environment anew.
 $(VENV)/.base: requirements-torch.txt requirements.txt
@@ -64,13 +85,13 @@ demo: check-compiler venv  ## train on real digits, eager and Shorthaul side by 
 	@$(BIN)/shorthaul demo $(ARGS)
 
 # Every worker uses one thread, so that the workers share the cores instead of fighting over them.
-test: check-compiler venv-dev lint  ## lint, type check and the sampled test suite
+test: check-compiler check-browser venv-dev lint  ## lint, type check and the sampled test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-test-all: check-compiler venv-dev lint  ## everything, slow tests too; resumes where it stopped for the same sources
+test-all: check-compiler check-browser venv-dev lint  ## everything, slow tests too; resumes where it stopped for the same sources
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full --resume -n $(JOBS) --dist worksteal $(ARGS)
 
-lint: venv-dev  ## ruff and mypy
+lint: venv-dev check-page  ## ruff, mypy, and the type check of the studio's page
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

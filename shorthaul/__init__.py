@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import Options
     from .errors import DifferentiationError, FallbackWarning, OnnxError
     from .frontends.functional import Unsupported
+    from .gui import studio
     from .ir.program import Program
     from .modules import disable, optimize
     from .onnx_models import load_onnx, save_onnx
@@ -36,11 +37,11 @@ _HOMES = {
     "TrainStep": "training", "Unsupported": "frontends.functional", "CallError": "runtime.executable",
     "DifferentiationError": "errors", "FallbackWarning": "errors", "verify": "verification", "Verification": "verification",
     "tune": "tuner", "Tuned": "tuning.result",
-    "OnnxError": "errors", "load_onnx": "onnx_models", "save_onnx": "onnx_models",
+    "OnnxError": "errors", "load_onnx": "onnx_models", "save_onnx": "onnx_models", "studio": "gui",
 }  # fmt: skip
 
 __all__ = ["CallError", "DifferentiationError", "FallbackWarning", "OnnxError", "Options", "Program", "TrainStep", "Tuned", "Unsupported",
-           "Verification", "backend", "capture", "disable", "load_onnx", "optimize", "save_onnx", "tune", "verify"]  # fmt: skip
+           "Verification", "backend", "capture", "disable", "load_onnx", "optimize", "save_onnx", "studio", "tune", "verify"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

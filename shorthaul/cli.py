@@ -1,4 +1,4 @@
-"""The command line: `shorthaul demo | report | bench | doctor | ...`.
+"""The command line: `shorthaul demo | report | studio | bench | doctor | ...`.
 
 A command appears when the part of Shorthaul behind it is there; each imports what it needs only when it runs.
 """
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from shorthaul import networks
 
 
 class UserError(Exception):
@@ -222,49 +224,59 @@ def _floating_leaves(value: Any) -> list[Any]:
 
 
 def _onnx_network(path: str) -> tuple[Any, tuple[Any, ...]]:
-    """The module of an ONNX file, and inputs for it. Raises `UserError` where the file is none."""
-    from shorthaul.onnx_models import OnnxError, load_onnx
-
     try:
-        module = load_onnx(path)
-        return module, module.example_inputs()
-    except OnnxError as error:
+        return networks.load_onnx_network(path)
+    except networks.LoadError as error:
         raise UserError(str(error)) from error
 
 
 def load_network(place: str) -> tuple[Any, tuple[Any, ...]]:
-    """The module and inputs that `FILE.py:FUNCTION` or `package.module:function` returns.
+    """`networks.load_network` with a `UserError` that says which part of `place` is wrong."""
+    try:
+        return networks.load_network(place)
+    except networks.LoadError as error:
+        raise UserError(str(error)) from error
 
-    Raises `UserError` that says which part of `place` is wrong.
-    """
-    source, colon, name = place.rpartition(":")
-    if not colon or not source or not name:
-        raise UserError(f"{place!r} names no function; write FILE.py:FUNCTION or package.module:function")
-    if source.endswith(".py"):
-        path = Path(source).resolve()
-        if not path.is_file():
-            raise UserError(f"there is no file {source}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = loaded
-        sys.path.insert(0, str(path.parent))
-        spec.loader.exec_module(loaded)
-    else:
-        sys.path.insert(0, "")
-        try:
-            loaded = importlib.import_module(source)
-        except ModuleNotFoundError as error:
-            raise UserError(f"cannot import {source}: {error}") from error
-    function: Callable[[], Any] | None = getattr(loaded, name, None)
-    if function is None:
-        raise UserError(f"{source} has no function {name}")
-    result = function()
-    if not isinstance(result, tuple) or len(result) != 2 or not callable(result[0]):
-        raise UserError(f"{name} must return (module, inputs), not {type(result).__name__}")
-    module, inputs = result
-    return module, tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+
+# --- studio -------------------------------------------------------------------------------------------------
+
+
+def _add_studio(commands: Any) -> None:
+    parser = commands.add_parser(
+        "studio",
+        help="see a training program in the browser, and change it",
+        description="Opens a local page with the program of a network: what moves, why something is not fused, what can be done about "
+        "it. Serves this machine only (a random token is in the address) until Ctrl+C; loads nothing from elsewhere.",
+    )
+    parser.add_argument("network", metavar="WHAT",
+                        help="model.onnx, program.json, or FILE.py:FUNCTION or package.module:function, a function without arguments "
+                             "that returns (module, inputs)")  # fmt: skip
+    parser.add_argument("--level", type=int, choices=range(5), default=0,
+                        help="how far it is transformed when it opens (default: 0, only lowered)")  # fmt: skip
+    parser.add_argument("--inference", action="store_true", help="without the backward pass")
+    parser.add_argument("--port", type=int, default=0, help="port on the loopback interface (default: a free one)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+    parser.add_argument("--export", type=Path, metavar="FILE.html", help="write a read-only page that works offline, and end")
+    parser.set_defaults(run=_studio)
+
+
+def _studio(arguments: argparse.Namespace) -> int:
+    from shorthaul import gui
+
+    try:
+        session = gui.Session.open(arguments.network, level=arguments.level, train=not arguments.inference)
+        if arguments.export is not None:
+            print(f"wrote {session.save(arguments.export)}")
+            return 0
+    except gui.SessionError as error:
+        raise UserError(str(error)) from error
+    if importlib.util.find_spec("aiohttp") is None:
+        raise UserError("the studio's page needs aiohttp; install it with: pip install 'shorthaul[studio]' (--export works without it)")
+    try:
+        gui.studio(session, port=arguments.port, browser=not arguments.no_browser)
+    except OSError as error:
+        raise UserError(f"cannot serve on port {arguments.port}: {error.strerror or error}; --port 0 takes a free one") from error
+    return 0
 
 
 # --- bench --------------------------------------------------------------------------------------------------
@@ -394,4 +406,4 @@ def _positive(text: str) -> int:
     return value
 
 
-COMMANDS = (_add_demo, _add_report, _add_verify, _add_tune, _add_bench, _add_doctor)
+COMMANDS = (_add_demo, _add_report, _add_verify, _add_tune, _add_studio, _add_bench, _add_doctor)

@@ -5,28 +5,31 @@
     program.places("MapFusion")                  the same as objects, for `apply`
     program.apply("MapFusion", place)            one rewrite, checked; a program that it would break is left as it was
     program.history(), program.undo()            what was done, with bytes before and after; take it back
+    program.measure()                            the time of the step and of each kernel
     program.recipe, program.replay(recipe)       what was done as a file, and doing it again here or elsewhere
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shorthaul import pipeline
+from shorthaul.analysis.flops import node_flops
 from shorthaul.analysis.movement import human, movement, node_movement
 from shorthaul.codegen.library.interpreting import library_for_interpreter
 from shorthaul.config import Options
 from shorthaul.ir.edit import EditError, Rewrite
 from shorthaul.ir.interpreter import interpret
-from shorthaul.ir.location import common_prefix, isomorphic_modules, module_of, moved
+from shorthaul.ir.location import MODEL, common_prefix, isomorphic_modules, module_of, moved
 from shorthaul.ir.nodes import Node
-from shorthaul.ir.program import Program
+from shorthaul.ir.program import Form, Program, Signature
 from shorthaul.ir.verify import VerifyError, verify
 from shorthaul.symbolic import evaluate
 from shorthaul.transforms.base import Match, Refusal, Transformation, hint_value
@@ -42,6 +45,9 @@ from shorthaul.transforms.explain import (
     places,
 )
 from shorthaul.transforms.recipe import Recipe, Replay
+
+if TYPE_CHECKING:
+    from shorthaul.runtime.profile import Profile
 
 
 class TransformationError(RuntimeError):
@@ -138,12 +144,39 @@ def apply_alike(program: Program, place: Place, **options: Any) -> list[Place]:
     """Apply the transformation of a place in every module that is built alike (`blocks.0` → `blocks.1`, ...), and here if it is not done
     yet. Returns where it was applied; where it refuses, or there is no such place, is left out."""
     done = []
-    for where in (place.where, *_alike(program, place.where)):
+    loose = any(v.startswith(f"{MODEL}: ") for v in place.where.values())
+    for where in (place.where, *(() if loose else _alike(program, place.where))):
         try:
             done.append(apply(program, place.transformation, where, **options))
-        except Refusal:
+        except (Refusal, EditError):
+            continue
+    tried: list[Mapping[str, str]] = [] if loose else [place.where]
+    while loose:  # nodes without a module are known by their number alone, which changes with every rewrite: look again each time
+        found = (p for p in places(program, place.transformation) if p.applies and p.where not in tried)
+        other = next((p for p in found if _same_shape(p.where, place.where)), None)
+        if other is None:
+            break
+        tried.append(other.where)
+        try:
+            done.append(apply(program, other, **options))
+            tried.clear()
+        except (Refusal, EditError):
             continue
     return done
+
+
+def _same_shape(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
+    """Whether two places differ in a module prefix, and in the numbers of nodes that have no module, alone."""
+
+    def shape(where: Mapping[str, str]) -> list[tuple[str, str]]:
+        module = common_prefix(module_of(v) for v in where.values() if ": " in v and module_of(v) != MODEL)
+        known = {k: v.rpartition(" #")[0] or v for k, v in where.items() if module_of(v) == MODEL}
+        return [(k, known.get(k) or (moved(v, module, "") if module else v)) for k, v in where.items()]
+
+    def depth(where: Mapping[str, str]) -> int:
+        return common_prefix(module_of(v) for v in where.values() if ": " in v and module_of(v) != MODEL).count(".")
+
+    return a.keys() == b.keys() and depth(a) == depth(b) and shape(a) == shape(b)
 
 
 def _alike(program: Program, where: Mapping[str, str]) -> list[dict[str, str]]:
@@ -241,6 +274,25 @@ def _human(number: int | None) -> str:
     return "" if number is None else human(number)
 
 
+# --- time --------------------------------------------------------------------------------------------------------------
+
+
+def measure(program: Program, *, runs: int = 15, progress: Callable[[str, float], None] | None = None) -> Profile:
+    """Compile the program for this CPU and time the whole step and each kernel (`.step`, `.kernels` by node id) on random values.
+
+    progress(what, part done) is called between runs; what it raises ends the measurement. A program of maps is scheduled in a copy.
+    Raises ValueError for operators, NoCompiler, BuildError.
+    """
+    from shorthaul.runtime.profile import profile  # imports torch
+
+    if program.form is Form.OPERATORS:
+        raise ValueError(f"program {program.name} consists of operators, which have no code to time; run a level first")
+    if program.form is Form.MAPS:
+        program = program.clone()
+        pipeline.STAGES["Schedule"](program)
+    return profile(program, _values(program), runs=runs, progress=progress)
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -248,33 +300,139 @@ class _Differs(ValueError):
     """Results differ by more than rounding."""
 
 
+@dataclass(frozen=True)
+class NumericCheck:
+    """Two programs run by the interpreter on the same random values.
+
+    error: the largest difference of a result, relative to the largest value of that result, which is `container`; limit: what rounding
+    may cause. whole: the programs were run as a whole, not only what differs between them. nodes: how many were run. reason: why nothing
+    was run, empty where it was.
+    """
+
+    error: float = 0.0
+    limit: float = 0.0
+    container: str = ""
+    whole: bool = False
+    nodes: int = 0
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether they agree; None where nothing was run."""
+        return None if self.reason else self.error <= self.limit
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"not checked: {self.reason}"
+        what = "the whole program" if self.whole else f"{self.nodes} node{'s' if self.nodes != 1 else ''}"
+        found = f"largest difference {self.error:.1e} (limit {self.limit:.0e})" + (f" in {self.container}" if self.container else "")
+        return f"{'agrees' if self.ok else 'DIFFERS'}: {found}, by interpreting {what} on random values"
+
+
+ROUNDS = 8  # of looking for what else belongs to the part that is interpreted
+WORK = 400_000_000  # scalar operations that a check may take: about ten seconds of the interpreter
+
+
+def check_numbers(before: Program, after: Program, *, work: int = WORK) -> NumericCheck:
+    """Whether a rewrite kept the meaning: what differs between the two programs is interpreted before and after it.
+
+    Where memory changed (aliases, layouts), or what differs has other results, both programs are run whole. More than `work` scalar
+    operations are not begun; `reason` says so. Bodies of branches and loops count as their nodes.
+    """
+    if Form.OPERATORS in (before.form, after.form):
+        return NumericCheck(reason="operators have no maps to interpret; run a level first")
+    old = [n for n in before.nodes if not after.node_is_current(n)]
+    new = [n for n in after.nodes if not before.node_is_current(n)]
+    used = {c for p, nodes in ((before, old), (after, new)) for n in nodes for c in p.reads_of(n) | p.writes_of(n)}
+    moved = [c for c in used if before.containers.get(c) is not after.containers.get(c)
+             and c in before.containers and c in after.containers]  # fmt: skip
+    relaid = any(c.alias is not None or before.containers.get(n) not in (None, c) for n, c in after.containers.items()
+                 if n in moved or n not in before.containers)  # fmt: skip
+    aliased = any(after.containers[c].alias is not None for c in used if c in after.containers)
+    if not old and not new and all(before.containers.get(n) is c for n, c in after.containers.items()):
+        return NumericCheck(nodes=0, limit=1e-4)
+    whole = bool(relaid or moved or aliased or not (old or new))
+    for _ in range(ROUNDS):  # what computes a value that only one side takes from elsewhere (recomputation) belongs to both
+        mine, theirs = _given(before, old), _given(after, new)
+        more = [w for c in sorted(mine ^ theirs) for w in before.writers(c) if after.node_is_current(w)]
+        if whole or mine == theirs or not more:
+            break
+        old, new = ([n for n in p.nodes if n in nodes or n in more] for p, nodes in ((before, old), (after, new)))
+    whole = whole or _given(before, old) != _given(after, new)
+    left, right = (before, after) if whole else (_part(before, old, after, new), _part(after, new, before, old))
+    total = sum(_work(p) for p in (left, right))
+    if total > work:
+        return NumericCheck(whole=whole, reason=f"{total:.1e} operations are too many for the interpreter")
+    values = _values(left) | {n: v for n, v in _values(right).items() if n not in left.containers}
+    a, b = (interpret(p, {n: values[n] for n in p.containers if n in values}, library=library_for_interpreter()) for p in (left, right))
+    name, error, limit = _difference(left, a, b)
+    return NumericCheck(error, limit, name, whole, len(right.nodes))
+
+
+def _given(program: Program, nodes: list[Node]) -> set[str]:
+    """What these nodes read that others computed; what comes from outside is the same for both programs."""
+    writes = {c for n in nodes for c in program.writes_of(n)}
+    return {c for n in nodes for c in program.reads_of(n) if c not in writes and not program.containers[c].is_external}
+
+
+def _part(program: Program, nodes: list[Node], other: Program, theirs: list[Node]) -> Program:
+    """The nodes as a program of their own: it takes what they read from elsewhere, and gives what others read of what they write."""
+    mine = {n.id for n in nodes}
+    reads = {c for n in nodes for c in program.reads_of(n)}
+    writes = {c for n in nodes for c in program.writes_of(n)}
+    same = {c for n in theirs for c in other.writes_of(n)}
+    given = sorted(reads - writes)
+    shown = sorted(c for c in writes & same if c in program.results or any(r.id not in mine for r in program.readers(c)))
+    containers = {c: program.containers[c] for c in sorted(reads | writes)}
+    containers |= {c: containers[c].with_(role="input") for c in given if not containers[c].is_external}
+    constants = {c: v for c, v in program.constants.items() if c in containers}
+    return Program(program.name, program.form, containers, list(nodes), Signature(tuple(given), tuple(shown)), program.symbols, constants,
+                   attributes={k: v for k, v in program.attributes.items() if k == "size_hints"})  # fmt: skip
+
+
+def _work(program: Program) -> int:
+    return sum(hint_value(program, f) for n in program.nodes if (f := node_flops(n, program.containers)) is not None)
+
+
 def _values(program: Program) -> dict[str, np.ndarray]:
     """Random values for everything that comes from outside, at the program's size hints; integers are 0 or 1, valid as indices."""
-    rng = np.random.default_rng(0)
     sizes = {s: program.attributes.get("size_hints", {}).get(s.name, 4) for s in program.symbols}
     given = {}
     for name, c in program.containers.items():
         if c.is_external and c.role != "constant":
+            rng = np.random.default_rng(zlib.crc32(name.encode()))  # by name: programs that share a container share its values
             shape = tuple(n if isinstance(n, int) else int(evaluate(n, sizes)) for n in c.shape)
             drawn = rng.uniform(0.1, 1.0, shape) if c.dtype.is_float else rng.integers(0, 2, shape)
             given[name] = drawn.astype(c.dtype.numpy)
     return given
 
 
-def _require_same(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+def _difference(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> tuple[str, float, float]:
+    """The result that differs most by its limit: its name, the difference relative to its largest value, the limit."""
+    worst = ("", 0.0, 1e-4)
     for name in sorted(program.results):
         a, b = np.asarray(before[name], np.float64), np.asarray(after[name], np.float64)
         limit = 1e-9 if program.containers[name].dtype.bits == 64 else 1e-4 if program.containers[name].dtype.bits == 32 else 3e-2
-        scale = max(float(np.abs(a).max(initial=0.0)), 1e-30)
-        error = float(np.abs(a - b).max(initial=0.0)) / scale
-        if not error <= limit and not np.array_equal(a, b, equal_nan=True):
-            raise _Differs(f"{name} differs by {error:.1e} of its size")
+        known = np.isfinite(a)
+        if a.shape != b.shape or not np.array_equal(known, np.isfinite(b)):
+            return name, float("inf"), limit
+        scale = max(float(np.abs(a[known]).max(initial=0.0)), 1e-30)
+        error = float(np.abs(a[known] - b[known]).max(initial=0.0)) / scale
+        if error / limit > worst[1] / worst[2] or not worst[0]:
+            worst = (name, error, limit)
+    return worst
+
+
+def _require_same(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+    name, error, limit = _difference(program, before, after)
+    if not error <= limit:
+        raise _Differs(f"{name} differs by {error:.1e} of its size")
 
 
 def install() -> None:
     """Give these functions to `Program` as methods."""
     for name, function in {"optimize": optimize, "movement": movement, "explain": explain, "places": places_, "apply": apply,
-                           "apply_alike": apply_alike, "replay": replay, "history": history,
+                           "apply_alike": apply_alike, "replay": replay, "history": history, "measure": measure,
                            "isomorphic_modules": isomorphic_modules}.items():  # fmt: skip
         setattr(Program, name, function)
     Program.recipe = property(Recipe.of)  # type: ignore[attr-defined]

@@ -143,12 +143,14 @@ class HostProgram:
 
 
 def build_host(
-    program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20, prefix: str = "", single: bool = False
-) -> HostProgram:
+    program: Program, kernels: Mapping[int, Any], *, parts: int = 8, part_bytes: int = 1 << 20, prefix: str = "", single: bool = False,
+    apart: bool = False,
+) -> HostProgram:  # fmt: skip
     """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes), those of bodies too.
 
     prefix: what the names of C functions begin with (bodies have their own). single: every kernel is a segment of its own, for a target
-    that launches kernels one by one and wants memory back after each. The backward phase is cut into at most `parts` parts with at
+    that launches kernels one by one and wants memory back after each. apart: the same with C functions, so that each kernel can be
+    timed. The backward phase is cut into at most `parts` parts with at
     least `part_bytes` of gradients each; the program's attribute of that name, where it has one, says otherwise.
     """
     part_bytes = program.attributes.get("part_bytes", part_bytes)
@@ -160,7 +162,7 @@ def build_host(
     text: list[str] = []
     for phase, listing in nodes.items():
         cuts = _cuts(program, listing, parts, part_bytes) if phase == "backward" else []
-        phases[phase] = _phase(program, phase, listing, kernels, kinds, cuts, prefix, single)
+        phases[phase] = _phase(program, phase, listing, kernels, kinds, cuts, prefix, single or apart)
         for step in phases[phase].steps:
             if isinstance(step, Segment) and not single:
                 text.append(_segment_source(step, pointers, program.symbols))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shorthaul.symbolic import Symbol
 
 from .containers import Container
-from .nodes import Node
+from .nodes import Map, Node, Schedule
 from .sizes import node_sizes
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ class Edit:
             else:
                 before.append(n)
         self._splice(lo, hi + 1 - lo, [*before, *new, *behind])
+
+    def schedule(self) -> None:
+        """Every new map at the top that has no schedule yet runs in parallel: a kernel."""
+        for n in self.program.current(self._created):
+            if isinstance(n, Map) and n.schedule.kind == "auto":
+                self.replace(n, n.with_(schedule=Schedule("parallel", n.schedule.options)))
 
     def _splice(self, at: int, count: int, new: list[Node]) -> None:
         p = self.program

@@ -32,6 +32,17 @@ def reference(program: Program, node: Node) -> str:
     return kind if number == 1 else f"{kind} #{number}"
 
 
+def references(program: Program) -> dict[int, str]:
+    """The reference of every node by id, in one pass."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for node in program.nodes:
+        kind = kind_of_place(node)
+        seen[kind] += 1
+        found[node.id] = kind if seen[kind] == 1 else f"{kind} #{seen[kind]}"
+    return found
+
+
 def find(program: Program, text: str) -> Node | None:
     """The node that a reference names today, None if there is none."""
     kind, mark, number = text.rpartition(" #")

@@ -68,14 +68,14 @@ def compile_triton(program: Program, device: torch.device) -> Compiled:
     return Compiled(executable, kernels, {k.name: k.source for m in kernels.values() for k in m.kernels}, None)
 
 
-def compile_program(program: Program, *, units: int | None = None, **options: Any) -> Compiled:
+def compile_program(program: Program, *, units: int | None = None, apart: bool = False, **options: Any) -> Compiled:
     """Compile for this machine's CPU. Raises NoCompiler without a compiler, BuildError when the generated code does not compile.
 
     units: translation units (default: by the number of kernels); with as many as kernels, a program that shares kernels with one compiled
-    before compiles only the others. options: of `build`.
+    before compiles only the others. apart: each kernel as a step of its own, to be timed. options: of `build`.
     """
     kernels = emit(program)
-    host = build_host(program, kernels)
+    host = build_host(program, kernels, apart=apart)
     distinct = len({k.name for k in kernels.values()})
     sources = emit_source(kernels.values(), units=units or max(1, min(16, distinct // 4)))
     sources = {**sources, "host.cpp": host.source}

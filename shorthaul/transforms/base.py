@@ -16,7 +16,7 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit, EditError
 from shorthaul.ir.location import container_reference, find, reference
 from shorthaul.ir.nodes import Map, Node, Operator
-from shorthaul.ir.program import Program
+from shorthaul.ir.program import Form, Program
 from shorthaul.symbolic import Expr, evaluate
 
 IntLike = Union[int, Expr]
@@ -219,6 +219,8 @@ class Transformation:
             edit.rewrite.notes["saves"] = self.saves(m)
             edit.rewrite.notes["mid"] = mid
             self.apply(m, edit)
+            if m.program.form is Form.SCHEDULED:  # what it made is a kernel there
+                edit.schedule()
 
     def at_stake(self, m: Match) -> IntLike:
         """Bytes in question at a place where it does not apply (for ranking refusals)."""

@@ -32,16 +32,17 @@ DIRECTIONS: dict[str, set[str]] = {
     "runtime": {"symbolic", "ir", "analysis", "codegen"},
     "warm": {"symbolic", "ir", "frontends.functional", "codegen", "runtime"},
     "pipeline": {"symbolic", "ir", "ops", "analysis", "autodiff", "transforms", "codegen", "runtime"},
-    "workbench": {"pipeline", "symbolic", "ir", "analysis", "transforms", "codegen"},
+    "workbench": {"pipeline", "symbolic", "ir", "analysis", "transforms", "codegen", "runtime"},
     "tuning": {"symbolic", "ir", "ops", "analysis", "transforms", "codegen", "runtime"},
     "tuner": {"api", "pipeline", "tuning", "ir", "analysis", "frontends", "transforms", "codegen", "runtime"},
     "testing": {"", "symbolic", "ir", "ops", "analysis"},
-    "gui": {"symbolic", "ir", "ops", "analysis", "transforms"},
+    "networks": {"onnx_models"},
+    "gui": {"api", "networks", "tuner", "workbench", "symbolic", "ir", "ops", "analysis", "transforms", "codegen", "tuning"},
     # The top: what users call. `frontends.torch_compile` registers a backend that lives in `api`.
     "disabled": set(),
     "modules": {"disabled", "ir", "runtime", "warm", "frontends.functional", "transforms.recipe", "workbench", "api"},
-    "": {"api", "modules", "onnx_models", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms", "runtime",
-         "training", "tuning", "tuner", "verification"},
+    "": {"api", "gui", "modules", "onnx_models", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
+         "runtime", "training", "tuning", "tuner", "verification"},
     "api": {"", "modules", "warm", "pipeline", "workbench", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "transforms",
             "codegen", "runtime", "tuning", "gui", "testing"},
     "training": {"api", "modules", "pipeline", "symbolic", "ir", "ops", "frontends", "analysis", "autodiff", "codegen", "runtime"},
@@ -50,7 +51,7 @@ DIRECTIONS: dict[str, set[str]] = {
     "verification": {"", "modules", "symbolic", "ir", "ops", "frontends", "analysis", "transforms", "codegen", "runtime", "testing"},
     "coverage": {"", "symbolic", "ir", "ops", "frontends", "autodiff"},
     "demo": {"", "api"},
-    "cli": {"", "api", "levels", "onnx_models", "demo", "runtime", "gui", "tuning", "tuner", "verification"},
+    "cli": {"", "api", "levels", "networks", "onnx_models", "demo", "runtime", "gui", "tuning", "tuner", "verification"},
     "__main__": {"cli"},
 }  # fmt: skip
 
@@ -63,6 +64,9 @@ THIRD_PARTY = {
     "triton": ("codegen.triton", "runtime"),
     "onnx": ("frontends",),
     "google": ("frontends.onnx_model",),  # protobuf, which onnx brings
+    "aiohttp": ("gui.server",),
+    "anywidget": ("gui.widget",),
+    "traitlets": ("gui.widget",),  # which anywidget brings
     "rich": ("demo", "cli"),
     "matplotlib": ("demo", "tuning.plot"),
     "mlxtend": ("demo",),

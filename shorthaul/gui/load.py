@@ -1,0 +1,68 @@
+"""What a session can be opened on: a Program, a module with inputs, a program or model file, a function that makes a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shorthaul.ir.program import Form, Program
+
+
+class SessionError(Exception):
+    """The studio cannot do what was asked; the message says what is wrong and what to do now. The session is as it was."""
+
+
+def load(what: Any, inputs: tuple | None = None, *, train: bool = True) -> Program:
+    """The program of anything that the studio opens. Raises SessionError.
+
+    what: a Program (it is copied), an nn.Module or function with its `inputs`, or text: "program.json", "model.onnx", "recipe" files are
+    not programs, "FILE.py:function" or "package.module:function", a function that returns (module, inputs).
+    """
+    if isinstance(what, Program):
+        return what.clone()
+    if isinstance(what, Path):
+        what = str(what)
+    if isinstance(what, str):
+        return _named(what, train)
+    if not callable(what):
+        raise SessionError(f"cannot open a {type(what).__name__}: give a Program, a module with inputs, or the name of a file or function")
+    if inputs is None:
+        raise SessionError(f"{type(what).__name__} needs example inputs: sh.studio(model, (x,))")
+    return _capture(what, inputs if isinstance(inputs, tuple) else (inputs,), train)
+
+
+def _named(place: str, train: bool) -> Program:
+    if place.endswith(".json"):
+        from shorthaul.ir.serialize import SerializeError, from_json
+
+        try:
+            return from_json(Path(place).read_text())
+        except (OSError, UnicodeDecodeError, SerializeError) as e:
+            raise SessionError(f"cannot open {place}: {e}. `Save as JSON` in the studio, or ir.serialize.dumps, writes programs") from e
+    from shorthaul.networks import LoadError, load_network, load_onnx_network
+
+    try:
+        module, inputs = load_onnx_network(place) if place.endswith(".onnx") else load_network(place)
+    except LoadError as e:
+        raise SessionError(str(e)) from e
+    return _capture(module, inputs, train)
+
+
+def _capture(model: Any, inputs: tuple, train: bool) -> Program:
+    from shorthaul.api import capture
+
+    try:
+        if train and hasattr(model, "train"):
+            model.train()
+        return capture(model, inputs, train=train)
+    except Exception as e:  # whatever a user's model raises: the studio says where, and stays
+        raise SessionError(f"cannot capture {type(model).__name__}: {type(e).__name__}: {e}") from e
+
+
+def lowered(program: Program, level: int | None) -> Program:
+    """The program itself, or a copy lowered to a level where it still consists of operators."""
+    if level is None or program.form is not Form.OPERATORS:
+        return program
+    import shorthaul.workbench as workbench
+
+    return workbench.optimize(program.clone(), level)

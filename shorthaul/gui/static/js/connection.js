@@ -1,0 +1,104 @@
+// The page's line to a session: a WebSocket that comes back by itself, or the answers that an offline page carries.
+//
+// A request that was under way when the line broke is sent again with the same key; the server answers a key that it has seen, so that
+// nothing is done twice.
+
+const CHANGES = new Set(["apply", "apply_alike", "run_level", "replay", "undo", "redo", "goto", "reset", "set_machine"]);
+
+/**
+ * @typedef {{ call(method: string, params?: Record<string, unknown>): Promise<any>, onEvent: (event: any) => void,
+ *   onStatus: (connected: boolean, text: string) => void, version: number, readOnly: boolean }} Connection
+ */
+
+/** @implements {Connection} */
+export class Live {
+  /** @param {string} url */
+  constructor(url) {
+    this.url = url;
+    this.readOnly = false;
+    this.version = 0;
+    /** @type {(event: any) => void} */ this.onEvent = () => {};
+    /** @type {(connected: boolean, text: string) => void} */ this.onStatus = () => {};
+    /** @type {Map<number, { text: string, resolve: (v: any) => void, reject: (e: Error) => void }>} */ this.pending = new Map();
+    this.number = 0;
+    this.me = crypto.randomUUID();
+    this.wait = 250;
+    /** @type {WebSocket | null} */ this.socket = null;
+    this.opened = false;
+    window.addEventListener("online", () => this.connect());
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.connect(); });
+    this.connect();
+  }
+
+  connect() {
+    if (this.socket && this.socket.readyState <= WebSocket.OPEN) return;
+    const socket = this.socket = new WebSocket(this.url);
+    socket.onopen = () => {
+      this.wait = 250;
+      this.onStatus(true, "");
+      for (const p of this.pending.values()) socket.send(p.text);
+      if (this.opened) this.onEvent({ event: "changed", reconnected: true });
+      this.opened = true;
+    };
+    socket.onmessage = (m) => this.receive(JSON.parse(m.data));
+    socket.onclose = () => {
+      if (this.socket !== socket) return;
+      this.onStatus(false, "The connection to the studio is lost; trying again. Its state is kept. If the program was ended, start it again.");
+      setTimeout(() => this.connect(), this.wait);
+      this.wait = Math.min(5000, this.wait * 2);
+    };
+  }
+
+  /** @param {any} message */
+  receive(message) {
+    if (message.event) {
+      if (message.version) this.version = message.version;
+      this.onEvent(message);
+      return;
+    }
+    const p = this.pending.get(message.id);
+    if (!p) return;
+    this.pending.delete(message.id);
+    if (message.error === undefined) p.resolve(message.result);
+    else p.reject(new Error(message.error));
+  }
+
+  /** @param {string} method @param {Record<string, unknown>} [params] */
+  call(method, params = {}) {
+    const id = ++this.number;
+    const change = CHANGES.has(method) ? { version: this.version, key: `${this.me}/${id}` } : {};
+    const text = JSON.stringify({ id, method, params, ...change });
+    return new Promise((resolve, reject) => {
+      this.pending.set(id, { text, resolve, reject });
+      if (this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send(text);
+    });
+  }
+}
+
+/** @implements {Connection} */
+export class Offline {
+  /** @param {any} data */
+  constructor(data) {
+    this.data = data;
+    this.readOnly = true;
+    this.version = data.describe.version;
+    /** @type {(event: any) => void} */ this.onEvent = () => {};
+    /** @type {(connected: boolean, text: string) => void} */ this.onStatus = () => {};
+  }
+
+  /** @param {string} method @param {Record<string, any>} [params] */
+  async call(method, params = {}) {
+    const d = this.data;
+    if (method === "overlay") return d.overlay[params.name];
+    if (method === "body" || method === "module") return d[method][params.what ?? params.path];
+    if (method === "node") {
+      const found = d.node[params.what];
+      if (!found) throw new Error(`This offline page has the details of the ${d.detailed} costliest nodes only.`);
+      return found;
+    }
+    if (method === "opportunities") return params.refused ? [] : d.opportunities;
+    if (method === "export" && params.kind in d) return d[params.kind];
+    if (method in d) return d[method];
+    throw new Error("This page is a read-only export; open the program in the studio to change or measure it.");
+  }
+}
