@@ -33,7 +33,8 @@ _ALL_MODULES = torch.nn.modules.module
 global_hooks = (_ALL_MODULES._global_forward_pre_hooks, _ALL_MODULES._global_forward_hooks,
                 _ALL_MODULES._global_backward_pre_hooks, _ALL_MODULES._global_backward_hooks)  # fmt: skip
 NOTHING_COMPILED = (
-    "nothing of {name} was compiled: Dynamo left all of it to eager mode, as it does with code inside PyTorch that it does not trace; "
+    "nothing of {name} was compiled: Dynamo left all of it to eager mode, as it does with code inside PyTorch that it does not trace and "
+    "with functions that contain a loop in which the graph breaks (put the body of the loop into a method, which it can compile); "
     "the environment variable TORCH_LOGS=graph_breaks makes it say why"
 )
 

@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # Large suites of which a run of everything takes every second test, chosen by its name.
 HALVED = ("api/test_autograd", "api/test_calls", "api/test_control_flow", "api/test_modules", "api/test_runtime_sizes", "api/test_shapes",
-          "codegen/test_cpp_kernels", "ecosystem/", "models/test_symbolic_sizes")  # fmt: skip
+          "codegen/test_cpp_kernels", "ecosystem/", "models/test_in_the_wild", "models/test_symbolic_sizes")  # fmt: skip
 
 
 def _left_out(item: pytest.Item) -> bool:

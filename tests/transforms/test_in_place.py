@@ -15,6 +15,9 @@ from shorthaul.ir.program import Program
 from shorthaul.ir.verify import verify
 from shorthaul.pipeline import _schedule
 from shorthaul.transforms.base import apply_everywhere
+from shorthaul.transforms.fuse import fuse
+from shorthaul.transforms.level2_fusion.map_fusion import MapFusion
+from shorthaul.transforms.level2_fusion.sibling_fusion import SiblingFusion
 from shorthaul.transforms.level4_global.in_place import InPlace
 
 
@@ -93,3 +96,14 @@ def test_refuses_what_the_backward_phase_reads() -> None:
     verify(p)
     assert_same(p, inputs, expected)
     assert kernels(p)
+
+
+def test_refuses_a_map_that_writes_two_parts_of_its_result() -> None:
+    def build(b: Any, x: Any) -> Any:
+        return b.op("neg", x=b.op("cat", {"dim": 1}, x0=b.op("sin", x=x), x1=b.op("cos", x=x)))
+
+    p = network(build, train=False, x=(4, 6))
+    fuse(p, [MapFusion("refuse"), SiblingFusion()])
+    _schedule(p)
+    found = [m for m in matches(InPlace(), p, mid="cat") if len(m.node.tasklet.writes) == 2]
+    assert_refuses(InPlace(), only(found), "more than one elementwise result")

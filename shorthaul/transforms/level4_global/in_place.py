@@ -38,7 +38,7 @@ class InPlace(Transformation):
 
     def check(self, m: Match) -> None:
         p, node = m.program, m.node
-        require(node.is_elementwise and len(p.writes_of(node)) == 1, "it is more than one elementwise result")
+        require(node.is_elementwise and len(node.tasklet.writes) == 1, "it is more than one elementwise result")
         x, y = p.containers[m.operand], p.containers[m.mid]
         require(y.alias is None, "its result shares memory already")
         require(m.mid not in p.results and len(p.writers(m.mid)) == 1, "the caller gets its result as a tensor of its own")
