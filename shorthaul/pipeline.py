@@ -1,6 +1,7 @@
 """The order of stages, from a program of operators to a scheduled one, as one plain function.
 
-algebra → expansion → layout → store or recompute → fusion → memory (aliases). Each stage is one call; each rewrite is in the log.
+algebra → expansion → layout → store or recompute → fusion → parts of the batch → memory (aliases). Each stage is one call; each
+rewrite is in the log.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from shorthaul.transforms.level3_layout.channels_last import assign_channels_las
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
+from shorthaul.transforms.level4_global.batch_tiling import BatchTiling
 from shorthaul.transforms.level4_global.checkpoint import Checkpoint
 from shorthaul.transforms.level4_global.common_subexpressions import eliminate_common_subexpressions
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
@@ -73,6 +75,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 2:
         result = fuse(program, choices.adjust(default_fusions(options.target)))
         eliminate_dead_code(program)
+        if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
+            apply_everywhere(program, choices.adjust([BatchTiling()]))
         apply_everywhere(program, [AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])])
     _schedule(program)
     if options.target == "triton":

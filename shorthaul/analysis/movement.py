@@ -28,6 +28,7 @@ from .reorders import reorder_bytes
 from .rereads import rereads
 from .roofline import Machine
 from .roofline import machine as machine_called
+from .tiles import loop_working_set, outer_bytes
 
 IntLike = Union[int, Expr]
 BAR = 24  # characters
@@ -245,6 +246,8 @@ def node_movement(node: Node, program: Program, machine: Machine | None = None, 
         return _map(node, program, machine_called(machine), hints(program) if sizes is None else sizes)
     if isinstance(node, Operator) and node.op in view_ops:
         return []
+    if isinstance(node, Loop) and node.tile is not None:
+        return _tiles(node, machine_called(machine), sizes or hints(program), view_ops)
     if isinstance(node, (Loop, Branch)):
         return _body(node, program, machine_called(machine), sizes or {}, view_ops)
     moved = []
@@ -304,6 +307,16 @@ def _stored(program: Program, c: Container, view_ops: frozenset[str]) -> IntLike
             source = program.containers[next(iter(w.reads.values())).container]
             return minimum(c.bytes, _stored(program, source, view_ops))
     return c.bytes
+
+
+def _tiles(node: Loop, machine: Machine, sizes: Mapping[str, int], view_ops: frozenset[str]) -> list[Moved]:
+    """A loop over parts of a batch: what passes between its nodes stays in the cache, if it fits."""
+    inside = [m for n in node.body.nodes for m in node_movement(n, node.body, machine, sizes, view_ops)]
+    fits = loop_working_set(node, sizes) <= machine.cache
+    total = outer_bytes(node, [(m.node, m.container, m.side, m.bytes) for m in inside], fits)
+    outer = {k: m.container for k, m in (*node.reads.items(), *node.writes.items())}
+    exact = all(m.exact for m in inside)
+    return [Moved(node, outer.get(name, f"{name} (inside)"), side, number, exact=exact) for (name, side), number in total.items()]
 
 
 def _body(node: Loop | Branch, program: Program, machine: Machine, sizes: Mapping[str, int], view_ops: frozenset[str]) -> list[Moved]:

@@ -184,8 +184,9 @@ class _Canonical:
         elif isinstance(n, LibraryCall):
             own = f"{n.function} {self.value(n.attributes)}"
         elif isinstance(n, Loop):
-            named = [(connector(a), connector(b)) for a, b in n.carried], [connector(k) for k in (*n.scanned, "", *n.stacked)]
-            own = f"{texts} {self.expr(n.count)} {named} {[connector(k) for k in (n.condition, n.index) if k]} {n.reverse}"
+            rows = (*n.scanned, "", *n.stacked, "", *n.summed)
+            named = [(connector(a), connector(b)) for a, b in n.carried], [connector(k) for k in rows]
+            own = f"{texts} {self.expr(n.count)} {named} {[connector(k) for k in (n.condition, n.index) if k]} {n.reverse} {n.tile}"
         elif isinstance(n, Branch):
             own = str(texts)
         else:

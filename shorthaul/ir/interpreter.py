@@ -232,24 +232,29 @@ class Interpreter:
         scanned = {k: state.pop(k) for k in node.scanned}
         results: dict[str, np.ndarray] = {out: state[inp] for inp, out in node.carried}
         rows: dict[str, list[np.ndarray]] = {k: [] for k in node.stacked}
+        totals: dict[str, np.ndarray] = {}
         limit = None if node.count is None else int(evaluate_index(node.count, self.sizes, {}))
         step = 0
         while (limit is None or step < limit) and (node.condition is None or bool(state[node.condition])):
             if limit is None and node.reverse:
                 raise InterpretError(f"{node} runs in reverse without a count")
             at = limit - 1 - step if node.reverse and limit is not None else step
-            given = {k: v[at] for k, v in scanned.items()}
+            given = {k: v[at] if node.tile is None else v[at * node.tile : (at + 1) * node.tile] for k, v in scanned.items()}
             if node.index is not None:
                 given[node.index] = np.asarray(at, np.int64)
             results = self._call(node.body, {**state, **given})
             state.update({inp: results[out] for inp, out in node.carried})
             for k, found in rows.items():
                 found.append(results[k])
+            for k in node.summed:
+                totals[k] = totals[k] + results[k] if k in totals else results[k]
             step += 1
+        results.update(totals)
         for k, found in rows.items():
             c = node.body.containers[k]
             empty = np.zeros((0, *self.shape(c)), self.arithmetic.numpy(c.dtype))
-            results[k] = np.stack(found[::-1] if node.reverse else found) if found else empty
+            join = np.stack if node.tile is None else np.concatenate
+            results[k] = join(found[::-1] if node.reverse else found) if found else empty
         self._store(node, results)
 
     def _call(self, body: Program, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -173,6 +173,8 @@ class _Writer:
                 "condition": n.condition,
                 "index": n.index,
                 "reverse": n.reverse,
+                "tile": n.tile,
+                "summed": list(n.summed),
             }
         if isinstance(n, Branch):
             return {**common, "then": self.program(n.then), "otherwise": self.program(n.otherwise)}
@@ -343,7 +345,7 @@ class _Reader:
             return LibraryCall(n["function"], self.value(n["attributes"]), **common)
         if kind == Loop.kind:
             return Loop(self.program(n["body"]), self.expr(n["count"]), tuple((a, b) for a, b in n["carried"]), n["scanned"], n["stacked"],
-                        n["condition"], n["index"], n["reverse"], **common)  # fmt: skip
+                        n["condition"], n["index"], n["reverse"], n.get("tile"), n.get("summed", ()), **common)  # fmt: skip
         if kind == Branch.kind:
             return Branch(self.program(n["then"]), self.program(n["otherwise"]), **common)
         raise SerializeError(f"unknown kind of node {kind!r}")

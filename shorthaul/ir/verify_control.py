@@ -46,10 +46,11 @@ def check_loop(n: Loop, containers: Mapping[str, Container]) -> Problems:
             yield "body", f"carries {b} to {a}"
         if start not in n.reads:
             yield "body", f"the carried {start} has no value to start from"
-    written = {end for _, end in n.carried} | set(n.stacked)
+    yield from _tiles(n, containers)
+    written = {end for _, end in n.carried} | set(n.stacked) | set(n.summed)
     for name in n.writes:
         if name not in written:
-            yield "body", f"writes {name}, which is neither carried nor stacked"
+            yield "body", f"writes {name}, which is neither carried nor stacked nor summed"
     for name in n.scanned:
         if name in starts or name not in n.reads:
             yield "body", f"scans {name}, which is " + ("carried" if name in starts else "not read")
@@ -57,7 +58,7 @@ def check_loop(n: Loop, containers: Mapping[str, Container]) -> Problems:
     sizes = {d.connector: d.symbol for d in n.defines}
     for name, m in n.writes.items():
         outer = containers.get(m.container)
-        if name in n.stacked and outer is not None:
+        if name in n.stacked and outer is not None and n.tile is None:
             trips = sizes.get(name, n.count if n.condition is None else None)
             if trips is None:
                 trips = next((s for s in sizes.values() if outer.shape and outer.shape[0] is s), None)
@@ -66,11 +67,36 @@ def check_loop(n: Loop, containers: Mapping[str, Container]) -> Problems:
             else:
                 yield from _output(body, name, outer, (trips,))
         else:
-            yield from _output(body, name, outer)
+            yield from _output(body, name, outer if n.tile is None or name not in n.stacked else _rows(outer, n.tile))
     for name, m in n.reads.items():
-        if name in body.signature.inputs:
+        if name in body.signature.inputs and n.tile is not None and name in n.scanned:
+            yield from _fits(body.containers[name], _rows(containers.get(m.container), n.tile), f"reads rows of {name} of {body.name}")
+        elif name in body.signature.inputs:
             leading = (n.count,) if name in n.scanned else ()
             yield from _fits(body.containers[name], containers.get(m.container), f"reads {name} of {body.name}", leading)
+
+
+def _tiles(n: Loop, containers: Mapping[str, Container]) -> Problems:
+    """Whether the rows of a tiled loop make up what it scans and stacks."""
+    if n.tile is None:
+        if n.summed:
+            yield "body", f"sums {', '.join(n.summed)} without rows to run over"
+        return
+    if not isinstance(n.count, int) or n.carried or n.condition is not None or n.reverse:
+        yield "body", "runs over rows without a number of iterations, or carries values from row to row"
+        return
+    for name in (*n.scanned, *n.stacked):
+        m = n.reads.get(name) or n.writes.get(name)
+        c = containers.get(m.container) if m is not None else None
+        if c is not None and (not c.shape or c.shape[0] != n.count * n.tile):
+            yield "body", f"runs over {n.count} times {n.tile} rows of {c}"
+    both = set(n.stacked) & set(n.summed)
+    if both:
+        yield "body", f"stacks and sums {', '.join(sorted(both))}"
+
+
+def _rows(c: Container | None, tile: int) -> Container | None:
+    return None if c is None or not c.shape else c.with_(shape=(tile, *c.shape[1:]))
 
 
 def _ends(n: Loop) -> Problems:

@@ -33,7 +33,30 @@ class Control:
         if isinstance(self.control, Branch):
             taken = self.bodies[0 if bool(reads["condition"]) else 1]
             return _call(taken, reads, sizes, self.control.writes)
+        if self.control.tile is not None:
+            return self._rows(self.control, reads, sizes, out)
         return self._loop(self.control, reads, sizes)
+
+    def _rows(self, loop: Loop, reads: Tensors, sizes: Mapping[Symbol, int], out: Tensors) -> dict[str, torch.Tensor]:
+        """Run the body over one part of the batch after the other, straight into the planned results."""
+        (body,) = self.bodies
+        assert isinstance(loop.count, int) and loop.tile is not None
+        layout = body.layout({s: sizes[s] for s in body.host.symbols})
+        whole = {k: t for k, t in reads.items() if k not in loop.scanned}
+        for i in range(loop.count):
+            first = i * loop.tile
+            rows = {k: reads[k].narrow(0, first, loop.tile) for k in loop.scanned}
+            targets = {k: out[k].narrow(0, first, loop.tile) for k in loop.stacked}
+            if i == 0:
+                targets |= {k: out[k] for k in loop.summed}
+            found, _ = body.forward(layout, {**whole, **rows, **targets}, False)
+            for k, target in targets.items():
+                if found[k] is not target:
+                    target.copy_(found[k])
+            if i:
+                for k in loop.summed:
+                    out[k].add_(found[k])
+        return dict(out)
 
     def _loop(self, loop: Loop, reads: Tensors, sizes: Mapping[Symbol, int]) -> dict[str, torch.Tensor]:
         (body,) = self.bodies

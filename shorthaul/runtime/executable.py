@@ -24,7 +24,7 @@ from shorthaul.codegen.host import ControlStep, HostProgram, LibraryStep, Segmen
 from shorthaul.codegen.library import LIBRARY, writes_out
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType
-from shorthaul.ir.nodes import Defines
+from shorthaul.ir.nodes import Defines, Loop
 from shorthaul.ir.sizes import attribute_sizes, container_sizes
 from shorthaul.symbolic import Expr, Symbol, evaluate
 
@@ -280,6 +280,8 @@ class Executable:
             if plan is None:
                 plan = layout.plans[phase] = self._prepare(layout, phase)
             for name, shape, strides, dtype in plan.allocate[part]:
+                if name in tensors:
+                    continue  # the caller gave a place for the result
                 tensors[name] = torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
             table, slots = plan.addresses, plan.slots
             if plan.arena_base != arena.base:
@@ -397,7 +399,10 @@ class Executable:
 
     def _owned_by_library(self, step: LibraryStep | ControlStep, name: str) -> bool:
         kind = self.host.kinds[name]
-        fills = isinstance(step, LibraryStep) and writes_out(step.function)
+        if isinstance(step, ControlStep):
+            fills = isinstance(step.control, Loop) and step.control.tile is not None
+        else:
+            fills = writes_out(step.function)
         return not fills and kind in ("transient", "saved", "result")
 
     # preparation ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .level3_layout.channels_last import ChannelsLast
 from .level3_layout.constant_folding import ConstantFolding
 from .level3_layout.library_layout import LibraryLayout
 from .level4_global.alias_views import AliasViews
+from .level4_global.batch_tiling import BatchTiling
 from .level4_global.checkpoint import Checkpoint
 from .level4_global.common_subexpressions import CommonSubexpressions
 from .level4_global.dead_code import DeadCode
@@ -39,8 +40,8 @@ Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion,
-    RowSiblingFusion, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, Checkpoint, CommonSubexpressions, Recompute, DeadCode,
-    InPlace, UpdateInPlace,
+    RowSiblingFusion, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, BatchTiling, Checkpoint, CommonSubexpressions,
+    Recompute, DeadCode, InPlace, UpdateInPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 
