@@ -33,7 +33,7 @@ _NEW = frozenset({"AttributeMutationNew", "ValueMutationNew"})  # of objects tha
 _SCOPES = ("__import_", "__builtins_dict__", "___unnamed_scope")  # Dynamo's names for the globals of a function
 _TORCH = ("__import_torch_dot_",)
 _ENTRY_NAMES = frozenset({"module", "args", "kwargs", "unrolled"})  # the last is made of the module
-_ENTRY_GLOBALS = frozenset({"_GLOBAL_HOOKS"})  # the dicts that calling a module reads, which the walk has from there
+_ENTRY_GLOBALS = frozenset({"global_hooks"})  # the dicts that calling a module reads, which the walk has from there
 _UNREAD = frozenset({"grad", "_grad", "grad_fn", "_version"})  # of tensors: the walk does not look at them
 
 
