@@ -294,6 +294,11 @@ def interface_of(
                 name = str(n.node.expr) if isinstance(n, torch.SymInt) else ""
                 if name in wanted and wanted[name] not in sizes:
                     sizes[wanted[name]] = (i, d)
+    for node in graph.graph.nodes:  # an integer tensor of one element that is given and used as a size
+        if node.target is torch.ops.aten._local_scalar_dense.default and node.args[0] in placeholders:
+            name = str(node.meta["val"].node.expr) if isinstance(node.meta["val"], torch.SymInt) else ""
+            if name in wanted and wanted[name] not in sizes:
+                sizes[wanted[name]] = (placeholders.index(node.args[0]), None)
     missing = [s.name for s in wanted.values() if s not in sizes and s not in runtime_sizes(imported.program)]
     if missing:
         raise Unsupported(f"the size {missing[0]} is not the size of an input")

@@ -196,7 +196,10 @@ class Argmax(OperatorDefinition):
 
     def _dims(self, x: Any, attributes: Mapping[str, Any]) -> frozenset[int]:
         rank = len(x.shape)
-        return frozenset(range(rank)) if attributes["dim"] is None else frozenset({wrap_dim(self.name, attributes["dim"], rank)})
+        if attributes["dim"] is None:
+            return frozenset(range(rank))
+        dim = wrap_dim(self.name, attributes["dim"], rank)
+        return frozenset({dim} if rank else ())  # a scalar has a "dimension" 0
 
     def maps(self, c: Expansion) -> None:
         x, y = c.input(), c.output()
@@ -217,6 +220,7 @@ class Argmax(OperatorDefinition):
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x": TensorType(float32, (3, 5))}, {"dim": 1})
         yield Sample({"x": TensorType(float32, (3, 5))}, {"dim": None})
+        yield Sample({"x": TensorType(float32, ())}, {"dim": -1, "keepdim": True})
 
 
 @register

@@ -135,6 +135,17 @@ def test_an_index_that_is_data_is_checked(whole: None) -> None:
         p.ours(some().detach().abs(), torch.tensor(40))
 
 
+def test_an_integer_tensor_that_is_given_is_a_size() -> None:
+    """PyTorch reads it while it traces, without a graph break, and does not compile again for another value."""
+
+    def f(m: Net, x: torch.Tensor, at: torch.Tensor) -> Any:
+        return torch.narrow(x * m.w, 1, at, 3) * 2
+
+    p = Pair(Net(f))
+    for start in (2, 3, 5, 2):
+        p.step(some(), torch.tensor(start))
+
+
 def test_an_operator_without_an_entry_defines_its_size(whole: None) -> None:
     def f(m: Net, x: torch.Tensor) -> Any:
         values, inverse = torch.unique((x > 0).long(), return_inverse=True)

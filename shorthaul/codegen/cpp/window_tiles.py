@@ -233,7 +233,7 @@ class _Tiles:
     def _blocked(self, w: Window, code: Code, positions: list[Symbol], number: int, local: dict[str, Container]) -> list[Nest | Code]:
         """A few neighbouring positions at once; sums that go to the result through a buffer of the tile."""
         last = positions[-1]
-        n = int_size(last)
+        n = last.size if isinstance(last.size, int) else 0  # rows of a tile may be fewer in the last one: no blocks of a fixed width
         taps = math.prod(int_size(a.tap) for a in w.axes.values())
         widest = 4 if taps <= 12 or not w.taps_kept else 2
         single = all(len(COMBINERS[str(r.combine)].components) == 1 for r in code.writes.values() if r.combine is not None)
