@@ -514,15 +514,6 @@ def overlapping_sum(n: int, window: int, stride: int, combiner: str = "sum") -> 
     return Case(f"{combiner} of windows of {window} every {stride}", m, cs)
 
 
-def gathered_windows(rows: int, n: int, cols: int, taps: int) -> Case:
-    """The gradient of windows along one dimension: a sum of few taps, whose only position is the row of a tile."""
-    cs = table(array("g", (rows, n - taps + 1, cols, taps)), array("y", (rows, n, cols)))
-    r, i, j, k = fresh_params((rows, n, cols, taps))
-    guard = inside(i - k, n - taps + 1)
-    m = flat((r, i, j, k), {"g": at("g", r, i - k, j, k, guard=guard, fill=0)}, {"y": at("y", r, i, j, combine="sum")}, lambda g: {"y": g}, cs)
-    return Case(f"gradient of windows of {taps} along {n}", m, cs)
-
-
 def histogram(n: int, bins: int) -> Case:
     cs = table(array("idx", (n,), int32), array("h", (bins,), int64))
     (i,) = fresh_params((n,))

@@ -14,8 +14,19 @@ from shorthaul.ir.nodes import Map, Tasklet
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, read
 from shorthaul.symbolic import Symbol, index, minimum
 
-
 # windows -------------------------------------------------------------------------------------------------------------------
+
+
+def gathered_windows(rows: int, n: int, cols: int, taps: int) -> Case:
+    """The gradient of windows along one dimension: a sum of few taps, whose only position is the row of a tile."""
+    cs = table(array("g", (rows, n - taps + 1, cols, taps)), array("y", (rows, n, cols)))
+    r, i, j, k = fresh_params((rows, n, cols, taps))
+    guard = inside(i - k, n - taps + 1)
+    reads = {"g": at("g", r, i - k, j, k, guard=guard, fill=0)}
+    m = flat((r, i, j, k), reads, {"y": at("y", r, i, j, combine="sum")}, lambda g: {"y": g}, cs)
+    return Case(f"gradient of windows of {taps} along {n}", m, cs)
+
+
 def depthwise(n: int, c: int, h: int, w: int, k: int, s: int, channels_last: bool, dtype: DType = float32) -> Case:
     p = k // 2
     oh, ow = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1

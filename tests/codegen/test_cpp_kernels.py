@@ -54,7 +54,7 @@ def _cases() -> Iterator[Case]:
         yield c.overlapping_sum(n, window, stride)
     yield c.overlapping_sum(9, 3, 2, "max")
     for rows, n, cols in ((5, 5, 25), (1, 50, 7), (3, 7, 300)):
-        yield c.gathered_windows(rows, n, cols, 3)
+        yield t.gathered_windows(rows, n, cols, 3)
     for n, k, step in ((12, 4, 6), (12, 4, 2), (50, 7, 1)):
         yield c.folded_sum(n, k, step)
     for combiner in ("max", "min", "prod"):
