@@ -30,7 +30,10 @@ from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 from shorthaul.transforms.level4_global.batch_tiling import BatchTiling
 from shorthaul.transforms.level4_global.checkpoint import Checkpoint
-from shorthaul.transforms.level4_global.common_subexpressions import eliminate_common_subexpressions
+from shorthaul.transforms.level4_global.common_subexpressions import (
+    CommonSubexpressions,
+    eliminate_common_subexpressions,
+)
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
@@ -62,10 +65,13 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if check:
         verify(program, Form.MAPS)
     if level >= 3:
-        apply_everywhere(program, [ConstantFolding()])
+        apply_everywhere(program, choices.adjust([ConstantFolding()]))
         assign_channels_last(program)
     if level >= 4:
-        eliminate_common_subexpressions(program)
+        if choices.inside:
+            apply_everywhere(program, choices.adjust([CommonSubexpressions()]))
+        else:
+            eliminate_common_subexpressions(program)
         # on a GPU a residual stream is not recomputed from its beginning for every layer
         apply_everywhere(program, choices.adjust([Recompute(max_chain=24 if options.target == "triton" else None)]))
         eliminate_dead_code(program)
@@ -77,7 +83,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         eliminate_dead_code(program)
         if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
             apply_everywhere(program, choices.adjust([BatchTiling()]))
-        apply_everywhere(program, [AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])])
+        apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
     _schedule(program)
     if options.target == "triton":
         _split(program)

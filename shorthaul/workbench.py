@@ -34,6 +34,7 @@ from shorthaul.ir.verify import VerifyError, verify
 from shorthaul.symbolic import evaluate
 from shorthaul.transforms.base import Match, Refusal, Transformation, hint_value
 from shorthaul.transforms.catalog import Chosen, make
+from shorthaul.transforms.choices import Choices
 from shorthaul.transforms.explain import (
     Explanation,
     Place,
@@ -54,12 +55,19 @@ class TransformationError(RuntimeError):
     """A transformation broke the program or changed its numbers; the message names it and the place. The program is as it was."""
 
 
-def optimize(program: Program, level: int = 4, *, check: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None) -> Program:
+def optimize(program: Program, level: int = 4, *, check: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None,
+             inside: str = "") -> Program:  # fmt: skip
     """Lower the program in place with the transformations up to `level` (or by a recipe alone); returns it.
 
-    check: verify it after every stage. Raises RecipeError where the recipe does not fit.
+    check: verify it after every stage. inside: a module path; transformations are applied only where all nodes at a place are of that
+    module, so that `recipe` is one for the block alone, which `spread` and `moved` take to others. Raises RecipeError where the recipe
+    does not fit, KeyError for a module that no node comes from.
     """
-    pipeline.optimize(program, Options(level, recipe=None if recipe is None else str(_recipe(recipe))), check=check)
+    if inside and not any((n.origin.module + ".").startswith(inside + ".") for n in program.nodes):
+        known = sorted({n.origin.module for n in program.nodes if n.origin.module})
+        raise KeyError(f"no node of program {program.name} comes from a module {inside!r}; there are {', '.join(known[:8])}, ...")
+    options = Options(level, recipe=None if recipe is None else str(_recipe(recipe)))
+    pipeline.optimize(program, options, check=check, choices=Choices(inside=inside))
     return program
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from shorthaul.ir.nodes import LibraryCall, Map
 from shorthaul.ir.program import Program
 
-from .flops import is_contraction, node_flops
+from .flops import is_contraction, map_flops, node_flops
 from .liveness import hints, value
 from .movement import kernel_name, movement
 from .roofline import Machine
@@ -18,7 +18,10 @@ from .roofline import machine as machine_called
 
 @dataclass(frozen=True)
 class KernelTime:
-    """The least time of one kernel: `bound` says whether "memory" or "arithmetic" sets it. flops is None where it is not known."""
+    """The least time of one kernel: `bound` says whether "memory" or "arithmetic" sets it. flops is None where it is not known.
+
+    Time counts an operation by what it costs beside an add (`scalar_ops`), flops counts each once.
+    """
 
     node: int
     name: str
@@ -45,7 +48,10 @@ def roofline(program: Program, machine: Machine | str | None = None, sizes: Mapp
         dtype = min(dtypes, key=lambda d: d.bits).name if dtypes else "float32"
         contraction = (isinstance(node, Map) and is_contraction(node)) or (isinstance(node, LibraryCall) and flops is not None)
         number = value(row.bytes, known)
-        seconds = target.time(number, flops or 0, dtype, contraction)
+        work = flops or 0
+        if isinstance(node, Map) and not contraction:
+            work = value(map_flops(node, weighted=True), known)  # an exponential takes as long as several adds
+        seconds = target.time(number, work, dtype, contraction)
         bound = "memory" if seconds <= target.time(number) else "arithmetic"
         times.append(KernelTime(node.id, kernel_name(node), number, flops, seconds, bound))
     return times

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Union
 
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit, EditError
-from shorthaul.ir.location import container_reference, find, reference
+from shorthaul.ir.location import common_prefix, container_reference, find, module_of, reference
 from shorthaul.ir.nodes import Map, Node, Operator
 from shorthaul.ir.program import Form, Program
 from shorthaul.symbolic import Expr, evaluate
@@ -147,6 +147,7 @@ class Transformation:
     tunable: ClassVar[Mapping[str, Collection[Any]]] = {}
     at_places: ClassVar[bool] = False
     _left_out: frozenset[str] = frozenset()
+    _inside: str = ""
 
     @property
     def name(self) -> str:
@@ -210,10 +211,19 @@ class Transformation:
         other._left_out = containers
         return other
 
+    def keep_inside(self, module: str) -> Transformation:
+        """The same transformation, which refuses where one of its nodes is of another module."""
+        other = copy.copy(self)
+        other._inside = module
+        return other
+
     def run(self, m: Match) -> None:
         """Check and apply at one place, as one rewrite of the log. Raises Refusal or EditError with the reason and changes nothing then."""
         mid = m.items.get("mid")
         require(mid not in self._left_out, f"{mid} is left as it is by choice")
+        if self._inside:
+            where = common_prefix(module_of(reference) for reference in m.place().values() if ": " in reference)
+            require(not m.nodes or (where + ".").startswith(self._inside + "."), f"it is not inside {self._inside}")
         self.check(m)
         with m.program.edit(self.name, self.parameters, where=m.describe(), place=m.place(), level=self.level) as edit:
             edit.rewrite.notes["saves"] = self.saves(m)

@@ -130,7 +130,8 @@ class Recipe:
         """Apply the steps to a program in order. stages: what the steps without a place call.
 
         missing: "raise" (default) stops with RecipeError at a step that does not apply and leaves the program as it was; "skip" goes on and
-        lists it. The program is verified at the end.
+        lists it. The program is verified at the end. A step that fails, or after which the program is not well formed, is an error that
+        names it; the program is as it was then, too.
         """
         if missing not in ("raise", "skip"):
             raise ValueError(f"missing is 'raise' or 'skip', not {missing!r}")
@@ -146,10 +147,29 @@ class Recipe:
                                           "replay with missing='skip' to go on without such steps") from e  # fmt: skip
                     done.skipped.append((s, str(e)))
             verify(program, program.form)
-        except (RecipeError, VerifyError):
+        except RecipeError:
             program.undo(len(program.log) - before)
             raise
+        except Exception as e:  # a transformation from outside may fail in any way
+            program.undo(len(program.log) - before)
+            i, s, why = self._culprit(program.clone(), stages, missing, e)
+            raise RecipeError(f"step {i} of the recipe of {self.program} {why} ({program.name} is as it was): {s}: {e}") from e
         return done
+
+    def _culprit(self, program: Program, stages: Stages, missing: str, error: Exception) -> tuple[int, Step, str]:
+        """Which step of a replay fails, or breaks the program: the steps once more, with a look after each."""
+        for i, s in enumerate(self.steps, 1):
+            try:
+                _take(s, program, stages)
+            except (Refusal, EditError, UnknownTransformation, TypeError, ValueError):
+                continue  # with missing="raise" the replay would not have come past it
+            except Exception:
+                return i, s, "failed"
+            try:
+                verify(program, program.form)
+            except VerifyError:
+                return i, s, "broke the program"
+        return len(self.steps), self.steps[-1], f"or one before it failed ({type(error).__name__})"
 
     def moved(self, old: str, new: str) -> Recipe:
         """The recipe with the module prefix `old` replaced by `new`."""

@@ -374,7 +374,8 @@ def from_key(key: str) -> Choices:
         return tuple(parse(f"recipe = Recipe('database', steps=[{', '.join(texts)}])").steps)
 
     parameters = tuple((a, b, c) for a, b, c in value["parameters"])
-    return Choices(steps(value["first"]), frozenset((a, b) for a, b in value["without"]), parameters, steps(value["last"]))
+    without = frozenset((a, b) for a, b in value["without"])
+    return Choices(steps(value["first"]), without, parameters, steps(value["last"]), value["inside"])
 
 
 def _bytes(program: Program) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from workbench_nets import Block, stack
 
 import shorthaul as sh
+import shorthaul.transforms.catalog as catalog_module
+from shorthaul.ir.edit import Edit
 from shorthaul.ir.fingerprint import fingerprint
+from shorthaul.ir.program import Program
+from shorthaul.transforms.base import Match, Transformation
 from shorthaul.transforms.recipe import Recipe, RecipeError, at, parse, stage
 
 
@@ -140,6 +145,39 @@ def test_bad_steps(step: Any, reason: str) -> None:
     with pytest.raises(RecipeError, match=reason):
         p.replay(Recipe("n", [stage("Expand"), step]))
     assert fingerprint(p) == before
+
+
+class Breaks(Transformation):
+    """Takes a kernel away whose result is needed."""
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        yield from (Match(program, {"node": n}) for n in program.nodes if n.label == "silu")
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        edit.remove(m.node)
+
+
+class Crashes(Breaks):
+    """Fails halfway."""
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        edit.remove(m.node)
+        raise ZeroDivisionError("halfway")
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"), [(Breaks, "step 2 of .* broke the program .*'Breaks'"), (Crashes, "step 2 of .* failed .*'Crashes'.*halfway")]
+)
+@pytest.mark.parametrize("missing", ["raise", "skip"])
+def test_a_step_that_does_harm_is_named_and_everything_is_taken_back(
+    bad: type[Transformation], reason: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(catalog_module._registered, bad.__name__, bad)
+    p = stack()
+    before, log = fingerprint(p), len(p.log)
+    with pytest.raises(RecipeError, match=reason):
+        p.replay(Recipe("n", [stage("Expand"), at(bad.__name__, {"node": "0: silu"}), stage("DeadCode")]), missing=missing)
+    assert fingerprint(p) == before and len(p.log) == log
 
 
 def test_a_missing_file() -> None:
