@@ -126,6 +126,50 @@ def train_steps(
     return run
 
 
+def train_in_lockstep(
+    model_factory: Callable[[], nn.Module],
+    optimizer_factory: OptimizerFactory | str,
+    batches: Sequence[Batch],
+    runs: Sequence[tuple[Engine, torch.dtype, bool]],
+    seed: int = 0,
+    *,
+    loss_fn: Loss,
+) -> list[dict[str, Tensor]]:
+    """Train with several engines side by side, each step from the state of the first: parameters, buffers, the optimizer's state.
+
+    runs: (engine, dtype, whether in another memory layout). Gives, for each, what every step made, under names as `compare` wants them:
+    `gradient/NAME` of the first step, `gradient/NAME[step 3]` of the fourth, likewise `loss`, `parameter`, `buffer`.
+    """
+    make = OPTIMIZERS[optimizer_factory] if isinstance(optimizer_factory, str) else optimizer_factory
+    modules: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        for _, dtype, restride in runs:
+            torch.manual_seed(seed)
+            modules.append(model_factory().train().to(dtype))
+            if restride:
+                restride_parameters(modules[-1])
+        optimizers = [make([p for p in m.parameters() if p.requires_grad]) for m in modules]
+        runnable = [apply_engine(m, engine) for m, (engine, _, _) in zip(modules, runs, strict=True)]
+        found: list[dict[str, Tensor]] = [{} for _ in runs]
+        for step, (inputs, targets) in enumerate(batches):
+            suffix = f"[step {step}]" if step else ""
+            state, of_optimizer = copy.deepcopy(modules[0].state_dict()), copy.deepcopy(optimizers[0].state_dict())
+            for module, optimizer, call, (_, dtype, restride), out in zip(modules, optimizers, runnable, runs, found, strict=True):
+                if step and module is not modules[0]:
+                    module.load_state_dict(state)
+                    optimizer.load_state_dict(copy.deepcopy(of_optimizer))  # it keeps the tensors that it is given
+                module.zero_grad(set_to_none=True)
+                loss = loss_fn(call(*(place(x, dtype, restride) for x in inputs)), place(targets, dtype, False))
+                loss.backward()
+                out[f"loss/loss{suffix}"] = loss.detach().clone()
+                named = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+                out.update((f"gradient/{n}{suffix}", g.detach().clone()) for n, g in named.items())
+                optimizer.step()
+                out.update((f"parameter/{n}{suffix}", p.detach().clone()) for n, p in module.named_parameters())
+                out.update((f"buffer/{n}{suffix}", b.detach().clone()) for n, b in module.named_buffers())
+    return found
+
+
 def judge_training(
     model_factory: Callable[[], nn.Module],
     loss_fn: Loss,
@@ -138,6 +182,7 @@ def judge_training(
     seeds: Sequence[int] = (0, 1, 2),
     chaotic: bool = False,
     masked: bool = False,
+    lockstep: bool = False,
     title: str = "",
 ) -> Agreement:
     """Train with `engine`, with eager and with eager in float64, once a seed, and judge all tensors together.
@@ -145,11 +190,21 @@ def judge_training(
     `make_batches(seed)` gives the batches of a seed; they may differ in size. `masked` gives eager the engine's random masks.
     `chaotic` is for long runs in low precision of networks whose derivative jumps (ReLU, max pooling): if the rule fails, and it
     fails for eager in another memory layout as well, what the later steps touched is judged by the larger of eager's two
-    errors (see `numerics`); the verdict's title says so.
+    errors (see `numerics`); the verdict's title says so. `lockstep` is for networks of which eager and eager in another memory layout
+    part within a few steps, in float64 too: every step starts from eager's state, and what each step makes is judged.
     """
     strict, loose = [], []
     for seed in seeds:
         batches = make_batches(seed)
+        if lockstep:
+            if masked or steps is not None:
+                raise ValueError("lockstep takes one step a batch, without masks")
+            runs: list[tuple[Engine, torch.dtype, bool]]
+            runs = [("eager", dtype, False), ("eager", torch.float64, False), ("eager", dtype, True), (engine, dtype, False)]
+            eager, exact, spread, found = train_in_lockstep(model_factory, optimizer, batches, runs, seed, loss_fn=loss_fn)
+            strict.append(compare(found, eager, exact, spread=spread))
+            loose.append(compare(found, eager, exact, spread=spread, chaotic=of_later_steps))
+            continue
 
         def run(engine: Engine, dtype: torch.dtype, batches: Sequence[Batch] = batches, seed: int = seed,
                 restride: bool = False) -> dict[str, Tensor]:  # fmt: skip
@@ -172,7 +227,7 @@ def judge_training(
 
 def of_later_steps(name: str) -> bool:
     """Whether a tensor of a `Run` depends on more than the first step's gradients."""
-    return not name.startswith(("gradient/", "input/")) or name.endswith("[last]")
+    return not name.startswith(("gradient/", "input/")) or name.endswith("]")
 
 
 def assert_trains_like_eager(

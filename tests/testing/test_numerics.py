@@ -212,6 +212,31 @@ def test_a_slightly_wrong_gradient_in_training_fails() -> None:
         assert_trains_like_eager(small_network, LOSS, batches, engine=lambda m: Wrong(m, "1.bias", 1.001), steps=3)
 
 
+def test_in_lockstep_every_step_is_judged_by_itself() -> None:
+    """Each step starts from eager's parameters, buffers and momentum: what goes wrong in one is not carried into the next."""
+    options = {"seeds": (0,), "lockstep": True}
+    for dtype in (torch.float64, torch.float32):
+        for engine in ("eager", lambda m: m.to(memory_format=torch.channels_last)):
+            verdict = judge_training(small_network, LOSS, batches, engine=engine, dtype=dtype, **options)
+            assert verdict.ok, verdict
+            assert {"loss/loss", "gradient/0.weight[step 2]", "parameter/1.bias[step 1]"} <= {row.name for row in verdict.rows}
+
+    calls = 0
+
+    def wrong_once(module: nn.Module) -> nn.Module:
+        def scale(g: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return g * (1.001 if calls == 2 else 1.0)
+
+        module.get_parameter("1.bias").register_hook(scale)
+        return module
+
+    failures = judge_training(small_network, LOSS, batches, engine=wrong_once, dtype=torch.float64, **options).failures
+    assert {f.split(" ")[0] + " " + f.split(" ")[1] for f in failures} == {
+        "gradient/1.bias[step 1]", "parameter/1.bias[step 1]"}, failures  # fmt: skip
+
+
 def test_a_missing_gradient_and_a_stale_buffer_fail() -> None:
     def frozen(module: nn.Module) -> nn.Module:
         module[0].weight.requires_grad_(False)
