@@ -24,6 +24,7 @@ from shorthaul.transforms.choices import DEFAULT, Choices
 from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level1_operator.fission import Fission
+from shorthaul.transforms.level2_fusion.write_through import WriteThrough
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
@@ -81,6 +82,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 2:
         result = fuse(program, choices.adjust(default_fusions(options.target)))
         eliminate_dead_code(program)
+        apply_everywhere(program, choices.adjust([WriteThrough()]))
         if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
             apply_everywhere(program, choices.adjust([BatchTiling()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))

@@ -358,6 +358,8 @@ class _Importer:
                 raise Unsupported(f"{node.target} gives a {type(f).__name__}", node.meta.get("origin"))
             outputs.append(self._declare(node.name if i == 0 else f"{node.name}_{i}", f, "transient", node.meta.get("origin")))
         attributes: dict[str, Any] = {"target": str(node.target), "arguments": arguments, "keywords": keywords}
+        if _allocates(node.target):
+            attributes["allocates"] = True
         if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             attributes["random"] = True
         call = LibraryCall("aten::call", attributes,
@@ -412,3 +414,11 @@ class _Importer:
                             writes={f"y{i}": full(c) for i, c in enumerate(outputs)}, origins=(origin,))  # fmt: skip
         self._append(operator, node, outputs[: function.n_outputs])
         return outputs[: function.n_outputs]
+
+
+def _allocates(target: Any) -> bool:
+    """Whether an operator's results are always tensors of their own: its schema names no alias, and it is no composite, which may return an
+    operand as it is."""
+    schema = target._schema
+    plain = all(r.alias_info is None for r in schema.returns) and not schema.is_mutable
+    return plain and not torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")

@@ -23,6 +23,7 @@ from .level2_fusion.map_fusion import MapFusion
 from .level2_fusion.reduction_fusion import ReductionFusion
 from .level2_fusion.row_sibling_fusion import RowSiblingFusion
 from .level2_fusion.sibling_fusion import SiblingFusion
+from .level2_fusion.write_through import WriteThrough
 from .level3_layout.channels_last import ChannelsLast
 from .level3_layout.constant_folding import ConstantFolding
 from .level3_layout.library_layout import LibraryLayout
@@ -40,8 +41,8 @@ Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion,
-    RowSiblingFusion, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, BatchTiling, Checkpoint, CommonSubexpressions,
-    Recompute, DeadCode, InPlace, UpdateInPlace,
+    RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, BatchTiling, Checkpoint,
+    CommonSubexpressions, Recompute, DeadCode, InPlace, UpdateInPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 
