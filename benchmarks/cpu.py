@@ -15,8 +15,9 @@ What is measured, for every network:
   the time to import torch and to make the network and its optimizer (which imports more of torch: "whole" leaves out nothing
   but `import torch`). Median of `--starts` processes.
 
-For a network marked `cotangent` the step is forward and backward with a given gradient of the output, without loss and
-optimizer. The results go to `benchmarks/results/` as JSON and Markdown.
+"shorthaul TrainStep" is the whole step as one program. For a network marked `cotangent` the step is forward and backward with a
+given gradient of the output, without loss and optimizer, and there is no TrainStep. The results go to `benchmarks/results/` as JSON
+and Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run by its path: the networks, and Shorthaul where it is not installed
     sys.path.insert(0, str(ROOT))
-ENGINES = ("eager", "torch.compile", "shorthaul")
+ENGINES = ("eager", "torch.compile", "shorthaul", "shorthaul TrainStep")
 ROUND = 3  # steps an engine takes before the next one's turn
 # Every engine's cache, so that a fresh folder makes a compilation cold.
 CACHES = ("SHORTHAUL_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME")
@@ -87,6 +88,7 @@ class Trainee:
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.01, momentum=0.9)
         self.engine = engine
         self.runnable: Any = None
+        self.whole: Any = None
 
     def prepare(self) -> None:
         """Hand the module to the engine."""
@@ -100,12 +102,22 @@ class Trainee:
             import shorthaul
 
             self.runnable = shorthaul.optimize(self.module)
+        elif self.engine == "shorthaul TrainStep":
+            import shorthaul
+
+            if self.cotangent:
+                raise ValueError("a network that is timed with a given gradient has no loss, and so no whole step")
+            self.runnable = self.module
+            self.whole = shorthaul.TrainStep(self.module, self.loss_fn, self.optimizer)
         else:
             raise ValueError(f"unknown engine {self.engine!r}")
 
     def step(self) -> float:
         """One training step; its time in seconds."""
         begin = time.perf_counter()
+        if self.whole is not None:
+            self.whole(*self.inputs, self.targets)
+            return time.perf_counter() - begin
         self.optimizer.zero_grad()
         for x in self.inputs:
             x.grad = None
@@ -219,7 +231,10 @@ def in_subprocess(call: str, arguments: dict[str, Any], caches: Path | None, tim
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Measured]:
     """All measurements of one network. The step times use the caches that the compile measurements filled."""
-    results = {engine: Measured(engine) for engine in arguments.engines}
+    from benchmarks.networks import entry
+
+    whole = not entry(name).cotangent  # else there is no loss, and no whole step
+    results = {engine: Measured(engine) for engine in arguments.engines if whole or engine != "shorthaul TrainStep"}
     common = {"name": name, "small": arguments.small, "threads": arguments.threads}
     with tempfile.TemporaryDirectory(prefix="shorthaul-bench-") as folder:
         caches = Path(folder)
@@ -295,9 +310,9 @@ def markdown(results: dict[str, dict[str, Measured]], about: dict[str, Any], thr
             if result.median is None:
                 lines.append(f"| {name} | {engine} | failed: {result.error} | | | | | |")
                 continue
-            peers = [m for e, r in engines.items() if e not in (engine, "shorthaul") and (m := r.median) is not None]
+            peers = [m for e, r in engines.items() if e != engine and not e.startswith("shorthaul") and (m := r.median) is not None]
             versus = f"{eager / result.median:.2f}×" if eager and engine != "eager" else ""
-            best = f"{min(peers) / result.median:.2f}×" if peers and engine == "shorthaul" else ""
+            best = f"{min(peers) / result.median:.2f}×" if peers and engine.startswith("shorthaul") else ""
             cold = f"{result.cold:.1f} s" if result.cold is not None and engine != "eager" else ""
             warm = f"{result.warm:.1f} s" if result.warm is not None else ""
             lines.append(
@@ -329,7 +344,7 @@ def starts_table(results: dict[str, dict[str, Measured]]) -> list[str]:
             if not r.starts:
                 lines.append(f"| {name} | {engine} | {r.error or 'not measured'} | | | | | |")
                 continue
-            faster = f"1/{peer.cold / r.cold:.1f}" if peer and peer.cold and r.cold and engine == "shorthaul" else ""
+            faster = f"1/{peer.cold / r.cold:.1f}" if peer and peer.cold and r.cold and engine.startswith("shorthaul") else ""
             cold = f"{r.cold:.1f} s | {r.cold_cpu:.1f} s" if engine != "eager" else " | "
             each = [s["start"] for s in r.starts]
             lines.append(

@@ -469,28 +469,30 @@ def initialize(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tens
     listing = flat_parameters(optimizer)
     chosen = {id(p) for p in parameters}
     missing = [i for i, (p, _) in enumerate(listing) if id(p) in chosen and not optimizer.state.get(p)]
-    made: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    made: list[tuple[torch.Tensor, dict[str, Any], _Trace | None]] = []
     seen: dict[tuple, int] = {}
     for i in missing:
         p, g = listing[i]
         signature = (g, p.shape, p.stride(), p.dtype, p.device)
-        first = _Trace(optimizer, (i,), Guards(), with_state=False)
-        if not (known := signature in seen):
-            first.run()
-            seen[signature] = len(made)
-        entries = _initial_state(optimizer, first, p, g) if not known else {}
-        if known:
+        if signature in seen:
             like = made[seen[signature]][1]
             entries = {k: v.clone(memory_format=torch.preserve_format) if isinstance(v, torch.Tensor) else v for k, v in like.items()}
-        made.append((p, entries))
-    for p, entries in made:
+            made.append((p, entries, None))
+            continue
+        first = _Trace(optimizer, (i,), Guards(), with_state=False)
+        first.run()
+        seen[signature] = len(made)
+        made.append((p, _initial_state(optimizer, first, p, g), first))
+    for p, entries, _ in made:
         if entries:
             optimizer.state[p] = entries
     try:
-        for signature, at in seen.items():
-            _check_first_step(optimizer, listing, made[at][0], signature)
+        for at in seen.values():
+            first = made[at][2]
+            if first is not None and made[at][1]:
+                _check_first_step(optimizer, first)
     except NotTraced:
-        for p, _ in made:
+        for p, _, _ in made:
             optimizer.state.pop(p, None)
         raise
 
@@ -548,14 +550,12 @@ def _option(optimizer: torch.optim.Optimizer, expr: Expr) -> Any:
     return v.item() if isinstance(v, torch.Tensor) else v
 
 
-def _check_first_step(optimizer: torch.optim.Optimizer, listing: Sequence[tuple], p: torch.Tensor, signature: tuple) -> None:
+def _check_first_step(optimizer: torch.optim.Optimizer, first: _Trace) -> None:
     """The first step, without the calls that make state, must be what any step is."""
-    i = next(i for i, (q, _) in enumerate(listing) if q is p)
-    first, later = (_Trace(optimizer, (i,), Guards(), with_state=w) for w in (False, True))
-    first.run()
-    later.run()
     if type(optimizer) is torch.optim.SGD:
         return  # see _begins_with_zeros
+    later = _Trace(optimizer, first.member, Guards())
+    later.run()
     created = {id(v): name for name, v in first.stand_in.state.get(first.parameters[0], {}).items() if isinstance(v, FakeTensor)}
     if _listing(first, created) != _listing(later, {}) or _rules(first) != _rules(later):
         raise FirstStep("it differs from the later ones")

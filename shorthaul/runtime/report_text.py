@@ -20,7 +20,8 @@ NOTHING = (
     "nn.LSTM, nn.GRU and nn.RNN; the environment variable TORCH_LOGS=graph_breaks makes it say why."
 )
 COPY = "This copy of an optimized model is not optimized: call shorthaul.optimize on it."
-NOT_TRANSFORMATIONS = frozenset({"Import", "Differentiate", "Expand", "DeadCode", "Schedule", "InlineCustomFunction"})
+NOT_TRANSFORMATIONS = frozenset({"Import", "Differentiate", "Expand", "DeadCode", "Schedule", "InlineCustomFunction", "WholeStep",
+                                 "Outputs", "Optimizer", "State", "Scalar", "Gradients", "Updates", "MergePhases"})  # fmt: skip
 
 
 def render(record: Record) -> str:

@@ -49,7 +49,8 @@ class StepGraph(CompiledGraph):
         self.written = list(written)
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        with torch.no_grad():
+        # casts are in the program; an autocast region around the call must not cast operands of its library calls again
+        with torch.no_grad(), torch._C._DisableAutocast():
             results = super().__call__(*inputs)
             torch.autograd.graph.increment_version([inputs[i] for i in self.written])
         return results

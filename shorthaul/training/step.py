@@ -24,6 +24,7 @@ from shorthaul.modules import RECOMPILATIONS, global_hooks
 from shorthaul.runtime.build import NoCompiler
 from shorthaul.runtime.report import Record
 from shorthaul.runtime.sequential import is_plain_sequential, unroll_containers, unrolled_call
+from shorthaul.runtime.target import TARGETS
 
 from .program import LossError
 from .report import StepReport
@@ -54,7 +55,7 @@ class TrainStep:
     after every call, so the ordinary loop can take over at any time, and give back. Learning rates and all other numbers are read from
     `optimizer.param_groups` at every call. `.grad` is NOT filled, and what it holds is not read, unless `grads=True`.
 
-    targets: how many positional arguments go to the loss. level, strict, cuda_graphs: as in `optimize`; `strict` also refuses an
+    targets: how many positional arguments go to the loss. level, strict, cuda_graphs, target: as in `optimize`; `strict` also refuses an
     optimizer that cannot be captured. scaler: a GradScaler; the step scales the loss, skips the update where a gradient is not finite, and
     calls `scaler.update()`. clip_grad_value, clip_grad_norm: limits for `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_`
     (2-norm), which may be set anew between calls. accumulate: calls whose gradients are averaged before each update. grads: leave the
@@ -81,6 +82,7 @@ class TrainStep:
         level: int = 4,
         strict: bool = False,
         cuda_graphs: bool = True,
+        target: str = "auto",
     ) -> None:
         _check(model, loss_fn, optimizer, scaler)
         if accumulate < 1 or targets < 0:
@@ -91,7 +93,9 @@ class TrainStep:
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self._clips = clip_grad_value is not None, clip_grad_norm is not None
         self.accumulate, self.grads = accumulate, grads
-        self.options = Options(level, strict, cuda_graphs=cuda_graphs)
+        self.options = Options(level, strict, target=target, cuda_graphs=cuda_graphs)
+        if target != "auto":
+            TARGETS.get(target)  # UnknownName for one that none has
         self.record = Record(owner=weakref.ref(model))
         self._report = StepReport(self.record, type(optimizer).__name__)
         self._done = 0  # calls since the last update

@@ -3,6 +3,7 @@ process with TRITON_INTERPRET=1, and where there is a GPU also on it."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from shorthaul.api import backend
 from shorthaul.codegen.triton.interpreting import is_interpreting
 from shorthaul.config import Options
 from shorthaul.testing.numerics import compare, pool
+from shorthaul.training import TrainStep
 
 DEVICE = "cpu" if is_interpreting() else "cuda"
 
@@ -196,3 +198,23 @@ def test_dropout_draws_the_same_numbers_forward_and_backward() -> None:
     torch.testing.assert_close(x.grad, kept.float() / 0.7)
     assert 0.6 < kept.float().mean() < 0.8
     assert not torch.equal(run(x) != 0, kept)
+
+
+def test_a_whole_step_updates_parameters_and_state_in_place() -> None:
+    """Forward, loss, backward, clipping and AdamW as one program; the ordinary loop in float64 beside it."""
+    torch.manual_seed(0)
+    eager = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double().to(DEVICE)
+    ours = copy.deepcopy(eager)
+    a, b = (torch.optim.AdamW(m.parameters(), lr=0.01, eps=1e-3) for m in (ours, eager))
+    step = TrainStep(ours, nn.functional.cross_entropy, a, target="triton", strict=True, clip_grad_norm=1.0)
+    for _ in range(3):
+        x, y = torch.randn(4, 2, 6, 6, device=DEVICE).double(), torch.randint(0, 3, (4,), device=DEVICE)
+        loss = step(x, y)
+        b.zero_grad()
+        expected = nn.functional.cross_entropy(eager(x), y)
+        expected.backward()
+        nn.utils.clip_grad_norm_(eager.parameters(), 1.0)
+        b.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-9)
+    for (name, p), q in zip(ours.state_dict().items(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")

@@ -92,7 +92,7 @@ def test_starts_are_set_beside_those_of_the_peer(monkeypatch: pytest.MonkeyPatch
 def test_a_peer_that_needs_too_long_is_marked_and_takes_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = scripted(monkeypatch, {("start", "torch.compile"): cpu.TimedOut("not finished after 600 s")})
     results = cpu.measure("mlp", cpu.parse([]))
-    assert turns == [["eager", "shorthaul"]]
+    assert turns == [["eager", "shorthaul", "shorthaul TrainStep"]]
     assert results["torch.compile"].error == "cold start: not finished after 600 s"
     assert not results["torch.compile"].steps and results["shorthaul"].steps
     about = {"cpu": "CPU", "cores": 2, "vector": "AVX2", "torch": "2", "python": "3", "load_before": 0.0}
@@ -102,5 +102,5 @@ def test_a_peer_that_needs_too_long_is_marked_and_takes_no_steps(monkeypatch: py
 def test_a_process_that_a_peer_ends_is_run_again_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = scripted(monkeypatch, {("take_turns", "torch.compile"): RuntimeError("exit status -9")})
     results = cpu.measure("mlp", cpu.parse(["--no-compile"]))
-    assert turns == [["eager", "shorthaul"]]
+    assert turns == [["eager", "shorthaul", "shorthaul TrainStep"]]
     assert results["torch.compile"].error == "exit status -9" and not results["shorthaul"].error
