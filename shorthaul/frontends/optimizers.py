@@ -479,10 +479,10 @@ def initialize(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tens
             entries = {k: v.clone(memory_format=torch.preserve_format) if isinstance(v, torch.Tensor) else v for k, v in like.items()}
             made.append((p, entries, None))
             continue
-        first = _Trace(optimizer, (i,), Guards(), with_state=False)
-        first.run()
+        trace = _Trace(optimizer, (i,), Guards(), with_state=False)
+        trace.run()
         seen[signature] = len(made)
-        made.append((p, _initial_state(optimizer, first, p, g), first))
+        made.append((p, _initial_state(optimizer, trace, p, g), trace))
     for p, entries, _ in made:
         if entries:
             optimizer.state[p] = entries
