@@ -42,7 +42,7 @@ from shorthaul.tuning.session import OutOfTime, Session
 
 def tune(model: Callable[..., Any], inputs: tuple, *, budget: float = 60.0, kwargs: dict[str, Any] | None = None, train: bool = True,
          search: str | Search = "greedy", cost_model: str = "roofline", machine: Machine | str | None = None,
-         database: str | os.PathLike[str] | bool = True, progress: bool = True) -> Tuned:  # fmt: skip
+         database: str | os.PathLike[str] | bool = True, progress: bool | Callable[[Session], None] = True) -> Tuned:  # fmt: skip
     """Search for a faster plan for a model by measuring, and return it with all that was tried.
 
     inputs: a tuple of positional arguments, on the device to tune for; kwargs: keyword arguments. budget: seconds, capture and compilation
@@ -50,7 +50,8 @@ def tune(model: Callable[..., Any], inputs: tuple, *, budget: float = 60.0, kwar
     default) or forward alone. search, cost_model: names of a strategy and a cost model (`tuning.search`, `analysis.cost`; other packages
     add theirs), or a Search. machine: for the cost model; default: this one, as `shorthaul doctor --measure` measured it.
     database: where results are kept (True: in the cache directory, False: nowhere, or a path): a second run goes on where the
-    first ended. progress: show a line on the terminal. Ctrl-C ends the search and returns what was found.
+    first ended. progress: show a line on the terminal, or a function that is called after everything that was
+    tried. Ctrl-C (or KeyboardInterrupt raised by that function) ends the search and returns what was found.
 
     The model is not changed, nor its buffers or the state of random generators: `sh.optimize(model, recipe=tuned.recipe)` compiles by the
     result. It is never slower than what tuning started from: the winner is measured against it once more at the end. Raises Unsupported
@@ -66,14 +67,14 @@ def tune(model: Callable[..., Any], inputs: tuple, *, budget: float = 60.0, kwar
     subject = ModelSubject(model, inputs, kwargs, train)
     costs = model_of_cost(machine if machine is not None else described(subject.place))
     kept = Database(_path(database), machine_key(subject.place), make_key(*tools())[:16])
-    shown = Progress() if progress else None
+    shown = progress if callable(progress) else Progress() if progress else None
     try:
         with torch.random.fork_rng(devices=[subject.place] if subject.device == "cuda" else []):
             session = Session(subject, kept, costs, budget, report=shown, began=began)
             return session.run(strategy)
     finally:
         kept.close()
-        if shown is not None:
+        if isinstance(shown, Progress):
             shown.end()
 
 

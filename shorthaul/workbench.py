@@ -338,7 +338,7 @@ class NumericCheck:
 
 
 ROUNDS = 8  # of looking for what else belongs to the part that is interpreted
-WORK = 400_000_000  # scalar operations that a check may take: about ten seconds of the interpreter
+WORK = 2_000_000_000  # scalar operations that a check may take: half a minute of the interpreter
 
 
 def check_numbers(before: Program, after: Program, *, work: int = WORK) -> NumericCheck:

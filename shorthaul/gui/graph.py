@@ -15,6 +15,7 @@ from shorthaul.transforms.base import hint_value
 from .overlays import View
 
 Json = Any
+GENERIC = ("pointwise", "sum_to", "map", "expand", "fill")  # names of kernels that say little without the operator
 
 
 def graph(view: View) -> Json:
@@ -69,7 +70,9 @@ def _node(view: View, n: Node, ref: str) -> Json:
 def label(n: Node) -> str:
     """A node's name on the page: its operators, without the library's prefix."""
     if isinstance(n, Map):
-        return n.name or n.origin.operator or "map"
+        name = n.name or n.origin.operator or "map"
+        of = n.origin.operator.removeprefix("aten.").partition(".")[0]
+        return f"{name} of {of}" if name in GENERIC and of and of != name else name
     if isinstance(n, LibraryCall):
         return n.function.removeprefix("aten::")
     return n.label

@@ -12,14 +12,17 @@ class SessionError(Exception):
     """The studio cannot do what was asked; the message says what is wrong and what to do now. The session is as it was."""
 
 
-def load(what: Any, inputs: tuple | None = None, *, train: bool = True) -> Program:
-    """The program of anything that the studio opens. Raises SessionError.
+Subject = tuple[Any, tuple[Any, ...], bool]  # a model, its inputs, whether it trains
 
-    what: a Program (it is copied), an nn.Module or function with its `inputs`, or text: "program.json", "model.onnx", "recipe" files are
-    not programs, "FILE.py:function" or "package.module:function", a function that returns (module, inputs).
+
+def load(what: Any, inputs: tuple | None = None, *, train: bool = True) -> tuple[Program, Subject | None]:
+    """The program of anything that the studio opens, and the model that it was captured from, if it was. Raises SessionError.
+
+    what: a Program (it is copied), an nn.Module or function with its `inputs`, or text: "program.json", "model.onnx",
+    "FILE.py:function" or "package.module:function", a function that returns (module, inputs).
     """
     if isinstance(what, Program):
-        return what.clone()
+        return what.clone(), None
     if isinstance(what, Path):
         what = str(what)
     if isinstance(what, str):
@@ -31,12 +34,12 @@ def load(what: Any, inputs: tuple | None = None, *, train: bool = True) -> Progr
     return _capture(what, inputs if isinstance(inputs, tuple) else (inputs,), train)
 
 
-def _named(place: str, train: bool) -> Program:
+def _named(place: str, train: bool) -> tuple[Program, Subject | None]:
     if place.endswith(".json"):
         from shorthaul.ir.serialize import SerializeError, from_json
 
         try:
-            return from_json(Path(place).read_text())
+            return from_json(Path(place).read_text()), None
         except (OSError, UnicodeDecodeError, SerializeError) as e:
             raise SessionError(f"cannot open {place}: {e}. `Save as JSON` in the studio, or ir.serialize.dumps, writes programs") from e
     from shorthaul.networks import LoadError, load_network, load_onnx_network
@@ -48,13 +51,13 @@ def _named(place: str, train: bool) -> Program:
     return _capture(module, inputs, train)
 
 
-def _capture(model: Any, inputs: tuple, train: bool) -> Program:
+def _capture(model: Any, inputs: tuple, train: bool) -> tuple[Program, Subject | None]:
     from shorthaul.api import capture
 
     try:
         if train and hasattr(model, "train"):
             model.train()
-        return capture(model, inputs, train=train)
+        return capture(model, inputs, train=train), (model, inputs, train)
     except Exception as e:  # whatever a user's model raises: the studio says where, and stays
         raise SessionError(f"cannot capture {type(model).__name__}: {type(e).__name__}: {e}") from e
 

@@ -32,7 +32,7 @@ from shorthaul.transforms.recipe import Recipe, RecipeError, parse
 
 from . import details as panel
 from . import graph as graphs
-from .load import SessionError, load, lowered
+from .load import SessionError, Subject, load, lowered
 from .overlays import View, overlays
 
 Json = Any
@@ -86,9 +86,13 @@ class State:
     def totals(self) -> Json:
         m, live = self.view.movement, self.view.liveness
         t = self.measured
+        # a program made by replaying a recipe does not know what eager PyTorch moves: the one that it was captured as does
+        eager: Json = m.eager_bytes
+        if eager is None and self.parent is not None:
+            eager = self.parent.totals["eager"]
         return {
             "bytes": int(m.bytes), "read": int(m.bytes_read), "written": int(m.bytes_written),  # type: ignore[arg-type]
-            "eager": None if m.eager_bytes is None else int(m.eager_bytes), "bound": int(m.lower_bound),  # type: ignore[arg-type]
+            "eager": None if eager is None else int(eager), "bound": int(m.lower_bound),  # type: ignore[arg-type]
             "kernels": len(m.nodes), "calls": sum(isinstance(n, LibraryCall) for n in m.nodes),
             "predicted": sum(k.seconds for k in self.view.times.values()), "saved": live.saved_bytes, "peak": max(live.at, default=0),
             "measured": None if t is None else {"median": t.step.median, "low": t.step.low, "high": t.step.high, "runs": t.step.runs,
@@ -111,11 +115,12 @@ class State:
 class Session:
     """See the module's page. checks: whether every new state is checked numerically in the background (`settle` waits for it)."""
 
-    def __init__(self, program: Program, *, machine: str = "cpu", checks: bool = True) -> None:
+    def __init__(self, program: Program, *, machine: str = "cpu", checks: bool = True, subject: Subject | None = None) -> None:
         machine_called(machine)
         self.name = program.name
         self.version = 0
         self.machine = machine
+        self.subject = subject
         self.checks = checks
         self.states: list[State] = []
         self.job: str = ""  # what runs in the background now
@@ -131,7 +136,8 @@ class Session:
         """A session on anything that can be opened (a Session is returned as it is). Raises SessionError."""
         if isinstance(what, Session):
             return what
-        session = cls(load(what, inputs, train=train), **options)
+        program, subject = load(what, inputs, train=train)
+        session = cls(program, subject=subject, **options)
         if level is not None and session.current.program.form is Form.OPERATORS:
             session.run_level(level)
         return session
@@ -193,7 +199,8 @@ class Session:
         redo = self.current.next
         return {"version": self.version, "name": self.name, "current": self.current.id, "states": [s.describe() for s in self.states],
                 "overlays": [o.describe() for o in overlays().values()], "machine": self.machine, "machines": list(MACHINES),
-                "undo": self.current.parent is not None, "redo": None if redo is None else redo.id, "job": self.job,
+                "undo": self.current.parent is not None, "tunes": self.subject is not None, "job": self.job,
+                "redo": None if redo is None else redo.id,
                 "transformations": [{"name": n, "level": t.level, "summary": (t.__doc__ or "").strip().split("\n")[0]}
                                     for n, t in catalog().items()]}  # fmt: skip
 
@@ -489,6 +496,41 @@ class Session:
             return {"state": state.id}
         future.result()
         return state.totals["measured"]
+
+    def tune(self, budget: float = 60.0, *, wait: bool = True) -> Json:
+        """Search for a faster plan by measuring, for `budget` seconds; what wins is a new branch of the first state. `stop` ends it early
+        and keeps what was found. Raises SessionError where the session was not opened on a model (a program has no inputs)."""
+        if self.subject is None or self.root.program.form is not Form.OPERATORS:
+            raise SessionError("tuning runs the model, and this session was opened on a program alone: open the module, or its ONNX file")
+        model, inputs, train = self.subject
+        self._stop.clear()
+
+        def report(run: Any) -> None:
+            last = run.trials[-1]
+            self._tell(event="progress", job="tuning", what=f"best {1 / run.ratio:.2f}x, {len(run.trials)} tried, last: {last.what}",
+                       part=min(1.0, run.spent / budget))  # fmt: skip
+            if self._stop.is_set():
+                raise KeyboardInterrupt  # the tuner ends and returns what it found
+
+        def job() -> None:
+            from shorthaul.tuner import tune
+
+            try:
+                found = tune(model, inputs, budget=budget, train=train, progress=report)
+                program = workbench.optimize(self.root.program.clone(), recipe=found.recipe)
+            except Exception as e:  # whatever a model or a candidate raises: said, and the session goes on
+                self._tell(event="failed", what=f"tuning failed: {e}")
+                raise SessionError(f"tuning failed: {e}") from e
+            with self._lock:
+                step = f"tuned, {found.speedup:.2f} times as fast ({len(found.measured)} plans measured)"
+                self._move(self._add(self.root, program, step, "tuned"), new=True)
+
+        future = self._start("tuning", job)
+        if not wait:
+            future.add_done_callback(lambda f: f.exception())
+            return {}
+        future.result()
+        return self.current.describe()
 
     def stop(self) -> Json:
         """Stop what runs in the background at its next step."""

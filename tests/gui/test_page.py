@@ -114,9 +114,8 @@ def test_everything_of_a_node_is_shown(studio: Studio) -> None:
         for tab in ("opportunities", "roofline", "memory", "costliest"):
             page.click(f'[data-tab="{tab}"]')
             page.wait_for_selector("#sheet table, #sheet svg")
-        page.wait_for_timeout(600)  # the address follows a little later
+        until(page, "location.hash.includes('select=') && location.hash.includes('tab=costliest')")  # the address follows a little later
         link = page.url
-        assert "select=" in link
         other = context.new_page()  # a deep link leads back
         other.goto(link)
         other.wait_for_selector("#panel h2:text-is('silu')")

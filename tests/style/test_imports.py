@@ -65,8 +65,6 @@ THIRD_PARTY = {
     "onnx": ("frontends",),
     "google": ("frontends.onnx_model",),  # protobuf, which onnx brings
     "aiohttp": ("gui.server",),
-    "anywidget": ("gui.widget",),
-    "traitlets": ("gui.widget",),  # which anywidget brings
     "rich": ("demo", "cli"),
     "matplotlib": ("demo", "tuning.plot"),
     "mlxtend": ("demo",),

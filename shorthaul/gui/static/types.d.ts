@@ -13,7 +13,7 @@ declare global {
   interface OverlayInfo { name: string; title: string; description: string; kind: string; unit: string; aggregate: string }
   interface Describe {
     version: number; name: string; current: number; states: StateInfo[]; overlays: OverlayInfo[]; machine: string; machines: string[];
-    undo: boolean; redo: number | null; job: string; transformations: { name: string; level: number; summary: string }[];
+    undo: boolean; tunes: boolean; redo: number | null; job: string; transformations: { name: string; level: number; summary: string }[];
   }
   interface GraphNode {
     id: number; ref: string; label: string; kind: string; phase: string; module: string; ops: string[]; bytes: number; source: string;

@@ -51,6 +51,7 @@ class App {
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.link = undefined;
     /** @type {number[] | null} */ this.linked = null;
+    /** @type {number[] | null} */ this.place = null;
     this.wire();
     this.load(true).catch((e) => this.fail(e));
   }
@@ -76,7 +77,8 @@ class App {
     const [d, g] = await Promise.all([this.line.call("describe"), this.line.call("graph")]);
     if (turn !== this.loading) return;
     if (first) this.timing.received = performance.now() / 1000;
-    const before = this.model ? this.selection() : null;
+    const before = this.model ? this.selection() : null, corner = this.model ? this.corner(this.selected) : null;
+    this.place = corner ? [corner[0] * this.view.k + this.view.x, corner[1] * this.view.k + this.view.y] : null;
     this.d = d;
     this.graph = g;
     this.line.version = d.version;
@@ -94,7 +96,9 @@ class App {
     this.bar();
     if (first) this.timing.model = performance.now() / 1000;
     await this.colours();
+    const was = before && !first ? this.place : null; // where the selection stood in the window
     await this.relayout(first ? "start" : "keep");
+    if (!first) this.settle(was);
     byId("loading").hidden = true;
     if (first) {
       this.timing.opened = performance.now() / 1000;
@@ -110,6 +114,17 @@ class App {
       if (this.selected < 0) this.panel();
       if (this.tab === "opportunities") this.sheet();
     }).catch((e) => this.fail(e));
+  }
+
+  /** After a change of state: the selection stays where it was; an empty window shows the beginning. @param {number[] | null} was */
+  settle(was) {
+    const now = this.corner(this.selected), view = this.view;
+    if (was && now) view.pan(was[0] - now[0] * view.k - view.x, was[1] - now[1] * view.k - view.y);
+    else {
+      const [w, h] = view.size, B = view.boxes;
+      const seen = view.visible.some((i, n) => this.model.items[i].node >= 0 && B[4 * n] * view.k + view.x < w && (B[4 * n] + B[4 * n + 2]) * view.k + view.x > 0 && B[4 * n + 1] * view.k + view.y < h - 60 && (B[4 * n + 1] + B[4 * n + 3]) * view.k + view.y > 60);
+      if (!seen) view.start();
+    }
   }
 
   async colours() {
@@ -282,7 +297,7 @@ class App {
     byId("totals").replaceChildren(
       cell("Bytes moved", bytes(t.bytes), drop(t.bytes, f.bytes), t.bytes < f.bytes, `compared with state ${first.id}; read ${bytes(t.read)}, written ${bytes(t.written)}`),
       cell("of eager", t.eager ? `${(t.bytes / t.eager).toFixed(2)}×` : "–", "", false, `eager PyTorch moves ${bytes(t.eager)}`),
-      cell("Kernels and calls", String(t.kernels), drop(t.kernels, f.kernels), t.kernels < f.kernels, `${t.calls} of them library calls`),
+      cell("Kernels", String(t.kernels), drop(t.kernels, f.kernels), t.kernels < f.kernels, `${t.calls} of them library calls`),
       cell("Predicted", seconds(t.predicted), drop(t.predicted, f.predicted), t.predicted < f.predicted, `roofline on ${d.machine}`),
       cell("Measured", m ? seconds(m.median) : d.job === "measuring" ? "…" : "–", m ? `± ${seconds((m.high - m.low) / 2)}` : "", false, m ? `median of ${m.runs} runs on ${m.device}, ${m.threads} threads; quartiles ${seconds(m.low)} to ${seconds(m.high)}` : "not measured in this state"),
       el("div", { class: "total" }, el("span", {}, "Numbers"), tables.badge(now.check)));
@@ -296,11 +311,12 @@ class App {
       el("option", { value: "" }, "Export …"), ...[["recipe", "Recipe (Python)"], ["svg", "Graph as shown (SVG)"], ...(ro ? [] : [["html", "Offline page (HTML)"], ["trace", "Trace (Chrome, Perfetto)"], ["json", "Program (JSON)"]])].map(([v, t2]) => el("option", { value: v }, t2))));
     const machine = /** @type {HTMLSelectElement} */ (el("select", { id: "machine", title: "The machine that times are predicted for", "aria-label": "Machine", onchange: () => this.change("set_machine", { machine: machine.value }) }, ...d.machines.map((m2) => el("option", { value: m2 }, m2))));
     machine.value = d.machine;
-    const measuring = d.job === "measuring";
+    const measuring = d.job === "measuring", tuning = d.job === "tuning";
     byId("actions").replaceChildren(...(ro ? [el("span", { class: "badge soft" }, "read-only export")] : [
       button("undo", "Undo", "Ctrl+Z", () => this.change("undo"), !d.undo), button("redo", "Redo", "Ctrl+Shift+Z", () => this.change("redo"), d.redo === null), level,
       button("reset", "Reset", "Back to the first state; the others stay in the history", () => this.change("reset")), machine,
-      button("measure", measuring ? "Stop" : "Measure", measuring ? "Stop measuring" : "Time the step and every kernel on this machine (m)", () => this.measure(), false, true)]),
+      button("measure", measuring ? "Stop" : "Measure", measuring ? "Stop measuring" : "Time the step and every kernel on this machine (m)", () => this.measure(), tuning, true),
+      button("tune", tuning ? "Stop" : "Tune", d.tunes ? "Search for a faster plan by measuring, for a minute; what was found is kept when it is stopped" : "Tuning runs the model: open the module or its ONNX file", () => this.tune(), !d.tunes || measuring)]),
       out, button("theme", this.theme === "dark" ? "Light" : "Dark", "Light or dark (t)", () => this.setTheme(this.theme === "dark" ? "light" : "dark")), button("help", "?", "Keys", () => this.help()));
   }
 
@@ -381,6 +397,12 @@ class App {
     } catch (e) { this.fail(e); }
   }
 
+  async tune() {
+    try {
+      await this.line.call(this.d.job === "tuning" ? "stop" : "tune", this.d.job === "tuning" ? {} : { budget: 60 });
+    } catch (e) { this.fail(e); }
+  }
+
   /** @param {string} kind */
   async export(kind) {
     try {
@@ -406,6 +428,8 @@ class App {
       if (was !== e.job) this.bar();
       const cell = document.querySelector('[data-total="Measured"] b');
       if (e.job === "measuring" && cell) cell.textContent = `${e.what} ${Math.round(100 * e.part)}%`;
+      if (e.job === "tuning") this.notice(`Tuning, ${Math.round(100 * e.part)}%: ${e.what}`, false);
+      else if (was === "tuning" && !e.job) this.notice("Tuning has ended; what won is the current state.", false, 8000);
     } else if (e.event === "failed") this.notice(e.what, true);
   }
 
@@ -499,7 +523,7 @@ class App {
     };
     const pick = (/** @type {number} */ i) => { if (found[i]) { this.goTo(found[i].item.index); list.hidden = true; input.blur(); byId("graph").focus(); } };
     input.oninput = () => { found = this.model.search(input.value); at = 0; draw(); };
-    input.onfocus = () => { if (input.value) draw(); };
+    input.onfocus = () => { input.select(); if (input.value) draw(); };
     input.onblur = () => { list.hidden = true; };
     input.onkeydown = (e) => {
       e.stopPropagation();

@@ -35,7 +35,7 @@ export function showNode(panel, d, on, overlay) {
       el("td", { class: "n", title: m.again ? `${bytes(m.again)} of it read again` : "" }, (m.exact ? "" : "≤ ") + bytes(m.bytes))))))] : [];
   };
   panel.replaceChildren(
-    el("h2", {}, d.label), el("p", { class: "soft" }, `${d.kind}, ${d.phase}`, d.module ? " · " : "", d.module ? el("a", { href: "#", onclick: (/** @type {Event} */ e) => { e.preventDefault(); on.select(`module:${d.module}`); } }, d.module) : ""),
+    el("h2", {}, d.label), el("p", { class: "soft" }, `${d.kind === "map" ? "kernel" : d.kind}, ${d.phase}`, d.module ? " · " : "", d.module ? el("a", { href: "#", onclick: (/** @type {Event} */ e) => { e.preventDefault(); on.select(`module:${d.module}`); } }, d.module) : ""),
     el("div", { class: "facts" }, fact("Bytes moved", bytes(d.bytes)), fact("Operations", count(d.flops)),
       fact("Predicted", d.predicted === null ? "–" : `${seconds(d.predicted)}`), fact("Bound by", d.bound ?? "–"), fact("Measured", seconds(d.measured)),
       ["bytes", "predicted", "measured", "error"].includes(overlay.info.name) ? fact("Numeric check", d.error === null ? "–" : d.error === 0 ? "no difference" : d.error.toExponential(1)) : fact(overlay.info.title, value(overlay.value, overlay.info.unit))),

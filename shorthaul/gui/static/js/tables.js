@@ -107,7 +107,7 @@ export function memory(into, d, select) {
     svg.append(bar);
   });
   const turn = d.phases.findIndex((p) => p !== "forward");
-  if (turn > 0) svg.append(s("line", { x1: X(turn), x2: X(turn), y1: top, y2: h - bottom, stroke: "var(--text)", "stroke-dasharray": "4 3" }), s("text", { x: X(turn) + 6, y: top + 10 }, `backward begins; ${bytes(d.saved)} saved`));
+  if (turn > 0) svg.append(s("line", { x1: X(turn), x2: X(turn), y1: top, y2: h - bottom, stroke: "var(--text)", "stroke-dasharray": "4 3" }), s("text", { class: "halo", x: X(turn) + 6, y: top + 10 }, `backward begins; ${bytes(d.saved)} saved`));
   svg.append(s("text", { x: (left + w) / 2, y: h - 8, "text-anchor": "middle" }, "nodes in order; bars are the largest tensors from their first to their last use, the saved ones in orange"));
   into.replaceChildren(svg);
 }

@@ -129,9 +129,9 @@ export class View {
   // --- moving --------------------------------------------------------------------------------------------------------
   fit() {
     const [w, h] = this.size;
-    this.k = Math.max(0.004, Math.min(1.1, (w - 60) / (this.width || 1), (h - 60) / (this.height || 1)));
+    this.k = Math.max(0.004, Math.min(1.1, (w - 60) / (this.width || 1), (h - 100) / (this.height || 1)));
     this.x = (w - this.width * this.k) / 2;
-    this.y = Math.max(30, (h - this.height * this.k) / 2);
+    this.y = Math.max(80, (h - this.height * this.k) / 2);
     this.moved();
   }
 
@@ -439,7 +439,7 @@ export class View {
       ctx.beginPath();
       this.path(e, true);
       ctx.stroke();
-      const n = e.points.length, x = e.points[n - 2], y = e.points[n - 1], s = Math.max(5, 5 / k);
+      const n = e.points.length, x = e.points[n - 2], y = e.points[n - 1], s = Math.min(12, Math.max(5, 5 / k));
       ctx.beginPath();
       ctx.moveTo(x, y);
       if (e.saved) { ctx.lineTo(x - s * 1.4, y - s); ctx.lineTo(x - s * 1.4, y + s); } else { const d = e.up ? 1 : -1; ctx.lineTo(x - s, y + d * s * 1.4); ctx.lineTo(x + s, y + d * s * 1.4); }
