@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browsing, open_page, total, until
+from studio_browser import browsing, open_page, total, until
 from studio_networks import flat, small
 
 import shorthaul as sh
