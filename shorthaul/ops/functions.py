@@ -49,6 +49,21 @@ class ClampTensor(Elementwise):
         missing = {k: v for k, v in infinite.items() if k not in types}
         return super().code(types, {**attributes, **missing})
 
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        result = super().gradient(g)
+        gy = g.grad()
+        if gy is None or result.get("low") is None or not g.has("high"):
+            return result
+        wide = g.attr("dtype").compute
+
+        def below(v: Scalar, *operands: Scalar) -> Scalar:
+            x, low, high = (cast(o, wide) for o in operands)
+            return where(((x < low) & (low < high)) | _is_nan(low), v, 0)  # bounds that are equal get nothing, as in PyTorch
+
+        low = g.input("low")
+        parts = g.pointwise(below, gy, g.input("x"), low, g.input("high"), dtype=low.dtype)
+        return {**result, "low": g.sum_to(parts, low.shape)}
+
     def samples(self) -> Iterable[Sample]:
         x = TensorType(float32, (3, 4))
         yield Sample(

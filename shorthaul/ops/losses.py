@@ -230,10 +230,10 @@ class Loss(OperatorDefinition):
     def code(self, types: Mapping[str, Any], attributes: Mapping[str, Any]) -> Scalar:
         """The loss of one element in its compute dtype."""
         compute = promote(*(t.dtype for t in types.values())).compute
-        return self.function(
-            **{n: cast(read(n, t.dtype), compute) for n, t in types.items()},
-            **{k: attributes[k] for k in self.keywords},
-        )
+        return self._code({n: cast(read(n, t.dtype), compute) for n, t in types.items()}, attributes)
+
+    def _code(self, values: Mapping[str, Scalar], attributes: Mapping[str, Any]) -> Scalar:
+        return self.function(**values, **{k: attributes[k] for k in self.keywords})
 
     def maps(self, c: Expansion) -> None:
         y, reduction = c.output(), c.attr("reduction")
@@ -263,7 +263,8 @@ class Loss(OperatorDefinition):
         operands = g.inputs()
         wanted = [k for k in operands if g.needs(k)]
         shape = self.shape(operands)
-        derivatives = partials(self.code(operands, g.node.attributes), wanted)
+        compute = promote(*(t.dtype for t in operands.values())).compute  # no derivative is rounded to 16 bits on the way
+        derivatives = partials(self._code({n: read(n, compute) for n in operands}, g.node.attributes), wanted)
         if g.attr("reduction") == MEAN:
             gy = g.pointwise(lambda v: v / count_scalar(shape, v), gy, dtype=gy.dtype.compute)
         result: dict[str, Container | None] = {}

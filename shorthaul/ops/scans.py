@@ -199,7 +199,10 @@ class LogCumulativeSumExp(LogScan):
         gy = g.grad()
         if gy is None or not g.input().shape:
             return {"x": gy}
-        return {"x": g.op("logcumsumexp_backward", {"dim": g.attr("dim")}, x=g.input(), y=g.output(), g=gy)}
+        x, y = g.input(), g.output()
+        if y.dtype.compute is not y.dtype:  # of 16 bits: the exponential of a difference needs the result before it was rounded
+            y = g.op("logcumsumexp", {"dim": g.attr("dim")}, x=g.cast(x, x.dtype.compute))
+        return {"x": g.op("logcumsumexp_backward", {"dim": g.attr("dim")}, x=x, y=y, g=gy)}
 
 
 @register
