@@ -81,5 +81,6 @@ def test_trains_like_eager(name: str, dtype: torch.dtype) -> None:
     assert verdict.ok, verdict
     for report in reports:
         assert report.regions, report
+        assert not any("an error inside" in region.fallback for region in report.regions), report
         if name in NATIVE:
             assert not any(region.fallback or region.fallbacks for region in report.regions), report
