@@ -50,7 +50,10 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """The candidate's time over the incumbent's, below 1 is faster: of the medians or of the shortest calls, whichever says less."""
+        """The candidate's time over the incumbent's, below 1 is faster: of the medians or of the shortest calls, whichever says less; 1
+        where one says faster and the other slower."""
+        if (self._of_median - 1) * (self._of_least - 1) < 0:
+            return 1.0
         return min(self._of_median, self._of_least, key=lambda r: abs(math.log(r)) if 0 < r < math.inf else math.inf)
 
     @property

@@ -14,6 +14,7 @@ from shorthaul.extension import Registry
 
 if TYPE_CHECKING:
     from .session import Session
+    from .space import Move
 
 
 class Search:
@@ -32,10 +33,11 @@ SEARCHES: Registry[type[Search]] = Registry("search strategy", "shorthaul.search
 
 @SEARCHES.register("greedy")
 class Greedy(Search):
-    """What earlier runs found best; then one move after the other, each from the best so far; then the kernels, most time first.
+    """What earlier runs found best; then one move after the other, each from the best so far; then the kernels, most time first; then the
+    moves that are left.
 
     Predicted time decides before measured time: what the cost model puts more than `slack` above the best is not compiled. share: of
-    the budget, for moves, where there are kernels left to tune.
+    the budget, for moves before the kernels' turn.
     """
 
     slack = 1.1
@@ -44,17 +46,23 @@ class Greedy(Search):
     def run(self, session: Session) -> None:
         for what, choices in session.remembered():
             session.measure("remembered", what, choices)
-        for move in session.moves:
+        left = iter(session.moves)
+        for move in left:
+            self._try(session, move)
             if session.spent > self.share * session.budget:
                 break
-            choices = move.on(session.best.choices)
-            if choices == session.best.choices:
-                continue
-            predicted = session.predict(move.kind, move.what, choices)
-            if predicted is None:
-                continue
-            if predicted > self.slack * session.best_predicted:
-                session.skip(move.kind, move.what, choices, "predicted slower")
-                continue
-            session.measure(move.kind, move.what, choices)
         session.tune_kernels()
+        for move in left:
+            self._try(session, move)
+
+    def _try(self, session: Session, move: Move) -> None:
+        choices = move.on(session.best.choices)
+        if choices == session.best.choices:
+            return
+        predicted = session.predict(move.kind, move.what, choices)
+        if predicted is None:
+            return
+        if predicted > self.slack * session.best_predicted:
+            session.skip(move.kind, move.what, choices, "predicted slower")
+        else:
+            session.measure(move.kind, move.what, choices)

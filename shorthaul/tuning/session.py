@@ -192,7 +192,7 @@ class Session:
         """The best against the start once more: what is returned was shown to be faster, or is the start."""
         self.doing = "the best against the start"
         seconds = max(0.0, 0.5 * (self.budget - self.spent))
-        found = in_turns(self._runs["start"], self._runs["best"], self.clock, rounds=25, least=3, seconds=seconds)
+        found = in_turns(self._runs["start"], self._runs["best"], self.clock, rounds=25, least=9, seconds=seconds)
         self.start.seconds = found.incumbent.median
         if found.ratio < 1 and not found.slower:
             self._ratio = found.ratio
@@ -271,13 +271,11 @@ class Session:
         times = {k.node: k.seconds for k in self.model.kernels(program)}
         order = sorted(groups, key=lambda g: -sum(times.get(n.id, 0.0) for n in groups[g]))
         won: list[tuple[Step, ...]] = []
-        out_of_time = False
         for region in order:
             nodes = groups[region]
             try:
                 chosen = self._tune_kernel(program, nodes[0], region, len(nodes))
             except OutOfTime:
-                out_of_time = True
                 break
             if chosen is not None:
                 name, parameters = chosen
@@ -288,8 +286,6 @@ class Session:
             if self.measure("schedule", f"schedules of {len(steps)} kernels", choices).status != "not faster" or len(won) == 1:
                 break
             won = won[: len(won) // 2]  # what promised most
-        if out_of_time:
-            raise OutOfTime
 
     def _tune_kernel(self, program: Program, node: Map, region: str, count: int) -> tuple[str, dict[str, Any]] | None:
         """The transformation and parameters that make one kernel fastest, None where the defaults are."""
@@ -328,7 +324,7 @@ class Session:
             new.append((parameters, key, variant))
         if not new:
             return found
-        if 1.5 * self._kernel_cost > self.left - 1.5 * self._cost:  # the result has to be compiled and measured as a whole, too
+        if 1.5 * self._kernel_cost > self.left - self._cost:  # the result has to be compiled and measured as a whole, too
             raise OutOfTime
         began = self.clock()
         self.doing = f"{what} {name}"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import shorthaul as sh
+from shorthaul.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,14 +56,17 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(text)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def run(*arguments: str) -> Any:
-        return subprocess.run([sys.executable, "-m", "shorthaul", "tune", *arguments], cwd=tmp_path, env=environment, capture_output=True,
-                              text=True, check=False)  # fmt: skip
-
-    done = run("net.py:make", "--budget", "4", "--fresh", "--output", "r.py", "--plot", "p.svg")
+    command = [sys.executable, "-m", "shorthaul", "tune", "net.py:make", "--budget", "4", "--fresh", "--output", "r.py", "--plot", "p.svg"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "tuned Sequential in" in done.stdout and (tmp_path / "r.py").read_text().count("recipe = Recipe(") == 1
     assert (tmp_path / "p.svg").stat().st_size > 1000
-    assert run("net.py:make", "--budget", "-3").returncode == 2
-    wrong = run("net.py:make", "--search", "gredy")
-    assert wrong.returncode == 2 and "did you mean greedy" in wrong.stderr
+
+
+def test_wrong_calls_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text("import torch\ndef make():\n    return torch.nn.Tanh(), torch.ones(2, 4)\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["tune", "net.py:make", "--budget", "-3"])
+    assert "a number of seconds above 0 is needed, not '-3'" in capsys.readouterr().err
+    assert main(["tune", f"{tmp_path / 'net.py'}:make", "--search", "gredy"]) == 2
+    assert "did you mean greedy" in capsys.readouterr().err

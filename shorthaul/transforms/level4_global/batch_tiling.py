@@ -55,6 +55,7 @@ class BatchTiling(Transformation):
 
     level = 4
     allowed = {"cache": range(1 << 40), "least": range(1 << 40)}
+    tunable = {"cache": (1, 1 << 19, 1 << 21, 1 << 23)}  # 1: nothing fits, it is off
 
     def __init__(self, cache: int = 0, least: int = 0) -> None:
         self.cache = cache
