@@ -154,6 +154,7 @@ class _Trace(TorchFunctionMode):
         self.scalars: dict[Expr, torch.Tensor] = {}
         self.calls: list[tuple[Callable[..., Any], tuple, dict[str, Any], list[int]]] = []
         self.last: fx.Node | None = None
+        self.copies = False  # whether state begins with the values of the parameter itself
         self.device = self.listing[member[0]][0].device
         self.stand_in = object.__new__(type(optimizer))
         self.parameters: list[torch.Tensor] = []
@@ -474,7 +475,7 @@ def initialize(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tens
     for i in missing:
         p, g = listing[i]
         signature = (g, p.shape, p.stride(), p.dtype, p.device)
-        if signature in seen:
+        if signature in seen and not made[seen[signature]][2].copies:  # type: ignore[union-attr]
             like = made[seen[signature]][1]
             entries = {k: v.clone(memory_format=torch.preserve_format) if isinstance(v, torch.Tensor) else v for k, v in like.items()}
             made.append((p, entries, None))
@@ -526,6 +527,7 @@ def _initial_state(optimizer: torch.optim.Optimizer, trace: _Trace, p: torch.Ten
             called = getattr(func, "__name__", "")
             if called not in ("zeros_like", "ones_like", "full_like", "clone", "new_zeros", "new_full", "zeros", "ones", "full"):
                 raise FirstStep(f"it makes state {name!r} by {called}")
+            trace.copies |= called == "clone"
             if called == "clone" and id(args[0]) != id(fake):  # the gradient, for example
                 raise FirstStep(f"it makes state {name!r} from other tensors than the parameter")
             entries[name] = func(*tree_map(real, args), **tree_map(real, kwargs))  # type: ignore[misc]

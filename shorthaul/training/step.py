@@ -133,7 +133,7 @@ class TrainStep:
     def _whole(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         scale = self._scale()
         try:
-            objective, loss, rest = self._compiled(scale, args, kwargs)
+            objective, loss, rest = self._compiled(self._trained(), scale, args, kwargs)
         except torch._dynamo.exc.TorchDynamoException as e:
             failure, self._failure = self._failure, None
             if isinstance(failure, LossError) or (failure is not None and self.options.strict):
@@ -158,12 +158,12 @@ class TrainStep:
             for p in self._parameters():
                 p.grad = None
         try:
-            objective, loss, rest = run(scale, args, kwargs)
+            objective, loss, rest = run(self._trained(), scale, args, kwargs)
         except torch._dynamo.exc.TorchDynamoException:
             if not reason:
                 raise
             run = self._call  # eager mode: its own error, if it is the user's
-            objective, loss, rest = run(scale, args, kwargs)
+            objective, loss, rest = run(self._trained(), scale, args, kwargs)
         if not isinstance(objective, torch.Tensor) or loss.numel() != 1:
             raise LossError(_described(loss))
         if reason:
@@ -173,7 +173,7 @@ class TrainStep:
         def again() -> Any:
             for p in self._parameters():
                 p.grad = None
-            objective, loss, _ = run(scale, args, kwargs)
+            objective, loss, _ = run(self._trained(), scale, args, kwargs)
             objective.backward()
             return loss
 
@@ -225,6 +225,10 @@ class TrainStep:
     def _parameters(self) -> Iterator[torch.Tensor]:
         for group in self.optimizer.param_groups:
             yield from group["params"]
+
+    def _trained(self) -> str:
+        """Which parameters are trained, as text that Dynamo compares (PyTorch 2.11 takes no notice of a parameter that was frozen)."""
+        return "".join("1" if p.requires_grad else "0" for p in self._parameters())
 
     def _hooked(self) -> str:
         """Why the gradients cannot stay in a program: somebody wants to see them."""
@@ -350,13 +354,14 @@ def _refuse_sparse(graph: FunctionalGraph) -> None:
 
 
 def _captured_call(model: torch.nn.Module, loss_fn: Callable[..., Any] | None, targets: int, accumulate: int) -> Callable[..., Any]:
-    """The function that is captured: (loss scale, arguments of a step) to (what is differentiated, loss, metrics or None)."""
+    """The function that is captured, from (which parameters are trained, loss scale, arguments of a step) to (what is differentiated,
+    loss, metrics or None)."""
     unrolled = unrolled_call(model) if is_plain_sequential(model) else None  # type: ignore[arg-type]
 
-    def call(scale: torch.Tensor | None, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    def call(trained: str, scale: torch.Tensor | None, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
         for hooks in global_hooks:
             len(hooks)  # makes it a guard: Dynamo takes no notice of them by itself
-        count = len(args) - targets
+        count = len(args) - targets if trained else 0  # reading it makes it a guard
         given = args[:count]
         outputs = model._call_impl(*given, **kwargs) if unrolled is None else unrolled(model, *given, **kwargs)
         loss, rest = own_loss(outputs) if loss_fn is None else with_metrics(loss_fn(outputs, *args[count:]))

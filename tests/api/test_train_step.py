@@ -28,7 +28,10 @@ def sgd(m: torch.nn.Module) -> torch.optim.Optimizer:
     return OPTIMIZERS["momentum"](m)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+SLOW = ("sgd", "adam", "momentum")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in OPTIMIZERS])
 def test_twenty_steps_are_those_of_the_ordinary_loop(name: str) -> None:
     p = Pair(OPTIMIZERS[name], strict=True)
     kept = list(p.ours.parameters())

@@ -22,7 +22,11 @@ def adam(m: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(m.parameters(), lr=0.01)
 
 
-@pytest.mark.parametrize("options", [{"clip_grad_norm": 0.5}, {"clip_grad_value": 0.01}, {"clip_grad_norm": 1e3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_grad_norm": 0.5}, {"clip_grad_value": 0.01}, pytest.param({"clip_grad_norm": 1e3}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_clipping(options: dict[str, float]) -> None:
     p = Pair(adam, strict=True, **options)
     for i in range(6):
@@ -48,7 +52,7 @@ def test_clipping(options: dict[str, float]) -> None:
         p.step(*batch(0))
 
 
-@pytest.mark.parametrize("make", [sgd, adam])
+@pytest.mark.parametrize("make", [pytest.param(sgd, marks=pytest.mark.slow), adam])
 def test_a_loss_scaler_skips_steps_whose_gradients_are_not_finite(make: Any) -> None:
     scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3) for _ in range(2)]
     p = Pair(make, scaler=scalers[0], strict=True, clip_grad_norm=1.0)
@@ -79,7 +83,7 @@ def test_a_loss_scaler_skips_steps_whose_gradients_are_not_finite(make: Any) -> 
             close(p.optimizer.state[a][k], v, k)
 
 
-@pytest.mark.parametrize("grads", [False, True])
+@pytest.mark.parametrize("grads", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_accumulation_updates_with_the_mean_of_several_calls(grads: bool) -> None:
     p = Pair(adam, accumulate=3, grads=grads, strict=True)
     for i in range(7):

@@ -76,7 +76,7 @@ def run(info: Any, given: Any, steps: int) -> None:
     assert report.captured or name in str(report)
 
 
-@pytest.mark.parametrize(("info", "given"), sample(CASES, 16))
+@pytest.mark.parametrize(("info", "given"), sample(CASES, 8))
 def test_optimizers(info: Any, given: Any) -> None:
     run(info, given, steps=8)
 
