@@ -306,7 +306,7 @@ class App {
     overlay.value = this.overlay;
     const ro = this.line.readOnly, button = (/** @type {string} */ id, /** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ run, off = false, main = false) => el("button", { id, title, class: main ? "main" : "", onclick: run, disabled: off }, text);
     const level = /** @type {HTMLSelectElement} */ (el("select", { id: "level", title: "Run the pipeline up to a level, from the captured operators", "aria-label": "Run level", onchange: () => { const v = level.value; level.value = ""; if (v) this.change("run_level", { level: Number(v) }); } },
-      el("option", { value: "" }, "Run level …"), ...["0 lower only", "1 operator", "2 fusion", "3 layout", "4 whole step"].map((t2, i) => el("option", { value: i }, t2))));
+      el("option", { value: "" }, "Level …"), ...["0 lower only", "1 operator", "2 fusion", "3 layout", "4 whole step"].map((t2, i) => el("option", { value: i }, t2))));
     const out = /** @type {HTMLSelectElement} */ (el("select", { id: "export", title: "Take it out", "aria-label": "Export", onchange: () => { const v = out.value; out.value = ""; if (v) this.export(v); } },
       el("option", { value: "" }, "Export …"), ...[["recipe", "Recipe (Python)"], ["svg", "Graph as shown (SVG)"], ...(ro ? [] : [["html", "Offline page (HTML)"], ["trace", "Trace (Chrome, Perfetto)"], ["json", "Program (JSON)"]])].map(([v, t2]) => el("option", { value: v }, t2))));
     const machine = /** @type {HTMLSelectElement} */ (el("select", { id: "machine", title: "The machine that times are predicted for", "aria-label": "Machine", onchange: () => this.change("set_machine", { machine: machine.value }) }, ...d.machines.map((m2) => el("option", { value: m2 }, m2))));
