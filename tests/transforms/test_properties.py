@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from random_networks import random_network
+from torch import nn
 from transform_nets import assert_same, results, values
 
+import shorthaul as sh
+from benchmarks.networks.bert import Attention
+from benchmarks.networks.mbconv import MBConv
+from benchmarks.networks.mixer import Block as MixerBlock
 from shorthaul.analysis.movement import movement
 from shorthaul.ir.fingerprint import fingerprint
+from shorthaul.ir.program import Program
 from shorthaul.ir.verify import verify
+from shorthaul.ops.expand import choose_maps, expand
 from shorthaul.pipeline import _schedule
+from shorthaul.symbolic import Symbol
 from shorthaul.testing import sample
 from shorthaul.transforms.base import Match, Transformation, apply_everywhere
 from shorthaul.transforms.fuse import default_fusions, fuse
@@ -22,6 +32,7 @@ from shorthaul.transforms.level2_fusion.reduction_fusion import ReductionFusion
 from shorthaul.transforms.level2_fusion.sibling_fusion import SiblingFusion
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level4_global.alias_views import AliasViews
+from shorthaul.transforms.level4_global.batch_tiling import BatchTiling
 from shorthaul.transforms.level4_global.common_subexpressions import (
     CommonSubexpressions,
     eliminate_common_subexpressions,
@@ -31,22 +42,17 @@ from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
 
 ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(),
-       Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding()]  # fmt: skip
+       Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding(), BatchTiling(cache=1 << 12, least=64)]  # fmt: skip
 
 
-# networks that once were fused wrongly, claimed too little or raised: concatenations in a nest, padded and sliced intermediates, prefixes
-FOUND = (502, 2168, 2170, 2331, 3163, 3528, 3722, 3779)
-
-
-@pytest.mark.parametrize("seed", sorted({*sample(range(1000), 48), *(s for s in FOUND if s < 1000)}))
-def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int) -> None:
-    p, sizes = random_network(seed, steps=6)
+def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int) -> None:
+    """Apply transformations at random places; check program, numbers, claim and undo after each."""
     rng = np.random.default_rng(seed)
     inputs = values(p, seed, sizes)
     expected = results(p, inputs)
     marks = [fingerprint(p)]
     start = len(p.log)
-    for _ in range(25):
+    for _ in range(steps):
         found: list[tuple[Transformation, Match]] = []
         while not found:
             t = ALL[int(rng.integers(0, len(ALL)))]
@@ -66,6 +72,35 @@ def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int
         assert fingerprint(p) == marks.pop()
         p.undo()
     assert fingerprint(p) == marks.pop()
+
+
+# networks that once were fused wrongly, claimed too little or raised: concatenations in a nest, padded and sliced intermediates, prefixes
+FOUND = (502, 2168, 2170, 2331, 3163, 3528, 3722, 3779)
+
+
+@pytest.mark.parametrize("seed", sorted({*sample(range(1000), 48), *(s for s in FOUND if s < 1000)}))
+def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int) -> None:
+    p, sizes = random_network(seed, steps=6)
+    walk(p, seed, sizes, steps=25)
+
+
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "inverted residual": (lambda: MBConv(3, 3, 2, 3, 1), (2, 3, 4, 4)),
+    "mixer block": (lambda: MixerBlock(4, 3, 5, 6), (2, 3, 4)),
+    "attention": (lambda: Attention(4, 2, 0.0), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("seed", sample(range(100), 2))
+@pytest.mark.parametrize("name", BLOCKS)
+def test_any_sequence_of_transformations_keeps_what_a_block_computes(name: str, seed: int) -> None:
+    build, shape = BLOCKS[name]
+    torch.manual_seed(seed)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    p = sh.capture(build().double().train(), (x, None) if name == "attention" else (x,), train=True)
+    expand(p, choose_maps)
+    verify(p)
+    walk(p, seed, {}, steps=10)
 
 
 @pytest.mark.parametrize("seed", sorted({*sample(range(2000, 4000), 40), *(s for s in FOUND if s >= 2000)}))
