@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from shorthaul.frontends.functional import Unsupported
+from shorthaul.frontends.functional_bags import BAGS
 from shorthaul.frontends.functional_modules import MODULE_COMPOSITES
 from shorthaul.frontends.functional_record import ours
 from shorthaul.frontends.functional_recurrent import RECURRENT
@@ -209,6 +210,7 @@ REDIRECTED: dict[Any, Callable] = {
     operator.matmul: matmul,
     torch.instance_norm: instance_norm,
     aten.instance_norm.default: instance_norm,
+    **BAGS,
     **MODULE_COMPOSITES,
     **RECURRENT,
 }

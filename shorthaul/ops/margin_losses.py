@@ -29,7 +29,7 @@ class MarginLoss(OperatorDefinition):
     ) -> dict[str, TensorType]:
         x, t = types["x"], types["target"]
         self.require(
-            len(x.shape) in (1, 2), f"operand of shape {list(x.shape)} is not (batch, classes), batch optional"
+            len(x.shape) <= 2, f"operand of shape {list(x.shape)} is not (batch, classes), batch optional"
         )
         self.require(x.dtype.is_float, f"operand x is {x.dtype}, not floating")
         self.require(t.dtype.is_integer, f"target is {t.dtype}, not integers (class numbers)")
@@ -40,6 +40,17 @@ class MarginLoss(OperatorDefinition):
             fits, f"target of shape {list(t.shape)} does not fit operand {list(x.shape)}, which asks for {list(target)}"
         )
         return {"y": TensorType(x.dtype, tuple(x.shape[:-1]) if attributes["reduction"] == NONE else ())}
+
+    def maps(self, c: Expansion) -> None:
+        if c.input().shape:
+            self.rows(c)
+        else:  # one class: no other to keep a margin from
+            y = c.output()
+            c.map((), {}, {"y": at(y)}, {"y": const(0, y.dtype)})
+
+    def rows(self, c: Expansion) -> None:
+        """The maps of operands with a dimension of classes."""
+        raise NotImplementedError
 
     def reduced(self, c: Expansion, rows: Container) -> None:
         """The result from the loss of every row."""
@@ -74,7 +85,7 @@ class MultiMarginLoss(MarginLoss):
         one = not rows and len(target.shape) == 1  # PyTorch takes a target of one element for a single row
         return self.check(types, attributes, (1,) if one else rows)
 
-    def maps(self, c: Expansion) -> None:
+    def rows(self, c: Expansion) -> None:
         x, target = c.input(), c.input("target")
         compute = x.dtype.compute
         rows = c.temp(x.shape[:-1], compute, "row_loss")
@@ -127,7 +138,7 @@ class MultilabelMarginLoss(MarginLoss):
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         return self.check(types, attributes, tuple(types["x"].shape))
 
-    def maps(self, c: Expansion) -> None:
+    def rows(self, c: Expansion) -> None:
         x, target = c.input(), c.input("target")
         compute = x.dtype.compute
         rows = c.temp(x.shape[:-1], compute, "row_loss")
