@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -108,7 +107,6 @@ print(foreign_sources([type(REGISTRY["squareplus"])]) != "" and foreign_sources(
     assert out.strip().endswith("True")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("shorthaul.gui") is None, reason="the studio is not there")
 def test_overlay(installed: Path, tmp_path: Path) -> None:
     out = run(NETWORK + """
 from shorthaul.gui.overlays import View, overlays
