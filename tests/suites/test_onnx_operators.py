@@ -139,6 +139,18 @@ def test_unsigned_arithmetic_wraps(op: str, bits: int) -> None:
     np.testing.assert_array_equal(y, numpy[op](a, b))
 
 
+def test_large_uint64_are_right_or_refused() -> None:
+    a = np.array([2**63 + 5, 7], dtype=np.uint64)
+    b = np.array([3, 2**64 - 1], dtype=np.uint64)
+    np.testing.assert_array_equal(run(one_node("Add", {"a": a, "b": b}, 14, 1), {"a": a, "b": b}).numpy(), a + b)
+    for op, result in (("Div", None), ("Max", None), ("Less", TensorProto.BOOL)):
+        model = one_node(op, {"a": a, "b": b}, 14, 1, result)
+        with pytest.raises(sh.OnnxError, match=r"2\^63"):
+            run(model, {"a": a, "b": b})
+        small = {"a": np.array([9, 7], dtype=np.uint64), "b": np.array([2, 3], dtype=np.uint64)}
+        assert run(model, small).tolist() == {"Div": [4, 2], "Max": [9, 7], "Less": [False, False]}[op]
+
+
 def test_types_of_the_newest_onnx_are_known_or_refused_by_name() -> None:
     unknown = {n for n, v in TensorProto.DataType.items() if v not in HELD and n not in ("UNDEFINED", "STRING")}
     assert unknown <= {"FLOAT6E2M3", "FLOAT6E3M2"}  # PyTorch has none

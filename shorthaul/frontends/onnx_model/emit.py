@@ -345,7 +345,8 @@ class Emitter:
                 arguments.append(source(v.literal))
                 continue
             data = self.data_of(block, n, where)
-            arguments.append(f"flow.widen({data})" if unsigned and data != "None" else data)
+            widen = "widen" if node.op_type in _SAME_BITS else "widen_ordered"
+            arguments.append(f"flow.{widen}({data})" if unsigned and data != "None" else data)
         if entry.scalars and len(arguments) == 2 and not on_host and all(is_number(a) for a in arguments):
             arguments[0] = self.data_of(block, operands[0], where)
         keywords = self.keywords(block, node, entry, attributes, types, operands, on_host, where)
@@ -467,4 +468,8 @@ class Emitter:
 _AS_THEY_ARE = {"Cast", "CastLike", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Expand", "Concat", "Shape",
                 "Size", "QuantizeLinear", "DequantizeLinear", "BitCast", "If", "Loop", "ConstantOfShape", "EyeLike"}  # fmt: skip
 _HOST_RESULTS = {"SequenceLength", "OptionalHasElement", "SequenceAt", "OptionalGetElement", "Identity", "Optional"}
+# right on int64 with the bits of uint64
+_SAME_BITS = {"Add", "Sub", "Mul", "Sum", "Neg", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "Equal", "Gather", "GatherElements",
+              "GatherND", "Where", "Slice", "Pad", "Tile", "Split", "Compress", "ReverseSequence", "MatMul", "MatMulInteger", "Gemm",
+              "ReduceSum", "CumSum", "SpaceToDepth", "DepthToSpace", "Trilu"}  # fmt: skip
 _UNSIGNED = {TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64}

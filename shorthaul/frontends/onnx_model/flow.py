@@ -112,6 +112,14 @@ def widen(x: Any) -> Any:
     return x.to(_WIDE[x.dtype]) if x.dtype in _WIDE else x
 
 
+def widen_ordered(x: Any) -> Any:
+    """`widen` for operators that order, divide or convert. Raises OnnxError for values from 2^63 on, which int64 takes for negative."""
+    wide = widen(x)
+    if isinstance(x, torch.Tensor) and x.dtype is torch.uint64 and bool((wide < 0).any()):
+        raise OnnxError("a uint64 operand has values from 2^63 on, which only bits, sums, products and moves of elements are right for")
+    return wide
+
+
 def narrow(x: Any, dtype: torch.dtype) -> Any:
     """The other way; higher bits are cut off, as unsigned arithmetic does."""
     if isinstance(x, torch.Tensor) and x.dtype is torch.int64:
