@@ -63,6 +63,7 @@ class Studio:
 
     def start(self) -> None:
         """Listen. Raises OSError where the port is taken."""
+        self.session.graph()  # kept by its state: the first tab does not wait for it
         self._thread.start()
         self._ready.wait()
         if self._failed is not None:
