@@ -360,6 +360,8 @@ class _Importer:
         attributes: dict[str, Any] = {"target": str(node.target), "arguments": arguments, "keywords": keywords}
         if _allocates(node.target):
             attributes["allocates"] = True
+        if _looks_at_memory(node.target):
+            attributes["strides"] = {"x0": self._traced_strides(node)}
         if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             attributes["random"] = True
         call = LibraryCall("aten::call", attributes,
@@ -368,6 +370,14 @@ class _Importer:
                            defines=self._defined(late, [f"y{i}" for i in range(len(outputs))]))  # fmt: skip
         self._append(call, node, outputs)
         return outputs if several else outputs[0]
+
+    def _traced_strides(self, node: fx.Node) -> tuple[Any, ...]:
+        """Strides of the first operand when the graph was traced: the operator counts in them, whatever layout the operand has here."""
+        x = node.args[0].meta["val"]  # type: ignore[union-attr]
+        dense = torch.ops.aten.is_non_overlapping_and_dense(x)
+        if not dense or x.storage_offset() != 0:
+            raise Unsupported(f"{node.target} of a tensor that is a part of another one's memory", node.meta.get("origin"))
+        return tuple(self.sizes.convert(n) for n in x.stride())
 
     def _append(self, new: Node, node: fx.Node, outputs: list[Container]) -> None:
         self.nodes.append(new)
@@ -414,6 +424,11 @@ class _Importer:
                             writes={f"y{i}": full(c) for i, c in enumerate(outputs)}, origins=(origin,))  # fmt: skip
         self._append(operator, node, outputs[: function.n_outputs])
         return outputs[: function.n_outputs]
+
+
+def _looks_at_memory(target: Any) -> bool:
+    """Whether an operator addresses its operand's memory by strides."""
+    return str(target).split(".")[1] in ("as_strided", "as_strided_copy", "as_strided_scatter")
 
 
 def _allocates(target: Any) -> bool:

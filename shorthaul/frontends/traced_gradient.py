@@ -51,7 +51,7 @@ def traced_gradient(call: LibraryCall, operands: Mapping[str, Container], wanted
     if call.function != "aten::call":
         raise DifferentiationError(f"no gradient for the library call {call.function} of {call.origin}")
     signature = tuple((k, c.dtype, c.shape, c.actual_strides) for k, c in operands.items())
-    attributes = {k: call.attributes.get(k) for k in ("target", "arguments", "keywords")}
+    attributes = {k: call.attributes.get(k) for k in ("target", "arguments", "keywords", "strides")}
     key = (repr(attributes), signature, tuple(wanted), tuple(results))
     found = _CACHE.get(key)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -79,3 +80,21 @@ def test_the_backend_is_found_by_name(first: str) -> None:
     program = f"import torch\n{first}\nprint(torch.compile(lambda x: x * 2, backend='shorthaul')(torch.ones(3)).sum())"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert "6." in run.stdout, run.stderr[-2000:]
+
+
+def both_layouts(x: Tensor) -> Tensor:
+    """Elements by their place in memory, of a tensor that eager has row by row and of one that it has column by column."""
+    return x.mul(2).as_strided((3, 4), (2, 1)).sum(1).sum() + torch.tanh(x.transpose(0, 1)).as_strided((3, 2), (4, 1), 2).sum()
+
+
+@pytest.mark.parametrize("level", [0, 2, 4])
+def test_an_operator_that_looks_at_memory_sees_the_layout_of_eager(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_operators(monkeypatch, "as_strided")
+    eager = Between(lambda a: both_layouts(a).reshape(1, 1) + a).double()
+    x = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eager(x)
+    ours = sh.optimize(copy.deepcopy(eager), level=level)
+    for m in (eager, ours):
+        m(x).square().sum().backward()
+    for (n, p), q in zip(eager.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-9, atol=1e-12, msg=n)
