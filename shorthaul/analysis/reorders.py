@@ -2,7 +2,9 @@
 
 oneDNN's kernels (and cuDNN's for tensor cores) work on images whose channels are innermost, whole or in blocks. An image with the channels
 outermost is copied into that layout before the convolution, a result out of it afterwards: each is read and written once more, in every
-call that uses it. Images of at most four channels are read as they are. Weights are packed in either layout, which is not counted.
+call that uses it. Images of at most four channels are read as they are. Weights are packed in either layout, which is not counted; nor
+is the reorder of a result that the caller gets in a layout of his (the gradient of an input): no layout of ours avoids it, and the
+baseline, which has the same reorder, leaves it out too.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def reordered(call: LibraryCall, program: Program) -> list[str]:
     names = [m.container for k, m in call.reads.items() if k in _IMAGES]
     found = [c for c in names if _foreign(program.containers[c]) and prove_le(program.containers[c].shape[1], FEW_CHANNELS) is not True]
     if call.function != "aten::conv_grad_weight":
-        found += [m.container for k, m in call.writes.items() if k == "y" and _foreign(program.containers[m.container])]
+        results = [program.containers[m.container] for k, m in call.writes.items() if k == "y"]
+        found += [c.name for c in results if _foreign(c) and not c.is_external and c.name not in program.results]
     return found
 
 

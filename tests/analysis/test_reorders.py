@@ -21,16 +21,22 @@ def reorders(m: Movement) -> int:
 
 
 def test_images_with_channels_outermost_are_reordered_in_every_call() -> None:
-    """Forward: x and y; gradient by the weight: x and the incoming gradient. x needs no gradient."""
+    """Forward: x (y is the caller's, in his layout); gradient by the weight: x and the incoming gradient. x needs no gradient."""
     found = moved(nn.Conv2d(16, 32, 3, padding=1, bias=False), torch.randn(2, 16, 10, 10), 2)
     x, y = 2 * 16 * 100 * 4, 2 * 32 * 100 * 4
-    assert reorders(found) == 2 * (x + y) + 2 * (x + y)
+    assert reorders(found) == 2 * x + 2 * (x + y)
+
+
+def test_results_that_stay_inside_are_reordered_too() -> None:
+    net = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.ReLU())
+    x, y = 2 * 16 * 100 * 4, 2 * 32 * 100 * 4
+    assert reorders(moved(net, torch.randn(2, 16, 10, 10), 2)) == 2 * (x + y) + 2 * (x + y)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_images_of_few_channels_are_read_as_they_are(channels: int) -> None:
     found = moved(nn.Conv2d(channels, 32, 3, padding=1, bias=False), torch.randn(2, channels, 10, 10), 2)
-    assert reorders(found) == 2 * (2 * 2 * 32 * 100 * 4)
+    assert reorders(found) == 2 * (2 * 32 * 100 * 4)
 
 
 def test_channels_last_needs_none() -> None:

@@ -42,9 +42,9 @@ def loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, i: int) -> to
     return loss.detach()
 
 
-def check(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+def check(ours: torch.nn.Module, theirs: torch.nn.Module, limit: float = 1e-9) -> None:
     for (n, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(a, b, rtol=limit, atol=limit, msg=lambda m, n=n: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -58,10 +58,12 @@ def test_steps_are_those_of_the_ordinary_loop(name: str, graphs: bool) -> None:
         losses.append((step(*batch(i)), loop(theirs, b, i)))
         for o in (a, b):
             o.param_groups[0]["lr"] *= 0.9  # read inside a replay
+    # with its counters on the device PyTorch computes bias corrections in float32
+    limit = 1e-5 if name == "capturable" else 1e-9
     for x, y in losses:  # what a replay returned is not overwritten by the next one
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
-    check(ours, theirs)
-    same_optimizer(a, b, 1e-8)
+        torch.testing.assert_close(x, y, rtol=limit, atol=limit)
+    check(ours, theirs, limit)
+    same_optimizer(a, b, max(limit, 1e-8))
     assert ("CUDA graphs" in str(step.report())) == graphs
 
 
