@@ -70,7 +70,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # Large suites of which a run of everything takes every second test, chosen by its name.
 HALVED = ("api/test_autograd", "api/test_calls", "api/test_control_flow", "api/test_modules", "api/test_runtime_sizes", "api/test_shapes",
-          "codegen/test_cpp_kernels", "ecosystem/", "models/test_in_the_wild", "models/test_symbolic_sizes")  # fmt: skip
+          "api/test_train_step", "codegen/test_cpp_kernels", "codegen/test_triton", "docs/test_lessons", "ecosystem/", "extension/",
+          "frontends/test_functional", "models/test_blocks", "models/test_in_the_wild", "models/test_symbolic_sizes",
+          "models/test_training", "runtime/test_build", "runtime/test_vector", "suites/test_onnx", "testing/test_benchmark", "tuning/",
+          "verification/")  # fmt: skip
 
 
 def _left_out(item: pytest.Item) -> bool:
