@@ -151,13 +151,14 @@ def test_capture_refuses_graph_breaks_with_the_line() -> None:
 
 def test_no_compiler_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     from shorthaul import api
+    from shorthaul.runtime import target
     from shorthaul.runtime.build import NoCompiler
 
     def missing(*_: Any, **__: Any) -> Any:
         raise NoCompiler
 
     monkeypatch.setattr(api, "load", lambda key: None)
-    monkeypatch.setattr(api, "compile_program", missing)
+    monkeypatch.setattr(target, "compile_program", missing)
     m = sh.optimize(nn.Linear(8, 4))
     with pytest.warns(sh.FallbackWarning, match=r"(no C\+\+ compiler|compiler that CXX names)"):
         m(torch.randn(3, 8)).sum().backward()
@@ -173,12 +174,13 @@ def test_no_compiler_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_failed_compilation_still_trains(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
     from shorthaul import api
+    from shorthaul.runtime import target
 
     def fails(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(api, "load", lambda key: None)
-    monkeypatch.setattr(api, "compile_program", fails)
+    monkeypatch.setattr(target, "compile_program", fails)
     m = sh.optimize(nn.Linear(8, 4))
     with pytest.warns(sh.FallbackWarning, match=words):
         m(torch.randn(3, 8)).sum().backward()
