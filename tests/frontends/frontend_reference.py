@@ -38,6 +38,8 @@ class _Executor(fx.Interpreter):
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
         if target is aten._native_batch_norm_legit_functional.default:
             return _functional_batch_norm(*args, **kwargs)
+        if target is aten.copy.default:  # PyTorch has a derivative of the in-place form only
+            return args[0].clone().copy_(args[1])
         if target is aten._native_batch_norm_legit_no_training.default:
             return torch.native_batch_norm(*args[:5], False, *args[5:])
         return super().call_function(target, args, kwargs)
