@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Union
 
-from shorthaul.ir.containers import Container
+from shorthaul.ir.containers import Container, strides_in_order
 from shorthaul.ir.nodes import LibraryCall
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, prove_le
@@ -26,12 +26,7 @@ _DTYPES = {"float32", "bfloat16", "float16"}  # other types take kernels that wo
 
 def channels_last_strides(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
     """Strides of (N, C, spatial...) with the channels innermost."""
-    strides: dict[int, IntLike] = {}
-    step: IntLike = 1
-    for d in (1, *reversed(range(2, len(shape))), 0):
-        strides[d] = step
-        step = step * shape[d]
-    return tuple(strides[d] for d in range(len(shape)))
+    return strides_in_order(shape, (0, *range(2, len(shape)), 1))
 
 
 def reordered(call: LibraryCall, program: Program) -> list[str]:

@@ -92,3 +92,13 @@ def contiguous_strides(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
         strides.append(step)
         step = step * n
     return tuple(reversed(strides))
+
+
+def strides_in_order(shape: tuple[IntLike, ...], order: tuple[int, ...]) -> tuple[IntLike, ...]:
+    """Dense strides with the dimensions in `order` from the outermost to the innermost."""
+    strides: dict[int, IntLike] = {}
+    step: IntLike = 1
+    for d in reversed(order):
+        strides[d] = step
+        step = step * shape[d]
+    return tuple(strides[d] for d in range(len(shape)))

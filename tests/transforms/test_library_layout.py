@@ -10,11 +10,12 @@ from transform_nets import assert_refuses, matches, only
 
 import shorthaul as sh
 from shorthaul.analysis.movement import movement
+from shorthaul.ir.containers import strides_in_order
 from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Program
 from shorthaul.ir.verify import verify
 from shorthaul.transforms.base import apply_everywhere
-from shorthaul.transforms.level3_layout.library_layout import LibraryLayout, strides_in_order
+from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 
 

@@ -36,6 +36,13 @@ def code_cost(codes: Iterable[Scalar]) -> int:
     return sum(SCALAR_OPS[n.op].cost for n in walk(*codes) if n.op in SCALAR_OPS)
 
 
+def tasklet_of(m: Map) -> Tasklet:
+    """The tasklet of a flat map."""
+    t = m.tasklet
+    assert t is not None
+    return t
+
+
 def same_size(a: IntLike, b: IntLike) -> bool:
     return a is b or a == b or prove_eq(a, b) is True
 

@@ -13,7 +13,7 @@ from shorthaul.ir.nodes import Access, Map, Tasklet
 from shorthaul.ir.scalar import substitute_indices
 from shorthaul.symbolic import Expr, Symbol
 
-from .compose import never, reading, used_reads, written_params
+from .compose import never, reading, tasklet_of, used_reads, written_params
 
 IntLike = Union[int, Expr]
 
@@ -26,7 +26,7 @@ def demanded(statements: Sequence[Map], outer: tuple[Symbol, ...], local: Collec
     statement that writes it, and so reads that statement's operands where the reader needs them, which may be fewer elements.
     """
     gone = set(local) - set(kept)
-    makers = {m.container: (s, k) for s in statements for k, m in _tasklet(s).writes.items() if m.container in gone}
+    makers = {m.container: (s, k) for s in statements for k, m in tasklet_of(s).writes.items() if m.container in gone}
 
     def reads(t: Tasklet, names: Iterable[str], values: Mapping[Symbol, IntLike], guard: tuple[Condition, ...],
               params: tuple[Symbol, ...]) -> Iterator[Access]:  # fmt: skip
@@ -40,7 +40,7 @@ def demanded(statements: Sequence[Map], outer: tuple[Symbol, ...], local: Collec
             if m.container in makers:
                 maker, label = makers[m.container]
                 r = reading(maker, written_params(maker, m.container), m)
-                t_maker = _tasklet(maker)
+                t_maker = tasklet_of(maker)
                 # a condition on indices may become false at the reader's points and drop a read
                 code = substitute_indices(t_maker.code[label], r.substitution)
                 yield from reads(t_maker, used_reads(t_maker, [code]), r.substitution, r.guard, params)
@@ -49,7 +49,7 @@ def demanded(statements: Sequence[Map], outer: tuple[Symbol, ...], local: Collec
 
     found: dict[str, list[Access]] = {}
     for s in statements:
-        t = _tasklet(s)
+        t = tasklet_of(s)
         writes = {k: m for k, m in t.writes.items() if m.container not in makers}
         names = used_reads(t, [t.code[k] for k in writes]) | _addresses(t, writes.values())
         for a in reads(t, names, {}, (), (*outer, *s.params)):
@@ -67,9 +67,3 @@ def _addresses(t: Tasklet, memlets: Iterable[Memlet]) -> set[str]:
             found.add(name)
             todo += [i.name for i in t.reads[name].subset if isinstance(i, Indirect)]
     return found
-
-
-def _tasklet(s: Map) -> Tasklet:
-    t = s.tasklet
-    assert t is not None
-    return t

@@ -28,6 +28,7 @@ from .compose import (
     reading,
     same_size,
     substitute_producer,
+    tasklet_of,
     unique_write,
     used_reads,
     written_params,
@@ -179,7 +180,7 @@ def _join(a: Map, b: Map, pairs: Sequence[tuple[Symbol, Symbol]], mids: Mapping[
 
 def without_write(s: Map, name: str) -> Map | None:
     """A statement that does not write the container, None when nothing is left of it."""
-    t = _tasklet(s)
+    t = tasklet_of(s)
     kept = {k: m for k, m in t.writes.items() if m.container != name}
     if len(kept) == len(t.writes):
         return s
@@ -208,23 +209,17 @@ def tidy(statements: list[Map], locals_: dict[str, Container], local_names: froz
     return statements, {k: c for k, c in locals_.items() if k in used}
 
 
-def _tasklet(s: Map) -> Tasklet:
-    t = s.tasklet
-    assert t is not None
-    return t
-
-
 def _reads(s: Map) -> set[str]:
-    return {m.container for m in _tasklet(s).reads.values()}
+    return {m.container for m in tasklet_of(s).reads.values()}
 
 
 def _writes(s: Map) -> set[str]:
-    return {m.container for m in _tasklet(s).writes.values()}
+    return {m.container for m in tasklet_of(s).writes.values()}
 
 
 def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
     for i, a in enumerate(statements):
-        for c, combine in sorted((m.container, m.combine or "") for m in _tasklet(a).writes.values() if m.container in local_names):
+        for c, combine in sorted((m.container, m.combine or "") for m in tasklet_of(a).writes.values() if m.container in local_names):
             readers = [j for j in range(i + 1, len(statements)) if c in _reads(statements[j])]
             if not readers:
                 if all(w == c for w in _writes(a)):
@@ -233,8 +228,8 @@ def _fuse_chain(statements: list[Map], local_names: frozenset[str]) -> bool:
                 continue
             if combine or any(c in _writes(s) for k, s in enumerate(statements) if k != i):
                 continue  # with another writer (a concatenation) this one holds only a part of what is read
-            single = len(_tasklet(a).writes) == 1
-            if len(readers) > 1 and single and code_cost(_tasklet(a).code.values()) <= CHEAP and len(_tasklet(a).reads) <= 2:
+            single = len(tasklet_of(a).writes) == 1
+            if len(readers) > 1 and single and code_cost(tasklet_of(a).code.values()) <= CHEAP and len(tasklet_of(a).reads) <= 2:
                 taken = [_try_substitute(statements, i, j, c, frozenset(), replace_first=False) for j in readers]
                 if all(taken):
                     del statements[i]
@@ -260,7 +255,7 @@ def _differ(m: IntLike, n: IntLike) -> bool:
 
 def _try_substitute(statements: list[Map], i: int, j: int, mid: str, keep: frozenset[str], *, replace_first: bool) -> bool:
     try:
-        if code_cost(_tasklet(statements[i]).code.values()) > CHEAP:
+        if code_cost(tasklet_of(statements[i]).code.values()) > CHEAP:
             require(not _repeats(statements[i], statements[j], mid), "the consumer reads each element several times")
         fused = substitute_producer(statements[i], statements[j], mid, keep=keep)
     except Refusal:
@@ -275,7 +270,7 @@ def _repeats(a: Map, b: Map, mid: str) -> bool:
     """Whether `b` would evaluate elements of `mid` again and again with other operands in between: a window. What does not depend on
     an inner parameter is evaluated before its loop."""
     dims = written_params(a, mid)
-    for m in _tasklet(b).reads.values():
+    for m in tasklet_of(b).reads.values():
         if m.container != mid:
             continue
         values = reading(a, dims, m).substitution
@@ -309,7 +304,7 @@ def _fuse_siblings(statements: list[Map]) -> bool:
 
 def _same_points(a: Map, b: Map) -> dict[Symbol, Symbol] | None:
     """A renaming of the parameters of `a` to those of `b`, through reads that both have."""
-    pairs = [(x, y) for x in _tasklet(a).reads.values() for y in _tasklet(b).reads.values()
+    pairs = [(x, y) for x in tasklet_of(a).reads.values() for y in tasklet_of(b).reads.values()
              if x.container == y.container and not x.guard and not y.guard and not x.is_indirect and not y.is_indirect
              and any(s in a.params for s in x.subset if isinstance(s, Symbol))]  # fmt: skip
     if not pairs:

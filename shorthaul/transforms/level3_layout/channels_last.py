@@ -7,7 +7,7 @@ from typing import Union
 
 from shorthaul.analysis.reorders import channels_last_strides, reordered
 from shorthaul.ir.builder import at, fresh_params, make_map
-from shorthaul.ir.containers import Container
+from shorthaul.ir.containers import Container, strides_in_order
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import AUTO, LibraryCall, Map
 from shorthaul.ir.program import Program
@@ -195,9 +195,4 @@ def _pack(program: Program, edit: Edit, name: str, strides: tuple[IntLike, ...])
 
 def _innermost_first(shape: tuple[IntLike, ...]) -> tuple[IntLike, ...]:
     """Strides with the first dimension innermost."""
-    strides: list[IntLike] = [1]
-    step: IntLike = shape[0]
-    for n in reversed(shape[1:]):
-        strides.insert(1, step)
-        step = step * n
-    return tuple(strides)
+    return strides_in_order(shape, (*range(1, len(shape)), 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Union
 
+from shorthaul.ir.containers import strides_in_order
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import LibraryCall
 from shorthaul.ir.program import Program
@@ -56,13 +57,3 @@ class LibraryLayout(Transformation):
     def apply(self, m: Match, edit: Edit) -> None:
         c = m.program.containers[m.mid]
         edit.set_container(c.with_(strides=m.strides))
-
-
-def strides_in_order(shape: tuple[IntLike, ...], order: tuple[int, ...]) -> tuple[IntLike, ...]:
-    """Dense strides with the dimensions in `order` from the outermost to the innermost."""
-    strides: dict[int, IntLike] = {}
-    step: IntLike = 1
-    for d in reversed(order):
-        strides[d] = step
-        step = step * shape[d]
-    return tuple(strides[d] for d in range(len(shape)))
