@@ -11,6 +11,8 @@ from shorthaul.ir.dtypes import DType
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import full
 from shorthaul.ir.nodes import LibraryCall, Node, Operator, Origin
+from shorthaul.ir.program import Program
+from shorthaul.ir.rewrite import inline
 from shorthaul.ir.scalar import Scalar, cast, read
 from shorthaul.symbolic import Expr
 
@@ -63,6 +65,13 @@ class Expansion(MapBuilder):
                            writes=self.node.writes, origins=self.origins, phase=self.phase, defines=self.node.defines)  # fmt: skip
         self.nodes.append(call)
         return call
+
+    def program(self, body: Program, hint: str = "") -> None:
+        """Lower to the nodes of a program whose inputs and outputs are the operator's operands and results, in order."""
+        bindings = dict(zip(body.signature.inputs, [m.container for m in self.node.reads.values()], strict=True))
+        bindings.update(zip(body.signature.outputs, [m.container for m in self.node.writes.values()], strict=True))
+        nodes, _ = inline(body, self.edit, bindings, phase=self.phase, origins=self.origins, hint=hint)
+        self.nodes += nodes
 
 
 class OpBuilder:

@@ -114,8 +114,4 @@ class ParameterUpdate(OperatorDefinition):
         return {f"y{i}": TensorType(c.dtype, c.shape) for i, c in enumerate(out)}
 
     def maps(self, c: Expansion) -> None:
-        body = c.attr("body")
-        bindings = dict(zip(body.signature.inputs, [m.container for m in c.node.reads.values()], strict=True))
-        bindings.update(zip(body.signature.outputs, [m.container for m in c.node.writes.values()], strict=True))
-        nodes, _ = inline(body, c.edit, bindings, phase=c.phase, origins=c.origins, hint="update_")
-        c.nodes += nodes
+        c.program(c.attr("body"), hint="update_")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shorthaul.ir.rewrite import inline
-
 from .builder import Expansion
 from .registry import OperatorDefinition, TensorType, register
 
@@ -33,8 +31,4 @@ class MapGradient(OperatorDefinition):
         return {f"y{i}": TensorType(c.dtype, c.shape) for i, c in enumerate(results)}
 
     def maps(self, c: Expansion) -> None:
-        body = c.attr("body")
-        bindings = dict(zip(body.signature.inputs, [m.container for m in c.node.reads.values()], strict=True))
-        bindings.update(zip(body.signature.outputs, [m.container for m in c.node.writes.values()], strict=True))
-        nodes, _ = inline(body, c.edit, bindings, phase=c.phase, origins=c.origins, hint="grad_")
-        c.nodes += nodes
+        c.program(c.attr("body"), hint="grad_")
