@@ -5,6 +5,8 @@ Numbers are at the program's size hints. Edges are lists, not objects: a program
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from shorthaul.ir.location import references
@@ -15,6 +17,7 @@ from shorthaul.transforms.base import hint_value
 from .overlays import View
 
 Json = Any
+NAME = re.compile(r"[A-Za-z_]\w*")
 GENERIC = ("pointwise", "sum_to", "map", "expand", "fill")  # names of kernels that say little without the operator
 
 
@@ -107,16 +110,25 @@ def modules(view: View, inside: str = "") -> list[Json]:
 
 
 def body(n: Node) -> Json:
-    """What is inside a node, nested: maps with ranges and locals, tasklets as lines, loops and branches as lists of nodes."""
+    """What is inside a node, nested: maps with ranges and locals, tasklets as lines, loops and branches as lists of nodes.
+
+    Parameters are numbered from zero for the reader: their own names grow with everything that the process has compiled.
+    """
+    params = [p.name for around, _ in n.tasklets() for p in around] if isinstance(n, Map) else []
+    short = {name: f"i{k}" for k, name in enumerate(dict.fromkeys(params))}
+    return _body(n, lambda text: NAME.sub(lambda found: short.get(found[0], found[0]), text))
+
+
+def _body(n: Node, short: Callable[[str], str]) -> Json:
     if isinstance(n, Map):
         ranges = ", ".join(f"{p.name} in {p.lower}:{p.upper + 1 if p.upper is not None else '?'}" for p in n.params)
-        return {"kind": "map", "title": n.name, "ranges": ranges, "schedule": n.schedule.kind,
-                "locals": [repr(c).removesuffix(" transient") + f" ({c.storage})" for c in n.locals.values()],
-                "items": [body(b) for b in n.body]}  # fmt: skip
+        return {"kind": "map", "title": n.name, "ranges": short(ranges), "schedule": n.schedule.kind,
+                "locals": [short(repr(c)).removesuffix(" transient") + f" ({c.storage})" for c in n.locals.values()],
+                "items": [_body(b, short) for b in n.body]}  # fmt: skip
     if isinstance(n, Tasklet):
         from shorthaul.ir.printer import print_node
 
-        return {"kind": "tasklet", "lines": print_node(n, {}, volumes=False).split("  # ")[0].splitlines()}
+        return {"kind": "tasklet", "lines": short(print_node(n, {}, volumes=False).split("  # ")[0]).splitlines()}
     if isinstance(n, (Loop, Branch)):
         return {"kind": n.kind, "title": n.label, "ranges": "", "schedule": "", "locals": [],
                 "items": [{"kind": "tasklet", "lines": [f"{b.name}: {len(b.nodes)} nodes", *(label(m) for m in b.nodes[:40])]}

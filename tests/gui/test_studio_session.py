@@ -36,6 +36,15 @@ def session(captured: Any) -> Iterator[Session]:
     made.close()
 
 
+def test_a_body_does_not_depend_on_what_was_captured_before(session: Session) -> None:
+    """Names of parameters grow with the process; the reader's are numbered anew in every kernel."""
+    node = next(n["id"] for n in session.graph()["nodes"] if n["label"] == "silu")
+    again = Session.of(sh.capture(*small()), checks=False)
+    other = next(n["id"] for n in again.graph()["nodes"] if n["label"] == "silu")
+    assert session.body(node) == again.body(other) and "i0 in 0:2, i1 in 0:32" in session.body(node)["ranges"]
+    again.close()
+
+
 def test_states_are_a_tree_in_which_nothing_is_lost(session: Session) -> None:
     first, version = session.current, session.version
     best, other = session.opportunities(limit=2)

@@ -6,6 +6,7 @@ import { byId, bytes, change, download, el, seconds, value } from "studio/format
 import { layout } from "studio/layout.js";
 import { Model } from "studio/model.js";
 import { showModule, showNode, showProgram } from "studio/panel.js";
+import { flatten } from "studio/rows.js";
 import * as tables from "studio/tables.js";
 import { View, sizeOf } from "studio/view.js";
 
@@ -575,16 +576,6 @@ class App {
 /** @param {string} name @returns {any} */
 function stored(name) {
   try { return localStorage.getItem(`shorthaul-${name}`); } catch { return null; }
-}
-
-/** The lines of a kernel's body. @param {Body} body @param {number} [depth] @returns {import("studio/view.js").Row[]} */
-function flatten(body, depth = 0) {
-  /** @type {import("studio/view.js").Row[]} */ const out = [], cut = (/** @type {string} */ t) => (t.length > 110 ? t.slice(0, 109) + "…" : t);
-  if (body.kind === "tasklet") return (body.lines ?? []).map((text) => ({ depth, kind: "code", text: cut(text.trim()) }));
-  out.push({ depth, kind: "map", text: cut(`${body.kind}${body.ranges ? ` ${body.ranges}` : ""}${body.schedule && body.schedule !== "auto" ? ` (${body.schedule})` : ""}`) });
-  for (const c of body.locals ?? []) out.push({ depth: depth + 1, kind: "local", text: cut(`local ${c}`) });
-  for (const b of body.items ?? []) out.push(...flatten(b, depth + 1));
-  return out;
 }
 
 window.studio = new App();
