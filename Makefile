@@ -86,10 +86,10 @@ demo: check-compiler venv  ## train on real digits, eager and Shorthaul side by 
 
 # Every worker uses one thread, so that the workers share the cores instead of fighting over them.
 test: check-compiler check-browser venv-dev lint  ## lint, type check and the sampled test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-all: check-compiler check-browser venv-dev lint  ## everything, slow tests too; resumes where it stopped for the same sources
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full --resume -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full --resume -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: venv-dev check-page  ## ruff, mypy, and the type check of the studio's page
 	$(BIN)/ruff check .

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cpp_cases as c
 import cpp_trees as t
@@ -152,13 +153,21 @@ PIECES = [
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Kernel], ctypes.CDLL]:
-    return c.build_all(list(CASES.values()), tmp_path_factory.mktemp("kernels"))
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Kernel], ctypes.CDLL]:
+    cases = _that_run(request, test_kernel_agrees_with_interpreter, "name")
+    return c.build_all([CASES[name] for name in cases], tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="module")
-def built_in_pieces(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Kernel], ctypes.CDLL]:
-    return c.build_all(PIECES, tmp_path_factory.mktemp("kernels"), limits=SMALL)
+def built_in_pieces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Kernel], ctypes.CDLL]:
+    cases = _that_run(request, test_kernel_in_pieces_agrees_with_interpreter, "case")
+    return c.build_all(cases, tmp_path_factory.mktemp("kernels"), limits=SMALL)
+
+
+def _that_run(request: pytest.FixtureRequest, test: Callable[..., None], parameter: str) -> list[Any]:
+    """The parameters of a test that this session runs: only their kernels are compiled."""
+    items: list[Any] = [item for item in request.session.items if getattr(item, "function", None) is test]
+    return [item.callspec.params[parameter] for item in items if not any(item.iter_markers("skip"))]
 
 
 def _check(case: Case, built: tuple[dict[str, Kernel], ctypes.CDLL]) -> None:
