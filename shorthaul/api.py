@@ -25,6 +25,7 @@ from shorthaul.frontends.dependence import dependences
 from shorthaul.frontends.dynamo import capture_graph
 from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsupported, functionalize, rebuilder
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
+from shorthaul.frontends.sparse_lookups import sparse_lookups
 from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import runtime_sizes
@@ -123,9 +124,18 @@ def backend(
     record = record if record is not None else Record()
     region = record.region(recompile_reason(), graph_break=_graph_break(gm))
     try:
+        lookups = sparse_lookups(gm, example_inputs, options.strict)
         with region.timed("compile"):
-            captured = _compile(gm, example_inputs, options, region)
+            if lookups is None:
+                captured = _compile(gm, example_inputs, options, region)
+            else:
+                captured = _compile(lookups.gm, lookups.examples, options, region)
+                region.fallbacks += lookups.calls
         record.uses(t for t in map(real_input, gm.graph.find_nodes(op="placeholder")) if isinstance(t, torch.nn.Parameter))
+        if lookups is not None:
+            if entry is not None:
+                entry.compiled(gm, region, None)
+            return lookups.around(captured.graph)
         observed = entry.compiled(gm, region, captured) if entry is not None else None
         return observed or captured.graph
     except NoCompiler as e:

@@ -36,7 +36,7 @@ def differentiate(program: Program, outputs: Sequence[str], wrt: Sequence[str], 
     outputs: differentiable outputs; each gets a cotangent input of its own shape. wrt: inputs whose gradients are wanted; those
     that the outputs do not depend on get no entry in `signature.gradients`, those among `reached` a gradient of zeros.
     traced: gives, for a LibraryCall without a registry entry, the operands' containers, the wanted operands and the results with
-    a cotangent, a program from (operands, cotangents) to the wanted gradients.
+    a cotangent, a program from (operands, cotangents) to the wanted gradients (its attribute "undefined" names those that are missing).
     `program.attributes["stop_gradient"]` names containers through which no gradient flows (detach, no_grad).
     Raises DifferentiationError.
     """
@@ -54,6 +54,7 @@ class _Reverse:
         self.stopped = frozenset(program.attributes.get("stop_gradient", ()))
         self.partial: dict[str, list[Container]] = {}
         self.owned: set[str] = set()
+        self.undefined: set[tuple[int, str]] = set()  # (node, operand) where PyTorch's gradient is none, not zeros
 
     def run(self, outputs: list[str], wrt: list[str], reached: Collection[str]) -> None:
         p = self.program
@@ -72,6 +73,7 @@ class _Reverse:
         for node in reversed(forward):
             self._visit(node, needed)
         gradients = []
+        reached = self._still_reached(outputs, reached, forward)
         for name in dict.fromkeys(wrt):
             total = self._total(name, name)
             if total is None and name in reached:
@@ -80,6 +82,17 @@ class _Reverse:
                 gradients.append((name, self._own(total, p.containers[name])))
         self.edit.set_signature(p.signature.with_(gradients=tuple(gradients)))
         self.edit.rewrite.notes["gradient of"] = {c: parts[0].name for c, parts in self.partial.items() if len(parts) == 1}
+
+    def _still_reached(self, outputs: Sequence[str], reached: Collection[str], nodes: Sequence[Node]) -> Collection[str]:
+        """The names among `reached` that outputs lead to on a way without an undefined gradient."""
+        if not self.undefined:
+            return reached
+        found = set(outputs)
+        for node in reversed(nodes):
+            if not found.isdisjoint(self.program.writes_of(node)):
+                found |= {m.container for k, m in node.reads.items()
+                          if (node.id, k) not in self.undefined and m.container not in self.stopped}  # fmt: skip
+        return found.intersection(reached)
 
     def _depends_on(self, wrt: Collection[str], nodes: Sequence[Node]) -> set[str]:
         needed = set(wrt)
@@ -130,7 +143,10 @@ class _Reverse:
             bindings = dict(zip(body.signature.inputs, given, strict=True))
             nodes, outputs = inline(body, self.edit, bindings, phase="backward", origins=node.origins, hint="grad_")
             self.edit.add(*nodes)
-            return {k: self.program.containers[o] for k, o in zip(sorted(wanted), outputs, strict=True)}
+            undefined = body.attributes.get("undefined", ())
+            self.undefined |= {(node.id, k) for k in undefined}
+            defined = [k for k in sorted(wanted) if k not in undefined]
+            return {k: self.program.containers[o] for k, o in zip(defined, outputs, strict=True)}
         if isinstance(node, Branch):
             return branch_gradient(self.edit, node, incoming, sorted(wanted), self._differentiate)
         if isinstance(node, Loop):

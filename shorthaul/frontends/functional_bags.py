@@ -1,4 +1,4 @@
-"""Bags of embeddings, whose ATen operator is opaque, written over operators that are maps."""
+"""Bags of embeddings and reductions of segments, whose ATen operators are opaque, written over operators that are maps."""
 
 from __future__ import annotations
 
@@ -70,4 +70,53 @@ def _of_rows(values: torch.Tensor, kept: torch.Tensor | None, mode: str) -> torc
     return total if mode == "sum" else total / kept.sum(1, keepdim=True).clamp(min=1).to(total.dtype)
 
 
-BAGS: dict[Any, Callable] = {F.embedding_bag: embedding_bag}
+def segment_reduce(
+    data: torch.Tensor,
+    reduce: str,
+    *,
+    lengths: torch.Tensor | None = None,
+    indices: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
+    axis: int = 0,
+    unsafe: bool = False,
+    initial: float | None = None,
+) -> torch.Tensor:
+    """The segments of `data` along the last dimension of `lengths` or `offsets`, each reduced ("sum", "mean", "max", "min", "prod").
+
+    Each element finds its segment by a search among the segments' ends and is combined there. Elements behind the last segment count
+    nowhere (`lengths` that do not add up to the number of elements are PyTorch's error, which needs the values, unless `unsafe`).
+    """
+    given = lengths if lengths is not None else offsets
+    if given is None or indices is not None:
+        raise NotImplementedError("segment_reduce needs lengths or offsets")
+    dim = given.dim() - 1
+    ends = given.cumsum(dim) if lengths is not None else given.narrow(dim, 1, given.shape[dim] - 1)
+    count, n = ends.shape[dim], data.shape[dim]
+    places = torch.arange(n, dtype=ends.dtype, device=data.device).expand(*data.shape[:dim], n).contiguous()
+    segment = torch.searchsorted(ends.contiguous(), places, right=True)
+    if offsets is not None:  # what lies before the first segment
+        segment = segment.where(places >= offsets.narrow(dim, 0, 1), count)
+    rest = data.dim() - 1 - dim
+    index = segment.reshape(*segment.shape, *(1,) * rest).expand(data.shape)
+    shape = (*data.shape[:dim], count + 1, *data.shape[dim + 1 :])
+    mode = {"max": "amax", "min": "amin"}.get(reduce, "sum" if reduce == "mean" else reduce)
+    neutral = {"amax": float("-inf"), "amin": float("inf"), "prod": 1.0}.get(mode, 0.0)
+    start = neutral if initial is None else float(initial)
+    extremum = mode in ("amax", "amin")
+    total = data.new_full(shape, start).scatter_reduce(dim, index, data, mode, include_self=not extremum).narrow(dim, 0, count)
+    if extremum and initial is not None:  # at a tie the elements get the gradient, not the initial value
+        beyond = total < start if mode == "amax" else total > start
+        total = torch.where(beyond, start, total)
+    if reduce != "mean":
+        return total
+    begins = ends - lengths if lengths is not None else given.narrow(dim, 0, count)
+    length = (ends - begins).reshape(*ends.shape, *(1,) * rest).to(data.dtype)
+    mean = total / length.clamp(min=1)
+    return mean if initial is not None else mean.where(length > 0, float("nan"))
+
+
+BAGS: dict[Any, Callable] = {
+    F.embedding_bag: embedding_bag,
+    torch.segment_reduce: segment_reduce,
+    torch.ops.aten.segment_reduce.default: segment_reduce,
+}

@@ -112,6 +112,30 @@ def batch_norm(
     return out
 
 
+def native_batch_norm(
+    input: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Batch norm with the statistics that its gradient needs (in evaluation mode PyTorch gives empty ones)."""
+    if not training:
+        op = aten._native_batch_norm_legit_no_training.default
+        out, saved_mean, saved_rstd = op(input, weight, bias, running_mean, running_var, momentum, eps)
+        return out, *(out.new_zeros(t.shape, dtype=t.dtype) for t in (saved_mean, saved_rstd))
+    if running_mean is None or running_var is None:
+        return aten._native_batch_norm_legit.no_stats(input, weight, bias, True, momentum, eps)
+    op = aten._native_batch_norm_legit_functional.default
+    out, saved_mean, saved_rstd, mean, var = op(input, weight, bias, running_mean, running_var, True, momentum, eps)
+    write(running_mean, mean)
+    write(running_var, var)
+    return out, saved_mean, saved_rstd
+
+
 def instance_norm(
     input: torch.Tensor,
     weight: torch.Tensor | None,
@@ -203,6 +227,10 @@ REDIRECTED: dict[Any, Callable] = {
     aten.dropout_.default: dropout_,
     torch.batch_norm: batch_norm,
     aten.batch_norm.default: batch_norm,
+    torch.native_batch_norm: native_batch_norm,
+    aten.native_batch_norm.default: native_batch_norm,
+    torch._native_batch_norm_legit: native_batch_norm,
+    aten._native_batch_norm_legit.default: native_batch_norm,
     F.dropout: functional_dropout,
     F.batch_norm: functional_batch_norm,
     F.instance_norm: functional_instance_norm,

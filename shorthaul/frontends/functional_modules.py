@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,6 +94,32 @@ def affine_grid_generator(theta: torch.Tensor, size: Sequence[int], align_corner
     return ours.matmul.default(base, theta.transpose(1, 2)).view(theta.shape[0], *spatial, rank)
 
 
+def chunk_cat(tensors: Sequence[torch.Tensor], dim: int, num_chunks: int) -> torch.Tensor:
+    """Each tensor cut into `num_chunks` chunks along `dim`, the last ones filled up with zeros; chunks of one number side by side."""
+    dim = dim % tensors[0].dim()
+    parts = []
+    for t in tensors:
+        rows, rest = -(-t.shape[dim] // num_chunks), t.shape[dim + 1 :]
+        filled = torch.constant_pad_nd(t, [0, 0] * len(rest) + [0, rows * num_chunks - t.shape[dim]], 0)
+        parts.append(filled.reshape(*t.shape[:dim], num_chunks, rows * math.prod(rest)))
+    return torch.cat(parts, dim + 1)
+
+
+def pdist(input: torch.Tensor, p: float = 2.0) -> torch.Tensor:
+    """The distances between the rows i < j, in that order: those between two lists of single rows."""
+    n = input.shape[0]
+    if n < 2:  # no pairs, of which the input has a gradient of zeros
+        return input[:0].sum(1)
+    count = n * (n - 1) // 2
+    # counted from the last pair, row n - 2 - k has the k + 1 pairs from k (k + 1) / 2 on
+    place = count - 1 - torch.arange(count, device=input.device)
+    k = (((8 * place + 1).to(torch.float64).sqrt() - 1) / 2).to(torch.int64)
+    k = k - (k * (k + 1) // 2 > place).to(torch.int64) + ((k + 1) * (k + 2) // 2 <= place).to(torch.int64)  # what rounding did
+    first, second = n - 2 - k, n - 1 - (place - k * (k + 1) // 2)
+    pairs = aten._cdist_forward.default(input[first].unsqueeze(1), input[second].unsqueeze(1), p, 2)
+    return pairs.reshape(count)
+
+
 MODULE_COMPOSITES: dict[Any, Callable] = {
     F.pad: pad,
     aten._pad_circular.default: pad_circular,
@@ -103,6 +130,9 @@ MODULE_COMPOSITES: dict[Any, Callable] = {
     torch.bilinear: bilinear,
     torch._weight_norm: weight_norm,
     torch.affine_grid_generator: affine_grid_generator,
+    torch._chunk_cat: chunk_cat,
+    torch.pdist: pdist,
+    F.pdist: pdist,
     **{
         getattr(aten, name).default: function
         for name, function in (
@@ -112,6 +142,9 @@ MODULE_COMPOSITES: dict[Any, Callable] = {
             ("bilinear", bilinear),
             ("_weight_norm", weight_norm),
             ("affine_grid_generator", affine_grid_generator),
+            ("_chunk_cat", chunk_cat),
+            ("pdist", pdist),
+            ("_pdist_forward", pdist),
         )
     },
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from shorthaul.frontends.functional import CustomFunction, FunctionalGraph, Unsupported
 from shorthaul.frontends.functional import Origin as SourceOrigin
@@ -207,6 +208,8 @@ class _Importer:
                 return self._operator(node, definition, fakes, origin, not isinstance(fake, torch.Tensor), late)
             except (OperatorError, NotImplementedError) as e:
                 reason = f"{target}: {e}"
+            if definition.reads_memory:  # PyTorch's call would read the memory that the operand has here
+                raise Unsupported(reason, source_origin)
         else:
             reason = f"{target} has no registry entry"
         if self.strict:
@@ -243,6 +246,7 @@ class _Importer:
         schema = node.target._schema  # type: ignore[union-attr]
         arguments: dict[str, Any] = {}
         tensor_names = set()
+        given: dict[str, Any] = {}
         compute_of = []
         for i, a in enumerate(schema.arguments):
             if i < len(node.args):
@@ -257,6 +261,7 @@ class _Importer:
                 compute_of.append(raw.meta["val"])
             elif isinstance(raw, (int, float, bool)):
                 compute_of.append(raw)
+            given[a.name] = raw
             arguments[a.name] = self._value(raw)
         compute = None
         tensors = [v for v in compute_of if isinstance(v, torch.Tensor)]
@@ -267,7 +272,8 @@ class _Importer:
                 compute = DTYPES.get(str(torch.result_type(first, other)).removeprefix("torch."))
         results = [TensorType(self._dtype(f.dtype, node.meta.get("origin")), tuple(self.sizes.convert(n) for n in f.shape))
                    if isinstance(f, torch.Tensor) else None for f in fakes]  # fmt: skip
-        return AtenCall(str(node.target), arguments, tuple(a.name for a in schema.arguments), results, compute, frozenset(tensor_names))
+        return AtenCall(str(node.target), arguments, tuple(a.name for a in schema.arguments), results, compute, frozenset(tensor_names),
+                        lambda name: self._traced_strides(node, given[name].meta["val"]))  # fmt: skip
 
     def _operator(self, node: fx.Node, definition: Any, fakes: list[Any], origin: Origin, several: bool, late: list[Late]) -> Any:
         call = self._schema_call(node, [None] * len(fakes) if late else fakes)
@@ -360,8 +366,6 @@ class _Importer:
         attributes: dict[str, Any] = {"target": str(node.target), "arguments": arguments, "keywords": keywords}
         if _allocates(node.target):
             attributes["allocates"] = True
-        if _looks_at_memory(node.target):
-            attributes["strides"] = {"x0": self._traced_strides(node)}
         if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
             attributes["random"] = True
         call = LibraryCall("aten::call", attributes,
@@ -371,11 +375,11 @@ class _Importer:
         self._append(call, node, outputs)
         return outputs if several else outputs[0]
 
-    def _traced_strides(self, node: fx.Node) -> tuple[Any, ...]:
-        """Strides of the first operand when the graph was traced: the operator counts in them, whatever layout the operand has here."""
-        x = node.args[0].meta["val"]  # type: ignore[union-attr]
-        dense = torch.ops.aten.is_non_overlapping_and_dense(x)
-        if not dense or x.storage_offset() != 0:
+    def _traced_strides(self, node: fx.Node, x: torch.Tensor) -> tuple[Any, ...]:
+        """Strides of an operand when the graph was traced: the operator counts in them, whatever layout the operand has here."""
+        storage = x.untyped_storage().nbytes() - x.numel() * x.itemsize
+        whole = statically_known_true(storage == 0) and statically_known_true(x.storage_offset() == 0)
+        if not whole or not torch.ops.aten.is_non_overlapping_and_dense(x):
             raise Unsupported(f"{node.target} of a tensor that is a part of another one's memory", node.meta.get("origin"))
         return tuple(self.sizes.convert(n) for n in x.stride())
 
@@ -424,11 +428,6 @@ class _Importer:
                             writes={f"y{i}": full(c) for i, c in enumerate(outputs)}, origins=(origin,))  # fmt: skip
         self._append(operator, node, outputs[: function.n_outputs])
         return outputs[: function.n_outputs]
-
-
-def _looks_at_memory(target: Any) -> bool:
-    """Whether an operator addresses its operand's memory by strides."""
-    return str(target).split(".")[1] in ("as_strided", "as_strided_copy", "as_strided_scatter")
 
 
 def _allocates(target: Any) -> bool:

@@ -44,14 +44,14 @@ def traced_gradient(call: LibraryCall, operands: Mapping[str, Container], wanted
     wanted: operands whose gradients are asked for. results: results that have a cotangent.
     library: what the function names of library calls mean (`codegen.library.LIBRARY`).
     The program's inputs are all operands in order, then the cotangents of `results` in order; its outputs the gradients of `wanted` in
-    order. Forward values that the gradient needs are computed again from the operands. Raises DifferentiationError naming operator and
-    source line where PyTorch has no derivative, where the gradient needs random numbers that the forward phase drew, and where it holds
-    for one size only.
+    order, without those that PyTorch leaves undefined (None): attribute "undefined" of the program names them. Forward values that the
+    gradient needs are computed again from the operands. Raises DifferentiationError naming operator and source line where PyTorch has no
+    derivative, where the gradient needs random numbers that the forward phase drew, and where it holds for one size only.
     """
     if call.function != "aten::call":
         raise DifferentiationError(f"no gradient for the library call {call.function} of {call.origin}")
     signature = tuple((k, c.dtype, c.shape, c.actual_strides) for k, c in operands.items())
-    attributes = {k: call.attributes.get(k) for k in ("target", "arguments", "keywords", "strides")}
+    attributes = {k: call.attributes.get(k) for k in ("target", "arguments", "keywords")}
     key = (repr(attributes), signature, tuple(wanted), tuple(results))
     found = _CACHE.get(key)
     if found is None:
@@ -73,6 +73,7 @@ class _Trace:
         self.env = ShapeEnv(duck_shape=False, specialize_zero_one=False)
         self.fake_mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)  # derivatives may hold constants
         self.values = self._symbolic_values()
+        self.undefined: tuple[str, ...] = ()
 
     def _symbolic_values(self) -> dict[Symbol, Any]:
         """A SymInt of our own shape environment for every symbol of the operands."""
@@ -108,8 +109,9 @@ class _Trace:
         program = imported.program
         program.attributes.pop("stop_gradient", None)
         outputs = [n for n in imported.results if n is not None]
-        if len(outputs) != len(wanted):
+        if len(outputs) != len(wanted) - len(self.undefined):
             raise self._error("its gradient is not a tensor")
+        program.attributes["undefined"] = self.undefined
         program.signature = program.signature.with_(outputs=tuple(outputs))
         return program
 
@@ -129,8 +131,9 @@ class _Trace:
             found: Sequence[torch.Tensor | None] = [None] * len(leaves)
             if pairs:
                 found = torch.autograd.grad([y for y, _ in pairs], list(leaves.values()), [g for _, g in pairs], allow_unused=True)
+            self.undefined = tuple(k for k, g in zip(wanted, found, strict=True) if g is None)
             # each a tensor of its own: not an operand, nor a view of one, nor another gradient
-            return [torch.zeros_like(tensors[k]) if g is None else g.clone() for k, g in zip(wanted, found, strict=True)]
+            return [g.clone() for g in found if g is not None]
 
         with self.fake_mode:
             fakes = {k: self._fake(c) for k, c in self.operands.items()}

@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401
     activations,
+    antialias,
     attention,
     backward_calls,
     contraction,
@@ -30,5 +31,6 @@ from . import (  # noqa: F401
     scatter,
     several,
     statistics,
+    strided,
     views,
 )

@@ -15,6 +15,7 @@ from shorthaul.symbolic import Expr, product, prove_eq, prove_le
 
 from .builder import Expansion, Gradient
 from .convolution import kept_params
+from .embedding import scatter_sum
 from .pooling import AdaptiveAvgPool, number, row_major
 from .random import linear_index
 from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
@@ -87,6 +88,53 @@ class AdaptiveMaxPool(OperatorDefinition):
         yield Sample({"x": x}, {"size": (1, 1)})
         yield Sample({"x": x}, {"size": (9, 4)})
         yield Sample({"x": TensorType(float32, (7,))}, {"size": (3,)}, error="pooled dimensions")
+
+
+@register
+class PooledGradient(OperatorDefinition):
+    """The gradient g of pooled values at their row-major indices in the last `rank` dimensions of x, zeros elsewhere: PyTorch's own
+    backward operator, where it stands in a graph. x gives the shape.
+    """
+
+    name = "max_pool_indices_backward"
+    operands = ("g", "x", "indices")
+    attributes: Mapping[str, Any] = {"rank": 2}
+    aten = ("aten.max_pool2d_with_indices_backward.default", "aten.max_pool3d_with_indices_backward.default")
+
+    def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"g": call["grad_output"], "x": call["self"], "indices": call["indices"]}, {"rank": 3 if "pool3d" in call.target else 2}
+
+    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
+        g, x, i = types["g"], types["x"], types["indices"]
+        self.require(i.dtype.is_integer, f"indices are {i.dtype}, not integers")
+        fits = len(g.shape) == len(i.shape) and all(prove_eq(a, b) is not False for a, b in zip(g.shape, i.shape, strict=True))
+        self.require(fits and len(x.shape) == len(g.shape) > attributes["rank"],
+                     f"indices of shape {list(i.shape)} do not fit gradient {list(g.shape)} and operand {list(x.shape)}")  # fmt: skip
+        return {"y": TensorType(g.dtype, x.shape)}
+
+    def maps(self, c: Expansion) -> None:
+        g, i, y = c.input("g"), c.input("indices"), c.output()
+        kept = len(y.shape) - c.attr("rank")
+        flat = c.temp((*y.shape[:kept], product(y.shape[kept:])), y.dtype, "flat")
+        p = c.params(g.shape)
+        scatter_sum(c, p, {"i": at(i, *p), "g": at(g, *p)}, flat, (*p[:kept], Indirect("i")), lambda i, g: g)
+        p = c.params(y.shape)
+        c.map(p, {"v": at(flat, *p[:kept], linear_index(p[kept:], y.shape[kept:]))}, {"y": at(y, *p)}, lambda v: {"y": v})
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        gy, incoming, kept = g.grad(), g.input("g"), len(g.input().shape) - g.attr("rank")
+        if gy is None:
+            return {}
+        rows = tuple(gy.shape[:kept])
+        taken = g.op("gather", {"dim": kept}, x=g.reshape(gy, (*rows, product(gy.shape[kept:]))),
+                     index=g.reshape(g.input("indices"), (*rows, product(incoming.shape[kept:]))))  # fmt: skip
+        return {"g": g.reshape(taken, incoming.shape)}
+
+    def samples(self) -> Iterable[Sample]:
+        small, x = TensorType(float32, (2, 3, 2)), TensorType(float32, (2, 4, 5))
+        yield Sample({"g": small, "x": x, "indices": TensorType(int64, (2, 3, 2))})
+        yield Sample({"g": small, "x": x, "indices": TensorType(float32, (2, 3, 2))}, error="not integers")
+        yield Sample({"g": small, "x": x, "indices": TensorType(int64, (2, 3, 3))}, error="do not fit")
 
 
 @register

@@ -1,4 +1,4 @@
-"""Reductions over dimensions: sum, mean, max, min, prod, any, all, arg-max, cumulative sum, and the sum that undoes broadcasting."""
+"""Reductions over dimensions: sum, mean, max, min, prod, any, all, arg-max, and the sum that undoes broadcasting."""
 
 from __future__ import annotations
 
@@ -261,35 +261,3 @@ class SumTo(OperatorDefinition):
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x": TensorType(float32, (3, 4, 5))}, {"shape": (4, 1)})
         yield Sample({"x": TensorType(float32, (3, 4))}, {"shape": (1, 4)})
-
-
-@register
-class CumulativeSum(OperatorDefinition):
-    """Prefix sums along a dimension."""
-
-    name = "cumsum"
-    attributes: Mapping[str, Any] = {"dim": 0, "dtype": None}
-    aten = ("aten.cumsum.default",)
-
-    def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
-        x = types["x"]
-        wrap_dim(self.name, attributes["dim"], len(x.shape))
-        return {"y": TensorType(attributes.get("dtype") or (x.dtype if x.dtype.is_float else int64), x.shape)}
-
-    def maps(self, c: Expansion) -> None:
-        x, y = c.input(), c.output()
-        params = c.params(x.shape)
-        along = params[wrap_dim(self.name, c.attr("dim"), len(x.shape))] if params else None
-        c.map(params, {"x": at(x, *params)}, {"y": at(y, *params, combine="sum", scan=along) if params else at(y)},
-              lambda x: {"y": cast(x, y.dtype)})  # fmt: skip
-
-    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
-        gy, dim = g.grad(), g.attr("dim")
-        if gy is None or not g.input().shape:
-            return {"x": gy}
-        flipped = g.op("flip", {"dims": (dim,)}, x=gy)
-        return {"x": g.op("flip", {"dims": (dim,)}, x=g.op("cumsum", {"dim": dim}, x=flipped))}
-
-    def samples(self) -> Iterable[Sample]:
-        yield Sample({"x": TensorType(float32, (3, 5))}, {"dim": 1})
-        yield Sample({"x": TensorType(float32, (3, 5))}, {"dim": 0})

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Union
 
 from shorthaul.extension import load
-from shorthaul.ir.containers import Container
+from shorthaul.ir.containers import Container, contiguous_strides
 from shorthaul.ir.dtypes import DType
 from shorthaul.ir.memlet import Condition
 from shorthaul.ir.nodes import Operator
@@ -71,6 +71,7 @@ class OperatorDefinition:
     optional_results: results that the expansions leave out where nobody uses them.
     eager_kernels: how many kernels eager PyTorch runs for it (0 for views).
     defines_sizes: sizes of its results depend on data (see ops/counted.py); of other operators' they follow from `infer`.
+    reads_memory: it addresses its operand's memory (see ops/strided.py); what it does not take has no call of PyTorch instead.
     """
 
     name: str = ""
@@ -83,6 +84,7 @@ class OperatorDefinition:
     is_random: bool = False
     optional_results: tuple[str, ...] = ()
     defines_sizes: bool = False
+    reads_memory: bool = False
 
     def most(self, call: AtenCall) -> IntLike | None:
         """The largest that a size which depends on data can be, None where only the data says (see `defines_sizes`)."""
@@ -154,6 +156,7 @@ class AtenCall:
 
     target: "aten.add.Tensor". arguments: by schema name, defaults filled in; a tensor is a `Container`, lists of tensors are lists of
     Containers, numbers are Python numbers or Exprs. order: schema names in order. results: types of the results as PyTorch computes them.
+    layouts: gives the strides that PyTorch laid an argument out in (see `layout`).
     """
 
     target: str
@@ -167,6 +170,12 @@ class AtenCall:
         return [v for k, v in self.arguments.items() if isinstance(v, Container) or k in self.tensor_names]
 
     tensor_names: frozenset[str] = frozenset()
+    layouts: Callable[[str], tuple[IntLike, ...]] | None = None
+
+    def layout(self, name: str) -> tuple[IntLike, ...]:
+        """The strides of a tensor argument when the graph was captured, for operators that address its memory: row-major where nothing
+        else is said. The front end refuses tensors that are a part of another one's memory."""
+        return self.layouts(name) if self.layouts is not None else contiguous_strides(self.arguments[name].shape)
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]

@@ -1,4 +1,4 @@
-"""Cumulative operators besides the sum: product, extrema with indices, log-sum-exp."""
+"""Cumulative operators: sum, product, extrema with indices, log-sum-exp."""
 
 from __future__ import annotations
 
@@ -38,13 +38,11 @@ class Scan(OperatorDefinition):
         yield Sample({"x": TensorType(float32, (3, 5))}, {"dim": 2}, error="out of range")
 
 
-@register
-class CumulativeProduct(Scan):
-    """Prefix products along a dimension."""
+class Cumulative(Scan):
+    """Base: the elements of each prefix combined."""
 
-    name = "cumprod"
+    combine = ""
     attributes: Mapping[str, Any] = {"dim": 0, "dtype": None}
-    aten = ("aten.cumprod.default",)
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         x = types["x"]
@@ -54,8 +52,33 @@ class CumulativeProduct(Scan):
     def maps(self, c: Expansion) -> None:
         x, y = c.input(), c.output()
         p = c.params(x.shape)
-        write = at(y, *p, combine="prod", scan=p[self.axis(c, x)]) if p else at(y)
+        write = at(y, *p, combine=self.combine, scan=p[self.axis(c, x)]) if p else at(y)
         c.map(p, {"x": at(x, *p)}, {"y": write}, lambda x: {"y": cast(x, y.dtype)})
+
+
+@register
+class CumulativeSum(Cumulative):
+    """Prefix sums along a dimension."""
+
+    name = "cumsum"
+    combine = "sum"
+    aten = ("aten.cumsum.default",)
+
+    def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
+        gy, dim = g.grad(), g.attr("dim")
+        if gy is None or not g.input().shape:
+            return {"x": gy}
+        flipped = g.op("flip", {"dims": (dim,)}, x=gy)
+        return {"x": g.op("flip", {"dims": (dim,)}, x=g.op("cumsum", {"dim": dim}, x=flipped))}
+
+
+@register
+class CumulativeProduct(Cumulative):
+    """Prefix products along a dimension."""
+
+    name = "cumprod"
+    combine = "prod"
+    aten = ("aten.cumprod.default",)
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x = g.grad(), g.input()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from shorthaul.testing.masks import masks
@@ -29,6 +30,10 @@ def copy_of(model: nn.Module, *, wide: bool = False, variant: Variant = "") -> n
     twin.zero_grad(set_to_none=True)
     if wide:
         twin.double()
+        for m in twin.modules():  # tensors that are attributes, neither parameters nor buffers
+            for name, value in vars(m).items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    setattr(m, name, value.double())
     if variant == "layout":
         restride_parameters(twin)
     elif variant:
@@ -37,6 +42,31 @@ def copy_of(model: nn.Module, *, wide: bool = False, variant: Variant = "") -> n
                 if p.is_floating_point():
                     p.data = nudged(p.data, f"{variant} {i}")
     return twin
+
+
+class Float64(TorchFunctionMode):
+    """While it is on, what is made or cast to a narrower floating type is float64: the reference of a model that makes float32 tensors of
+    its own (masks, positions, `.float()`) is exact all the same."""
+
+    def __enter__(self) -> Any:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        torch.set_default_dtype(self.before)
+        super().__exit__(*exception)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        args, named = tree_map(_widened, (args, dict(kwargs or {})))
+        return (Tensor.double if func in _NARROWING else func)(*args, **named)
+
+
+_NARROWING = {Tensor.float, Tensor.half, Tensor.bfloat16}
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point and value.itemsize > 1 else value
 
 
 def nudged(x: Tensor, name: str) -> Tensor:
@@ -67,10 +97,12 @@ def run(
     loss: Callable[[Any], Tensor] | None = None,
     masked: bool = False,
     wide: bool = False,
+    exact: bool = False,
     variant: Variant = "",
 ) -> dict[str, Tensor]:
     """Call the module and go backward from `loss` of its outputs (a random linear function of them by default).
 
+    wide: inputs in float64. exact: what the module makes by itself, too (`Float64`).
     Names are `output/0`, `gradient/path.of.parameter`, `input/0`, `buffer/path`.
     """
 
@@ -86,10 +118,10 @@ def run(
     args, named = tree_map(placed, (inputs, dict(kwargs)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with masks(module) if masked else contextlib.nullcontext():
+        with Float64() if exact else contextlib.nullcontext(), masks(module) if masked else contextlib.nullcontext():
             outputs = module(*args, **named)
-        found = {f"output/{i}": t for i, t in enumerate(tensors_of(outputs))}
-        total = loss(outputs) if loss is not None else random_function(list(found.values()), seed)
+            found = {f"output/{i}": t for i, t in enumerate(tensors_of(outputs))}
+            total = loss(outputs) if loss is not None else random_function(list(found.values()), seed)
         if isinstance(total, Tensor) and total.requires_grad:
             total.backward()
     result = {n: t.detach().clone() for n, t in found.items()}

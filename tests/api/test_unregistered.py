@@ -88,13 +88,54 @@ def both_layouts(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("level", [0, 2, 4])
-def test_an_operator_that_looks_at_memory_sees_the_layout_of_eager(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_operators(monkeypatch, "as_strided")
+def test_an_operator_that_looks_at_memory_sees_the_layout_of_eager(level: int) -> None:
     eager = Between(lambda a: both_layouts(a).reshape(1, 1) + a).double()
     x = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     eager(x)
-    ours = sh.optimize(copy.deepcopy(eager), level=level)
+    ours = sh.optimize(copy.deepcopy(eager), level=level, strict=True)
     for m in (eager, ours):
         m(x).square().sum().backward()
     for (n, p), q in zip(eager.named_parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-9, atol=1e-12, msg=n)
+
+
+def test_memory_that_is_not_the_operand_s_own_is_left_to_eager_mode() -> None:
+    """`as_strided` of a part of another tensor can reach what lies around the part."""
+    x = torch.randn(6, 6, dtype=torch.float64)
+    f = lambda x: x.mul(2)[1:].as_strided((3, 4), (2, 1)).sum(1)  # noqa: E731
+    with pytest.warns(sh.errors.FallbackWarning, match="a part of another one's memory"):
+        found = torch.compile(f, backend="shorthaul")(x)
+    torch.testing.assert_close(found, f(x))
+
+
+@torch.library.custom_op("shorthaul_tests::scaled", mutates_args=())
+def scaled(x: Tensor, scale: Tensor) -> Tensor:
+    return x * scale
+
+
+scaled.register_fake(lambda x, scale: torch.empty_like(x))
+scaled.register_autograd(lambda ctx, g: (g * ctx.saved_tensors[0], None),
+                         setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]))  # fmt: skip
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_gradient_that_pytorch_leaves_undefined_is_none(elsewhere: bool) -> None:
+    """None, not zeros: an optimizer passes the parameter by. Where the parameter is used elsewhere too, it has that gradient."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.linspace(0.5, 1, 4, dtype=torch.float64)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.ops.shorthaul_tests.scaled(x * self.a, self.b.exp())
+            return (y.sin() + self.b * 0 if elsewhere else y.sin()).sum()
+
+    eager, ours = Net(), sh.optimize(Net())
+    for m in (eager, ours):
+        m(torch.ones(3, 4, dtype=torch.float64)).backward()
+    torch.testing.assert_close(ours.a.grad, eager.a.grad)
+    assert (eager.b.grad is None) == (not elsewhere)
+    assert (ours.b.grad is None) == (not elsewhere)
+    if elsewhere:
+        assert torch.equal(ours.b.grad, eager.b.grad)

@@ -459,6 +459,7 @@ NO_PYTORCH_GRADIENT = {
     ("aten.scatter_add.default", 0): "PyTorch's gradient has the wrong shape where src is larger than index",
     ("aten.scatter.src", 1): "PyTorch's gradient has the wrong shape where src is larger than index",
     ("aten.clamp.default", 2): "at a NaN PyTorch's gradient of clamp is 0, that of the identity it computes there is 1",
+    **{("aten.as_strided_scatter.default", i): "PyTorch gives what is overwritten the gradient, and the rest none" for i in range(3)},
     ("aten.kl_div.default", 2): "at a target of 0 PyTorch's gradient by the target is 0 / 0, ours that of 0 log(0) = 0",
 }
 # PyTorch's own rounding: its kernels multiply by 1/6, or divide by alpha, in float32; its Bessel functions (against the C library's)

@@ -65,6 +65,9 @@ add(
     lambda: ((ints(0, 9, 4), ints(0, 9, 2, 2)), {"invert": True}),
 )
 add("histc.default", lambda: (t(3, 9), 5), lambda: (t(30), 4, -1, 1), lambda: (special(1, 1), 3))
+add("nonzero_static.default", *(lambda n=n: ((ints(0, 2, 3, 4),), {"size": n}) for n in (3, 12, 15)),
+    lambda: ((special(0, NAN, -1),), {"size": 3, "fill_value": -7}), lambda: ((bools(5),), {"size": 0}),
+    lambda: ((t(),), {"size": 2}))  # fmt: skip
 # writes by index ------------------------------------------------------------------------------------------------------
 _unique = lambda: torch.stack([torch.randperm(4)[:3] for _ in range(5)], 1)  # noqa: E731
 add(

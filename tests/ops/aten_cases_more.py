@@ -64,6 +64,21 @@ add("select_scatter.default", lambda: (t(4, 3, 2), t(4, 2), 1, -1))
 add("diagonal_scatter.default", lambda: (t(4, 5), t(3), -1), lambda: (t(4, 2, 5), t(2, 4), 0, 0, 2))
 add("block_diag.default", lambda: ([t(2, 3), t(), t(2), t(1, 1)],))
 add("linalg_cross.default", lambda: (t(4, 3), t(1, 3)), lambda: ((t(3, 2), t(3, 1)), {"dim": 0}))
+_turned = lambda *shape: t(*reversed(shape)).permute(*reversed(range(len(shape))))  # noqa: E731
+add(
+    "as_strided.default as_strided_copy.default",
+    lambda: (t(3, 4), [3, 3], [2, 1], 1),
+    lambda: (t(12), [2, 3, 2], [1, 4, 0]),
+    lambda: (_turned(3, 4), [2, 2], [5, 1]),
+    lambda: (t(5), [], [], 3),
+    lambda: (t(2, 3), [0, 2], [1, 1]),
+)
+add(
+    "as_strided_scatter.default",
+    lambda: (t(3, 4), t(2, 3), [2, 3], [6, 2], 1),
+    lambda: (t(12), t(2), [2], [7]),
+    lambda: (t(5), t(), [], [], 3),
+)
 # elementwise ----------------------------------------------------------------------------------------------------------
 add("clamp.Tensor", lambda: (t(3, 4), t(4, high=0), t(3, 1, low=0)), lambda: (t(3, 4), t(4)), lambda: (t(3, 4), None, t(4)),
     lambda: (ints(-9, 9, 5), ints(-5, 0, 5), ints(0, 5, 5)))  # fmt: skip

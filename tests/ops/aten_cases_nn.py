@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from aten_cases import CASES, F64, INCOMPARABLE, add, ints, simple, t
+from torch.nn.functional import max_pool2d_with_indices, max_pool3d_with_indices
 
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 0.5, -0.5, 1e4, -1e4)
 
@@ -60,6 +61,15 @@ add("upsample_nearest1d.default _upsample_nearest_exact1d.default", lambda: (t(2
 add("upsample_nearest2d.default _upsample_nearest_exact2d.default", lambda: (t(2, 3, 5, 4), [10, 16]), lambda: (t(2, 3, 5, 4), [7, 3]),
     lambda: (t(2, 3, 5, 4), [8, 9], 1.7, 2.3))  # fmt: skip
 add("upsample_nearest3d.default _upsample_nearest_exact3d.default", lambda: (t(1, 2, 2, 3, 4), [3, 3, 8]))
+_half = (lambda: (t(2, 3, 7, 5), [3, 2], False), lambda: (t(1, 2, 5, 6), [8, 3], False), lambda: (t(1, 2, 9, 6), [2, 4], True),
+         lambda: (t(1, 2, 9, 7), [4, 3], False, 0.45, 0.5), lambda: (t(1, 1, 6, 6), [1, 6], False))  # fmt: skip
+add("_upsample_bilinear2d_aa.default _upsample_bicubic2d_aa.default", *_half)
+add("_upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec", lambda: (t(2, 2, 7, 5), None, False, [0.5, 0.7]),
+    lambda: (t(2, 2, 7, 5), [4, 3], False, None))  # fmt: skip
+add("max_pool2d_with_indices_backward.default", lambda: (t(2, 3, 2, 2), t(2, 3, 4, 5), [2, 2], [2, 2], [0, 0], [1, 1], False,
+                                                         max_pool2d_with_indices(t(2, 3, 4, 5), 2)[1]))  # fmt: skip
+add("max_pool3d_with_indices_backward.default", lambda: (t(2, 2, 2, 1), t(2, 4, 5, 2), [2] * 3, [2] * 3, [0] * 3, [1] * 3, False,
+                                                         max_pool3d_with_indices(t(2, 4, 5, 2), 2)[1]))  # fmt: skip
 add("upsample_linear1d.default", lambda: (t(2, 3, 5), [8], False), lambda: (t(2, 3, 5), [8], True), lambda: (t(2, 3, 5), [8], False, 1.7),
     lambda: (t(2, 3, 5), [1], True))  # fmt: skip
 add("upsample_bilinear2d.default upsample_bicubic2d.default", lambda: (t(2, 3, 5, 4), [7, 3], False), lambda: (t(2, 3, 5, 4), [7, 9], True),

@@ -71,6 +71,8 @@ def integer_bound(
         shape = attributes["shape"] if op == "index_backward" else types["x"].shape
         n = shape[attributes["dims"][int(operand[1:])]] if shape else 1
         return (-n if attributes["wrap"] else 0), n  # type: ignore[operator,return-value]
+    if op == "max_pool_indices_backward":
+        return 0, math.prod(types["x"].shape[-attributes["rank"] :])  # type: ignore[arg-type]
     if op == "multilabel_margin_loss":
         return -1, types["x"].shape[-1]  # type: ignore[return-value]
     if op in ("nll_loss", "multi_margin_loss"):

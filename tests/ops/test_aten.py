@@ -94,7 +94,8 @@ class Call:
             compute = of_torch(torch.result_type(numbers[0], numbers[-1]))
         types = [TensorType(of_torch(r.dtype), tuple(r.shape)) for r in self.results]
         self.definition = ATEN[target]
-        call = AtenCall(target, named, tuple(named), list(types), compute, frozenset(tensor_names))
+        layouts = lambda name: tuple(self.tensors[named[name].name].stride())  # noqa: E731
+        call = AtenCall(target, named, tuple(named), list(types), compute, frozenset(tensor_names), layouts)
         self.definition = self.definition.of_call(call)
         operands, attributes = self.definition.from_aten(call)
         self.operands = {k: v for k, v in operands.items() if v is not None}

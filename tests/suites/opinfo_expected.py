@@ -4,13 +4,6 @@ from __future__ import annotations
 
 # some calls of PyTorch: matrix factorizations and solvers, histograms, sizes and layouts that depend on memory or data
 FALLBACK = {
-    "_chunk_cat",
-    "_native_batch_norm_legit",
-    "_segment_reduce.lengths",
-    "_segment_reduce.offsets",
-    "_upsample_bilinear2d_aa",
-    "as_strided_copy",
-    "as_strided_scatter",
     "cholesky",
     "cholesky_inverse",
     "cholesky_solve",
@@ -52,12 +45,8 @@ FALLBACK = {
     "lu_solve",
     "lu_unpack",
     "matrix_exp",
-    "max_pool2d_with_indices_backward",
-    "native_batch_norm",
     "nn.functional.linear_cross_entropy.chunked",
     "nn.functional.linear_cross_entropy.chunked_none",
-    "nn.functional.pdist",
-    "nonzero_static",
     "norm.nuc",
     "ormqr",
     "pinverse",

@@ -59,6 +59,38 @@ def test_right_model_passes_and_stays_as_it_is() -> None:
     assert "norm (aten.layer_norm.default) at" in text and "test_verification.py:" in text, text
 
 
+HELD = torch.ones(8, 8)
+
+
+class Narrow(nn.Module):
+    """It makes float32 tensors of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.scale = nn.Linear(8, 8), torch.full((8, 8), 0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = (x @ torch.ones(8, 8).tril()).float() + torch.arange(8, dtype=torch.float32) / 3
+        return self.linear(h) @ self.scale
+
+
+def test_a_model_that_makes_float32_tensors_has_an_exact_reference() -> None:
+    found = sh.verify(Narrow(), batch())
+    assert found.ok, found
+    assert max(r.eager for r in found.agreement.rows) > 0  # eager's own error: the reference is not made of float32
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_model_that_does_not_run_in_float64_is_refused_in_words() -> None:
+    class Stubborn(Narrow):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) @ HELD
+
+    with pytest.raises(TypeError, match=r"run in float64, and Stubborn does not run in it: .*dtype.*make it a buffer"):
+        sh.verify(Stubborn(), batch())
+
+
 def test_optimized_model_with_a_loss_and_keyword_arguments() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,12 +43,7 @@ def filled(template: Any, reads: Tensors) -> Any:
 
 @library("aten::call")
 def call(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
-    """The operator `target` on `arguments` and `keywords` (templates, see `filled`); its tensors are the results y0, y1, ...
-
-    strides: layouts that operands must have, of operators that look at memory instead of elements.
-    """
-    if "strides" in attributes:
-        reads = {k: _laid_out(t, attributes["strides"].get(k)) for k, t in reads.items()}
+    """The operator `target` on `arguments` and `keywords` (templates, see `filled`); its tensors are the results y0, y1, ..."""
     result = overload(attributes["target"])(
         *filled(attributes["arguments"], reads), **filled(attributes.get("keywords") or {}, reads)
     )
@@ -57,10 +52,3 @@ def call(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[st
         operands = {t.untyped_storage()._cdata for t in reads.values()}
         values = [v.clone() if isinstance(v, torch.Tensor) and v.untyped_storage()._cdata in operands else v for v in values]
     return {f"y{i}": v for i, v in enumerate(values) if isinstance(v, torch.Tensor)}
-
-
-def _laid_out(t: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
-    """The tensor with those strides at the start of a storage of its own."""
-    if strides is None or (t.stride() == tuple(strides) and t.storage_offset() == 0):
-        return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
