@@ -118,8 +118,9 @@ def run(
     args, named = tree_map(placed, (inputs, dict(kwargs)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with Float64() if exact else contextlib.nullcontext(), masks(module) if masked else contextlib.nullcontext():
-            outputs = module(*args, **named)
+        with Float64() if exact else contextlib.nullcontext():
+            with masks(module) if masked else contextlib.nullcontext():
+                outputs = module(*args, **named)
             found = {f"output/{i}": t for i, t in enumerate(tensors_of(outputs))}
             total = loss(outputs) if loss is not None else random_function(list(found.values()), seed)
         if isinstance(total, Tensor) and total.requires_grad:
