@@ -24,6 +24,7 @@ from shorthaul.transforms.choices import DEFAULT, Choices
 from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level1_operator.fission import Fission
+from shorthaul.transforms.level1_operator.pointwise_product import PointwiseProduct
 from shorthaul.transforms.level2_fusion.write_through import WriteThrough
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
@@ -78,6 +79,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         eliminate_dead_code(program)
     if program.attributes.get("whole_step"):
         merge_phases(program)
+    if level >= 1 and options.target != "triton":
+        apply_everywhere(program, choices.adjust([PointwiseProduct()]))
     result = Result()
     if level >= 2:
         result = fuse(program, choices.adjust(default_fusions(options.target)))

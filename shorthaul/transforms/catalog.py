@@ -16,6 +16,7 @@ from shorthaul.extension import load
 from .base import Transformation
 from .level1_operator.expansion_choice import ExpansionChoice
 from .level1_operator.fission import Fission
+from .level1_operator.pointwise_product import PointwiseProduct
 from .level1_operator.schedule_choice import ScheduleChoice
 from .level2_fusion.image_fusion import ImageFusion
 from .level2_fusion.linear_reduction_fusion import LinearReductionFusion
@@ -40,8 +41,8 @@ GROUP = "shorthaul.transformations"
 Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
-    ExpansionChoice, ScheduleChoice, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion,
-    RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, BatchTiling, Checkpoint,
+    ExpansionChoice, ScheduleChoice, PointwiseProduct, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion,
+    SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, BatchTiling, Checkpoint,
     CommonSubexpressions, Recompute, DeadCode, InPlace, UpdateInPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
