@@ -29,6 +29,7 @@ from shorthaul.transforms.level2_fusion.write_through import WriteThrough
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
+from shorthaul.transforms.level3_layout.tile_layout import TileLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 from shorthaul.transforms.level4_global.batch_tiling import BatchTiling
 from shorthaul.transforms.level4_global.checkpoint import Checkpoint
@@ -87,7 +88,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         eliminate_dead_code(program)
         apply_everywhere(program, choices.adjust([WriteThrough()]))
         if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
-            apply_everywhere(program, choices.adjust([BatchTiling()]))
+            apply_everywhere(program, choices.adjust([BatchTiling(dims=2), TileLayout(), AliasViews(loops=True), BatchTiling()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
     _schedule(program)
     if options.target == "triton":

@@ -247,7 +247,7 @@ def node_movement(node: Node, program: Program, machine: Machine | None = None, 
     if isinstance(node, Operator) and node.op in view_ops:
         return []
     if isinstance(node, Loop) and node.tile is not None:
-        return _tiles(node, machine_called(machine), sizes or hints(program), view_ops)
+        return _tiles(node, program, machine_called(machine), sizes or hints(program), view_ops)
     if isinstance(node, (Loop, Branch)):
         return _body(node, program, machine_called(machine), sizes or {}, view_ops)
     moved = []
@@ -309,11 +309,11 @@ def _stored(program: Program, c: Container, view_ops: frozenset[str]) -> IntLike
     return c.bytes
 
 
-def _tiles(node: Loop, machine: Machine, sizes: Mapping[str, int], view_ops: frozenset[str]) -> list[Moved]:
+def _tiles(node: Loop, program: Program, machine: Machine, sizes: Mapping[str, int], view_ops: frozenset[str]) -> list[Moved]:
     """A loop over parts of a batch: what passes between its nodes stays in the cache, if it fits."""
     inside = [m for n in node.body.nodes for m in node_movement(n, node.body, machine, sizes, view_ops)]
     fits = loop_working_set(node, sizes) <= machine.cache
-    total = outer_bytes(node, [(m.node, m.container, m.side, m.bytes) for m in inside], fits)
+    total = outer_bytes(node, program.containers, [(m.node, m.container, m.side, m.bytes) for m in inside], fits)
     outer = {k: m.container for k, m in (*node.reads.items(), *node.writes.items())}
     exact = all(m.exact for m in inside)
     return [Moved(node, outer.get(name, f"{name} (inside)"), side, number, exact=exact) for (name, side), number in total.items()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Union
 
+from shorthaul.ir.blocks import grid, visits
+from shorthaul.ir.containers import Container
 from shorthaul.ir.nodes import Loop, Node
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, maximum
@@ -51,14 +53,23 @@ def base_of(program: Program, name: str) -> str:
     return name
 
 
-def outer_bytes(node: Loop, inside: Iterable[tuple[Node, str, str, IntLike]], fits: bool) -> dict[tuple[str, str], IntLike]:
+def outer_bytes(node: Loop, containers: Mapping[str, Container], inside: Iterable[tuple[Node, str, str, IntLike]],
+                fits: bool) -> dict[tuple[str, str], IntLike]:  # fmt: skip
     """Bytes by connector (of what the loop reads and writes) or container of the body, and side, from what the body's nodes move.
 
-    inside: node, container, side and bytes of one iteration. Where the working set fits the cache, each container is read once an
-    iteration, weights once altogether, and what the body writes itself is not read from memory; sums stay there too.
+    containers: of the program that the loop is in. inside: node, container, side and bytes of one iteration. Where the working set fits
+    the cache, each container is read once an iteration, one whose block stays the same not again, weights once altogether, and what the
+    body writes itself is not read from memory; sums stay there too. The number of the iteration is in no memory.
     """
     body = node.body
     trips = node.trips
+    assert node.tile is not None
+    shapes: dict[str, tuple[int, ...]] = {
+        k: containers[m.container].shape  # type: ignore[misc]
+        for k, m in (*node.reads.items(), *node.writes.items())
+        if k in node.scanned or k in node.stacked
+    }
+    blocks = grid(node.tile, shapes.values())
     inputs, written = set(body.signature.inputs), set(body.signature.outputs)
     totals: dict[tuple[str, str], IntLike] = {}
     for _, container, side, number in inside:
@@ -67,9 +78,11 @@ def outer_bytes(node: Loop, inside: Iterable[tuple[Node, str, str, IntLike]], fi
         totals[key] = number if known is None else maximum(known, number) if fits else known + number
     result: dict[tuple[str, str], IntLike] = {}
     for (name, side), number in totals.items():
+        if name == node.index:
+            continue
         if name in inputs:
-            once = fits and name not in node.scanned
-            result[name, side] = number if once else trips * number
+            times = trips if not fits else visits(shapes[name], node.tile, blocks) if name in shapes else 1
+            result[name, side] = times * number
         elif name in written and side == "write":
             summed = name in node.summed
             result[name, side] = number if summed and fits else trips * number

@@ -90,8 +90,8 @@ class Edit:
     def fuse(self, nodes: Sequence[Node], *new: Node) -> None:
         """Put `new` in the place of several nodes, reordering what lies between them where that is needed.
 
-        Nodes between the first and the last that depend on one of `nodes` move behind `new`. Raises EditError if one of `nodes`
-        depends on another one through a third node: fusing them would close a cycle.
+        Nodes between the first and the last that depend on one of `nodes` move behind `new`; containers that share memory count as one.
+        Raises EditError if one of `nodes` depends on another one through a third node: fusing them would close a cycle.
         """
         p = self.program
         gone = {n.id for n in nodes}
@@ -102,13 +102,13 @@ class Edit:
         behind: list[Node] = []
         has_runtime_sizes = any(n.defines for n in p.nodes[lo : hi + 1])
         for n in p.nodes[lo : hi + 1]:
-            reads, writes = p._uses[n.id]
+            reads, writes = (p.roots(names) for names in p._uses[n.id])
             # a size that a node defines is a value like any other
             needs: frozenset[Any] = reads | node_sizes(n, p.containers) if has_runtime_sizes else reads
             gives: frozenset[Any] = writes | {d.symbol for d in n.defines}
             depends = not tainted.isdisjoint(needs)
             if n.id in gone:
-                if depends and any(not (p._uses[d.id][1] | {s.symbol for s in d.defines}).isdisjoint(needs) for d in behind):
+                if depends and any(not (p.roots(p._uses[d.id][1]) | {s.symbol for s in d.defines}).isdisjoint(needs) for d in behind):
                     raise EditError(f"{n} depends on another of the fused nodes through a node between them")
                 tainted |= gives
             elif depends:

@@ -15,6 +15,7 @@ import numpy as np
 
 from shorthaul.symbolic import Symbol
 
+from .blocks import block, grid, place
 from .containers import Container
 from .interpret_map import UNDEFINED, WRITTEN, Cell, InterpretError, MapRun
 from .interpret_values import Arithmetic, evaluate_index
@@ -228,33 +229,49 @@ class Interpreter:
             raise InterpretError(f"the interpreter does not run {node.kind} {node} outside a map")
 
     def _loop(self, node: Loop) -> None:
+        if node.tile is not None:
+            self._rows(node, node.tile)
+            return
         state = self._load(node)
         scanned = {k: state.pop(k) for k in node.scanned}
         results: dict[str, np.ndarray] = {out: state[inp] for inp, out in node.carried}
         rows: dict[str, list[np.ndarray]] = {k: [] for k in node.stacked}
-        totals: dict[str, np.ndarray] = {}
         limit = None if node.count is None else int(evaluate_index(node.count, self.sizes, {}))
         step = 0
         while (limit is None or step < limit) and (node.condition is None or bool(state[node.condition])):
             if limit is None and node.reverse:
                 raise InterpretError(f"{node} runs in reverse without a count")
             at = limit - 1 - step if node.reverse and limit is not None else step
-            given = {k: v[at] if node.tile is None else v[at * node.tile : (at + 1) * node.tile] for k, v in scanned.items()}
+            given = {k: v[at] for k, v in scanned.items()}
             if node.index is not None:
                 given[node.index] = np.asarray(at, np.int64)
             results = self._call(node.body, {**state, **given})
             state.update({inp: results[out] for inp, out in node.carried})
             for k, found in rows.items():
                 found.append(results[k])
-            for k in node.summed:
-                totals[k] = totals[k] + results[k] if k in totals else results[k]
             step += 1
-        results.update(totals)
         for k, found in rows.items():
             c = node.body.containers[k]
             empty = np.zeros((0, *self.shape(c)), self.arithmetic.numpy(c.dtype))
-            join = np.stack if node.tile is None else np.concatenate
-            results[k] = join(found[::-1] if node.reverse else found) if found else empty
+            results[k] = np.stack(found[::-1] if node.reverse else found) if found else empty
+        self._store(node, results)
+
+    def _rows(self, node: Loop, tile: tuple[int, ...]) -> None:
+        """A loop over blocks of rows."""
+        given = self._load(node)
+        scanned = {k: given.pop(k) for k in node.scanned}
+        whole = {k: self.shape(self.containers[m.container]) for k, m in node.writes.items()}
+        results = {k: np.zeros(whole[k], self.arithmetic.numpy(self.containers[m.container].dtype)) for k, m in node.writes.items()}
+        blocks = grid(tile, [*(v.shape for v in scanned.values()), *(whole[k] for k in node.stacked if k in whole)])
+        for i in range(math.prod(blocks)):
+            at = place(i, blocks)
+            index = {} if node.index is None else {node.index: np.asarray(i, np.int64)}
+            found = self._call(node.body, {**given, **{k: v[block(v.shape, tile, at)] for k, v in scanned.items()}, **index})
+            for k, result in results.items():
+                if k in node.summed:
+                    result += found[k]
+                else:
+                    result[block(result.shape, tile, at)] = found[k]
         self._store(node, results)
 
     def _call(self, body: Program, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -310,8 +310,8 @@ class Loop(Node):
     ends before an iteration in which it does not hold. count: the most iterations, None for any number.
     reverse: iteration 0 has the last slice and the highest index. All other reads are the same in every iteration.
     Where a condition may end the loop, the leading size of what is stacked is a symbol that the node `defines`.
-    tile: iteration i scans and stacks the rows tile*i to tile*(i+1) instead of one slice without its dimension; the body runs over a part
-    of a batch. summed: outputs whose values of all iterations are added up.
+    tile: iteration i scans and stacks the i-th block of so many rows of the leading dimensions (see `ir.blocks`) instead of one slice
+    without its dimension; the body runs over a part of a batch. summed: outputs whose values of all iterations are added up.
     """
 
     kind = "loop"
@@ -319,9 +319,9 @@ class Loop(Node):
 
     def __init__(self, body: Program, count: IntLike | None, carried: tuple[tuple[str, str], ...], scanned: tuple[str, ...] = (),
                  stacked: tuple[str, ...] = (), condition: str | None = None, index: str | None = None, reverse: bool = False,
-                 tile: int | None = None, summed: tuple[str, ...] = (), **common: Any) -> None:  # fmt: skip
+                 tile: tuple[int, ...] | None = None, summed: tuple[str, ...] = (), **common: Any) -> None:  # fmt: skip
         super().__init__(**common)
-        self.tile = tile
+        self.tile = None if tile is None else tuple(tile)
         self.summed = tuple(summed)
         self.body = body
         self.count = count

@@ -117,7 +117,7 @@ def _repetition(n: Loop) -> str:
 
 
 def _roles(n: Loop) -> str:
-    sliced = "" if n.tile is None else f" {n.tile} rows of"
+    sliced = "" if n.tile is None else f" {'x'.join(map(str, n.tile))} rows of"
     roles = {"carrying": [f"{a} <- {b}" for a, b in n.carried], f"scanning{sliced}": n.scanned, f"stacking{sliced}": n.stacked,
              "summing": n.summed, "numbering": [n.index] if n.index else []}  # fmt: skip
     return "".join(f" {role} {', '.join(names)}" for role, names in roles.items() if names)

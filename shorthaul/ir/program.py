@@ -165,6 +165,15 @@ class Program:
             todo += direct
         return frozenset(found)
 
+    def roots(self, names: frozenset[str]) -> frozenset[str]:
+        """The containers in whose memory these lie."""
+        return frozenset(map(self._root, names)) if self._has_aliases else names
+
+    def _root(self, name: str) -> str:
+        while (c := self.containers.get(name)) is not None and c.alias is not None:
+            name = c.alias.base
+        return name
+
     def fresh(self, hint: str) -> str:
         """A container name that is not taken."""
         base = hint or "t"

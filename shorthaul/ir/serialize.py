@@ -173,7 +173,7 @@ class _Writer:
                 "condition": n.condition,
                 "index": n.index,
                 "reverse": n.reverse,
-                "tile": n.tile,
+                "tile": None if n.tile is None else list(n.tile),
                 "summed": list(n.summed),
             }
         if isinstance(n, Branch):

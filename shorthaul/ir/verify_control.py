@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Union
 
 from shorthaul.symbolic import Expr, prove_eq
 
+from .blocks import block_of, block_shape, grid
 from .containers import Container
 from .dtypes import bool_, int64
 from .nodes import Branch, Loop
@@ -85,18 +87,36 @@ def _tiles(n: Loop, containers: Mapping[str, Container]) -> Problems:
     if not isinstance(n.count, int) or n.carried or n.condition is not None or n.reverse:
         yield "body", "runs over rows without a number of iterations, or carries values from row to row"
         return
+    rows = {}
     for name in (*n.scanned, *n.stacked):
         m = n.reads.get(name) or n.writes.get(name)
         c = containers.get(m.container) if m is not None else None
-        if c is not None and (not c.shape or c.shape[0] != n.count * n.tile):
-            yield "body", f"runs over {n.count} times {n.tile} rows of {c}"
+        if c is not None:
+            leading = [s for s in c.shape[: len(n.tile)] if isinstance(s, int)]
+            if len(leading) < len(n.tile):
+                yield "body", f"runs over rows of {c}, which has not {len(n.tile)} dimensions of known size for them"
+                return
+            rows[name] = c, leading
+    blocks = grid(n.tile, (leading for _, leading in rows.values()))
+    for name, (c, leading) in rows.items():
+        whole = [g * t for g, t in zip(blocks, n.tile, strict=True)]
+        if math.prod(blocks) != n.count or any(s != w and (s != 1 or name in n.stacked) for s, w in zip(leading, whole, strict=True)):
+            yield "body", f"runs over {n.count} times {' x '.join(map(str, n.tile))} rows of {c}"
+            return
+    for name, m in (*n.reads.items(), *n.writes.items()):
+        c, inner = containers.get(m.container), n.body.containers.get(name)
+        if c is None or inner is None or len(c.shape) != len(inner.shape):
+            continue
+        like = block_of(c.with_(role="output"), n.tile) if name in rows else c
+        if any(a != b and s != 1 for a, b, s in zip(inner.actual_strides, like.actual_strides, inner.shape, strict=True)):
+            yield "body", f"takes {inner} for {'a block of ' if name in rows else ''}{c}, which lies in memory otherwise"
     both = set(n.stacked) & set(n.summed)
     if both:
         yield "body", f"stacks and sums {', '.join(sorted(both))}"
 
 
-def _rows(c: Container | None, tile: int) -> Container | None:
-    return None if c is None or not c.shape else c.with_(shape=(tile, *c.shape[1:]))
+def _rows(c: Container | None, tile: tuple[int, ...]) -> Container | None:
+    return None if c is None or len(c.shape) < len(tile) else c.with_(shape=block_shape(c.shape, tile))  # type: ignore[arg-type]
 
 
 def _ends(n: Loop) -> Problems:

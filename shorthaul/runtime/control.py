@@ -5,12 +5,14 @@ A body is an executable of its own, with arenas of its own; what goes into it an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from shorthaul.codegen.host import ControlStep
+from shorthaul.ir.blocks import block, grid, place
 from shorthaul.ir.containers import Container
 from shorthaul.ir.nodes import Branch, Loop
 from shorthaul.symbolic import Symbol, evaluate
@@ -40,13 +42,16 @@ class Control:
     def _rows(self, loop: Loop, reads: Tensors, sizes: Mapping[Symbol, int], out: Tensors) -> dict[str, torch.Tensor]:
         """Run the body over one part of the batch after the other, straight into the planned results."""
         (body,) = self.bodies
-        assert isinstance(loop.count, int) and loop.tile is not None
+        assert loop.tile is not None
         layout = body.layout({s: sizes[s] for s in body.host.symbols})
         whole = {k: t for k, t in reads.items() if k not in loop.scanned}
-        for i in range(loop.count):
-            first = i * loop.tile
-            rows = {k: reads[k].narrow(0, first, loop.tile) for k in loop.scanned}
-            targets = {k: out[k].narrow(0, first, loop.tile) for k in loop.stacked}
+        blocks = grid(loop.tile, [*(reads[k].shape for k in loop.scanned), *(out[k].shape for k in loop.stacked)])
+        for i in range(math.prod(blocks)):
+            at = place(i, blocks)
+            rows = {k: reads[k][block(reads[k].shape, loop.tile, at)] for k in loop.scanned}
+            targets = {k: out[k][block(out[k].shape, loop.tile, at)] for k in loop.stacked}
+            if loop.index is not None:
+                rows[loop.index] = torch.tensor(i)
             if i == 0:
                 targets |= {k: out[k] for k in loop.summed}
             found, _ = body.forward(layout, {**whole, **rows, **targets}, False)

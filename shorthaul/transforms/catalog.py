@@ -28,6 +28,7 @@ from .level2_fusion.write_through import WriteThrough
 from .level3_layout.channels_last import ChannelsLast
 from .level3_layout.constant_folding import ConstantFolding
 from .level3_layout.library_layout import LibraryLayout
+from .level3_layout.tile_layout import TileLayout
 from .level4_global.alias_views import AliasViews
 from .level4_global.batch_tiling import BatchTiling
 from .level4_global.checkpoint import Checkpoint
@@ -42,8 +43,8 @@ Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, PointwiseProduct, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion,
-    SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, BatchTiling, Checkpoint,
-    CommonSubexpressions, Recompute, DeadCode, InPlace, UpdateInPlace,
+    SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, TileLayout, BatchTiling,
+    Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace, UpdateInPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

@@ -42,7 +42,8 @@ from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
 
 ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(),
-       Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding(), BatchTiling(cache=1 << 12, least=64)]  # fmt: skip
+       Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding(), BatchTiling(cache=1 << 12, least=64),
+       BatchTiling(cache=1 << 9, least=64, dims=2)]  # fmt: skip
 
 
 def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Union
 
+from shorthaul.ir.blocks import set_layout
 from shorthaul.ir.containers import strides_in_order
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import LibraryCall
@@ -56,4 +57,4 @@ class LibraryLayout(Transformation):
 
     def apply(self, m: Match, edit: Edit) -> None:
         c = m.program.containers[m.mid]
-        edit.set_container(c.with_(strides=m.strides))
+        set_layout(edit, c.with_(strides=m.strides))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Union
 
-from shorthaul.ir.containers import Alias
+from shorthaul.ir.blocks import set_layout
+from shorthaul.ir.containers import Alias, Container
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect, Span
-from shorthaul.ir.nodes import LibraryCall, Map
+from shorthaul.ir.nodes import LibraryCall, Loop, Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import container_sizes, runtime_sizes
 from shorthaul.symbolic import Expr, Symbol, affine, prove_le
@@ -24,10 +25,14 @@ class AliasViews(Transformation):
 
     before:  map b, h, t, d: q[b, h, t, d] = x[b, t, h*D + d];  attention(q)       after:  q is x with strides (T*C, D, C, 1);  attention(q)
 
-    Runs last: the only place, with memory planning, where containers share memory.
+    Runs last: the only place, with memory planning, where containers share memory. loops: only copies beside a loop over blocks of rows,
+    which reads the copy or writes its source.
     """
 
     level = 2
+
+    def __init__(self, loops: bool = False) -> None:
+        self.loops = loops
 
     def matches(self, program: Program) -> Iterator[Match]:
         for node in list(program.nodes):
@@ -37,6 +42,7 @@ class AliasViews(Transformation):
     def check(self, m: Match) -> None:
         p, node = m.program, m.copy
         t = node.tasklet
+        require(not self.loops or _beside_loop(p, node), "no loop over blocks is beside it")
         require(not node.schedule.get("pack"), "the copy makes a layout that kernels need")
         require(len(t.code) == 1, "it computes something")
         (code,), (write,) = t.code.values(), t.writes.values()
@@ -53,23 +59,11 @@ class AliasViews(Transformation):
         updated = any(c == source.container for c, _ in p.signature.updates)
         require(not updated or all(r.phase == "forward" for r in p.readers(m.mid)), "its source changes before the backward phase reads it")
         require(not any(isinstance(s, (Span, Indirect)) for s in (*source.subset, *write.subset)), "it gathers")
-        require(all(isinstance(r, (LibraryCall, Map)) for r in p.readers(m.mid)), "its readers need it as it is")
-        address: IntLike = 0
-        for s, k in zip(source.subset, base.actual_strides, strict=True):
-            address = address + s * k
-        form = affine(address, node.params)
-        require(form is not None, "no strides express it")
-        assert form is not None
-        strides: list[IntLike] = []
-        for s, n in zip(write.subset, target.shape, strict=True):
-            if isinstance(s, Symbol) and s in node.params:
-                strides.append(form[0].get(s, 0))
-            else:
-                require(n == 1, "it writes part of its target")
-                strides.append(0 if not strides else strides[-1])
+        require(all(_takes_strides(r, m.mid) for r in p.readers(m.mid)), "its readers need it as it is")
+        strides, offset = view_of(node, base, target)
         negative = any(prove_le(0, k) is not True for k in strides)
-        require(not negative or not any(isinstance(r, LibraryCall) for r in p.readers(m.mid)), "a library call takes no negative strides")
-        m.derived["strides"], m.derived["offset"], m.derived["base"] = tuple(strides), form[1], source.container
+        require(not negative or all(isinstance(r, Map) for r in p.readers(m.mid)), "a library call takes no negative strides")
+        m.derived["strides"], m.derived["offset"], m.derived["base"] = strides, offset, source.container
 
     def saves(self, m: Match) -> IntLike:
         """All that the copy moves; its readers move as much from the source."""
@@ -78,4 +72,42 @@ class AliasViews(Transformation):
     def apply(self, m: Match, edit: Edit) -> None:
         edit.remove(m.copy)
         c = m.program.containers[m.mid]
-        edit.set_container(c.with_(strides=m.strides, alias=Alias(m.base, m.offset)))
+        view = c.with_(strides=m.strides, alias=Alias(m.base, m.offset))
+        set_layout(edit, view)
+
+
+def _beside_loop(p: Program, copy: Map) -> bool:
+    """Whether a loop over blocks reads what the copy writes, or writes what it reads."""
+    nodes = [n for c in p.writes_of(copy) for n in p.readers(c)] + [n for c in p.reads_of(copy) for n in p.writers(c)]
+    return any(isinstance(n, Loop) and n.tile is not None for n in nodes)
+
+
+def _takes_strides(reader: Node, name: str) -> bool:
+    """Whether a node can read the container with any strides: a loop over blocks if it reads it once, as blocks."""
+    if isinstance(reader, Loop):
+        connectors = [k for k, x in reader.reads.items() if x.container == name]
+        return reader.tile is not None and len(connectors) == 1 and connectors[0] in reader.scanned
+    return isinstance(reader, (LibraryCall, Map))
+
+
+def view_of(copy: Map, source: Container, target: Container) -> tuple[tuple[IntLike, ...], IntLike]:
+    """(strides, offset) with which the target of a copy map is a view of its source. Raises Refusal where no strides express it."""
+    t = copy.tasklet
+    assert t is not None
+    (read,), (write,) = t.reads.values(), t.writes.values()
+    address: IntLike = 0
+    for s, k in zip(read.subset, source.actual_strides, strict=True):
+        require(not isinstance(s, (Span, Indirect)), "it gathers")
+        assert not isinstance(s, (Span, Indirect))
+        address = address + s * k
+    form = affine(address, copy.params)
+    require(form is not None, "no strides express it")
+    assert form is not None
+    strides: list[IntLike] = []
+    for s, n in zip(write.subset, target.shape, strict=True):
+        if isinstance(s, Symbol) and s in copy.params:
+            strides.append(form[0].get(s, 0))
+        else:
+            require(n == 1, "it writes part of its target")
+            strides.append(0 if not strides else strides[-1])
+    return tuple(strides), form[1]
