@@ -258,7 +258,9 @@ def _roles_of_contraction(p: Program, n: LibraryCall, reads: Mapping[str, str], 
             roles[writes["y"]] = SUMMED
         if "bias" in reads:
             bias = p.containers[reads["bias"]]
-            if not inside or k > 1 or (len(bias.shape) == len(y) and bias.shape[0] == rows[0]):
+            along = n.attributes.get("along", len(y) - 1) if len(bias.shape) == 1 else len(y) - len(bias.shape)
+            leading = bias.shape[: k - along] if len(bias.shape) > 1 else (() if along >= k else (rows[0],))
+            if not inside or any(size != 1 for size in leading):
                 continue
             roles[reads["bias"]] = WHOLE
         return roles
