@@ -90,9 +90,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
             apply_everywhere(program, choices.adjust([BatchTiling(dims=2), TileLayout(), AliasViews(loops=True), BatchTiling()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
-    _schedule(program)
-    if options.target == "triton":
-        _split(program)
+    schedule_for(program, options.target)
     if level >= 4:
         apply_everywhere(program, choices.adjust([InPlace(), UpdateInPlace()]))
     choices.take(program, choices.last)
@@ -128,10 +126,7 @@ def _by_recipe(program: Program, options: Options, check: bool) -> Result:
                           f"{replay.skipped[0][1]}")  # fmt: skip
     if program.form is Form.OPERATORS:
         _expand(program, options.target)
-    if program.form is Form.MAPS:
-        _schedule(program)
-    if options.target == "triton":
-        _split(program)
+    schedule_for(program, options.target)
     if check:
         verify(program, Form.SCHEDULED)
     program.attributes["refusals"] = refused = [Refused(s.name, "the recipe", f"skipped: {why}", 0) for s, why in replay.skipped]
@@ -178,6 +173,14 @@ def _schedule(program: Program) -> None:
             if isinstance(node, Map) and node.schedule.kind == "auto":
                 edit.replace(node, node.with_(schedule=Schedule("parallel", node.schedule.options)))
         edit.set_form(Form.SCHEDULED)
+
+
+def schedule_for(program: Program, target: str) -> None:
+    """Make a program of maps, or one scheduled for another target, one that the target ("cpp", "triton") can compile. In place."""
+    if program.form is Form.MAPS:
+        _schedule(program)
+    if target == "triton":
+        _split(program)
 
 
 def _split(program: Program) -> None:

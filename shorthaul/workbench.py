@@ -285,20 +285,37 @@ def _human(number: int | None) -> str:
 # --- time --------------------------------------------------------------------------------------------------------------
 
 
-def measure(program: Program, *, runs: int = 15, progress: Callable[[str, float], None] | None = None) -> Profile:
-    """Compile the program for this CPU and time the whole step and each kernel (`.step`, `.kernels` by node id) on random values.
+def measure(program: Program, *, runs: int = 15, device: str = "cpu", progress: Callable[[str, float], None] | None = None) -> Profile:
+    """Compile the program for this CPU, or a GPU ("cuda:0"), and time the whole step and each kernel (`.step`, `.kernels` by node id) on
+    random values.
 
-    progress(what, part done) is called between runs; what it raises ends the measurement. A program of maps is scheduled in a copy.
-    Raises ValueError for operators, NoCompiler, BuildError.
+    progress(what, part done) is called between runs; what it raises ends the measurement. A program of maps is scheduled in a copy; for a
+    GPU kernels that it cannot run as one are split there, and are not in `.kernels`. Raises ValueError for operators, NoCompiler,
+    BuildError, DeviceError.
     """
     from shorthaul.runtime.profile import profile  # imports torch
 
     if program.form is Form.OPERATORS:
         raise ValueError(f"program {program.name} consists of operators, which have no code to time; run a level first")
-    if program.form is Form.MAPS:
+    target = "triton" if device.startswith("cuda") else "cpp"
+    if program.form is Form.MAPS or target == "triton":
         program = program.clone()
-        pipeline.STAGES["Schedule"](program)
-    return profile(program, _values(program), runs=runs, progress=progress)
+        pipeline.schedule_for(program, target)
+    return profile(program, _values(program), runs=runs, progress=progress, device=device)
+
+
+def devices() -> dict[str, str]:
+    """What `measure` can run on here, "cpu" first: device -> its name."""
+    from shorthaul.runtime.profile import devices  # imports torch
+
+    return devices()
+
+
+def threads() -> int:
+    """How many threads kernels use in this process."""
+    from shorthaul.runtime.profile import threads  # imports torch
+
+    return threads()
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -22,15 +22,18 @@ AROUND = 3  # lines of the user's source before and after an origin
 LONGEST = 200_000  # characters of one piece of code that the page is sent
 
 
-def details(view: View, node: Node, places: Iterable[Place]) -> Json:
-    """Everything about one top-level node; see docs/studio.md for the keys."""
+def details(view: View, node: Node, places: Iterable[Place], above: str = "") -> Json:
+    """Everything about one node of the view's program; see docs/studio.md for the keys.
+
+    above: what its reference begins with, where the program is the body of a loop or branch.
+    """
     program, time = view.program, view.times.get(node.id)
     return {
-        "id": node.id, "ref": reference(program, node), "label": label(node), "kind": node.kind, "phase": node.phase,
-        "module": node.origin.module, "bytes": view.bytes.get(node.id, 0),
+        "id": node.id, "ref": above + reference(program, node), "inside": above.removesuffix(" / "), "label": label(node),
+        "kind": node.kind, "phase": node.phase, "module": node.origin.module, "bytes": view.bytes.get(node.id, 0),
         "flops": None if time is None else time.flops, "predicted": None if time is None else time.seconds,
         "bound": None if time is None else time.bound, "measured": view.seconds.get(node.id), "error": view.errors.get(node.id),
-        "memlets": _memlets(view, node), "origins": [origin(o) for o in _distinct(node.origins)],
+        "memlets": _memlets(view, node, above), "origins": [origin(o) for o in _distinct(node.origins)],
         "text": print_node(node, program.containers), "code": generated(program, node),
         "places": [place(p) for p in places],
     }  # fmt: skip
@@ -66,7 +69,7 @@ def origin(o: Any) -> Json:
             "line": int(number) if number.isdigit() else 0, "lines": lines}  # fmt: skip
 
 
-def _memlets(view: View, node: Node) -> list[Json]:
+def _memlets(view: View, node: Node, above: str) -> list[Json]:
     program = view.program
     moved = {(m.container, m.side): m for m in view.movement.moved if m.node.id == node.id}
     rows = []
@@ -82,7 +85,7 @@ def _memlets(view: View, node: Node) -> list[Json]:
                 "alias": None if c.alias is None else c.alias.base, "subset": str(m),
                 "bytes": 0 if found is None else hint_value(program, found.bytes),
                 "again": 0 if found is None else hint_value(program, found.again), "exact": found is None or found.exact,
-                "others": [reference(program, o) for o in (program.writers(c.name) if side == "read" else program.readers(c.name))
+                "others": [above + reference(program, o) for o in (program.writers(c.name) if side == "read" else program.readers(c.name))
                            if o.id != node.id][:8],
             })  # fmt: skip
     return rows

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from shorthaul.analysis.movement import human
 from shorthaul.ir.serialize import dumps
+from shorthaul.transforms.explain import Place
 from shorthaul.transforms.recipe import Recipe
 
 from . import graph as graphs
+from .details import details
 from .load import SessionError
-from .overlays import overlays
+from .overlays import nodes_of_bodies, overlays
 
 if TYPE_CHECKING:
     from .session import Session, State
@@ -95,25 +97,43 @@ def html(session: Session, state: State) -> str:
     program = state.program
     order = sorted(program.nodes, key=lambda n: -state.view.bytes.get(n.id, 0))
     described = {**session.describe(), "states": [state.describe()], "current": state.id, "undo": False, "redo": None, "job": ""}
-    paths = sorted({".".join(p[: i + 1]) for n in program.nodes if (p := n.origin.module.split(".")) != [""] for i in range(len(p))})
+    parts = [n.origin.module.split(".") for n in program.nodes if n.origin.module]
+    paths = sorted({".".join(p[: i + 1]) for p in parts for i in range(len(p))})
+    inner = list(nodes_of_bodies(state.view))
+    at: dict[int, list[Place]] = {}  # every place is looked at once, not again for each of its nodes
+    for p in state.places:
+        if not p.transformation.at_places:  # those need to be given parameters
+            for n in p.match.nodes:
+                at.setdefault(n.id, []).append(p)
     data = {
         "describe": described, "graph": session.graph(state.id),
         "overlay": {name: session.overlay(name, state.id) for name in overlays()},
-        "node": {str(n.id): session.node(n.id, state.id) for n in order[:DETAILED]},
-        "body": {str(n.id): graphs.body(n) for n in order},
+        "node": {**{str(n.id): details(state.view, n, at.get(n.id, ())) for n in order[:DETAILED]},
+                 **{above + ref: details(view, n, (), above) for above, ref, view, n in inner[:DETAILED]}},
+        "body": {**{str(n.id): graphs.body(n) for n in order}, **{above + ref: graphs.body(n) for above, ref, _, n in inner}},
         "module": {p: session.module(p, state.id) for p in paths},
         "opportunities": session.opportunities(limit=100, state=state.id),
         "costliest": session.costliest(state=state.id), "roofline": session.roofline(state.id), "memory": session.memory(state.id),
         "recipe": export(session, "recipe", state), "svg": svg(state), "detailed": min(DETAILED, len(order)),
     }  # fmt: skip
+    text = json.dumps(data).replace("</", "<\\/")
+    return _whole(f"{program.name} · Shorthaul studio", f'<script type="application/json" id="offline">{text}</script>')
+
+
+def framed(name: str) -> str:
+    """The page for a notebook's frame: it asks the widget around it."""
+    return _whole(f"{name} · Shorthaul studio", '<script type="application/json" id="framed">{}</script>')
+
+
+def _whole(title: str, data: str) -> str:
+    """The page with its style and modules in it. Its policy lets it load and send nothing."""
     sources = {f"studio/{p.name}": _data_url(p.read_text()) for p in modules_of_the_page()}
     style = f"<style>{(STATIC / 'style.css').read_text()}</style>"
     imports = json.dumps({"imports": sources})
     scripts = f'{style}<script type="importmap">{imports}</script><script type="module">import "studio/main.js";</script>'
-    text = json.dumps(data).replace("</", "<\\/")
     policy = ("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline' data: blob:; "
               "style-src 'unsafe-inline'; img-src data:; worker-src blob: data:\">")  # fmt: skip
-    return page(f"{program.name} · Shorthaul studio", scripts, f'<script type="application/json" id="offline">{text}</script>', policy)
+    return page(title, scripts, data, policy)
 
 
 def _data_url(text: str) -> str:

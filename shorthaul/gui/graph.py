@@ -14,7 +14,7 @@ from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Node, Operator, T
 from shorthaul.ir.program import Program
 from shorthaul.transforms.base import hint_value
 
-from .overlays import View
+from .overlays import View, bodies
 
 Json = Any
 NAME = re.compile(r"[A-Za-z_]\w*")
@@ -22,35 +22,43 @@ GENERIC = ("pointwise", "sum_to", "map", "expand", "fill")  # names of kernels t
 
 
 def graph(view: View) -> Json:
-    """The whole program.
+    """The whole program, and after its nodes those of the bodies of loops and branches.
 
-    nodes: {id, ref, label, kind, phase, module, ops, bytes, source, shape, inner}; edges: [from, to, container, bytes, saved] with
-    positions in `nodes` and `containers`; containers: {name, dtype, shape, role, bytes}; `modules` as in `modules()`.
+    nodes: {id, ref, label, kind, phase, module, ops, bytes, source, shape, inner}, in a body also `parent` (position of the loop or branch)
+    and `body` (its name); edges: [from, to, container, bytes, saved] with positions in `nodes` and `containers`; containers: {name, dtype,
+    shape, role, bytes}. Bytes in a body are those of one round.
     """
-    program = view.program
+    out: Json = {"name": view.program.name, "form": view.program.form.name.lower(), "nodes": [], "edges": [], "containers": []}
+    _add(out, view, {})
+    return out
+
+
+def _add(out: Json, view: View, inside: Json) -> None:
+    """Append the nodes of a program and those of its bodies. inside: what is said of each, for a body."""
+    program, first, offset = view.program, len(out["nodes"]), len(out["containers"])
     refs, containers = references(program), list(program.containers.values())
-    place = {c.name: i for i, c in enumerate(containers)}
-    at = {n.id: i for i, n in enumerate(program.nodes)}
+    place = {c.name: offset + i for i, c in enumerate(containers)}
+    at = {n.id: first + i for i, n in enumerate(program.nodes)}
     moved: dict[tuple[int, str], int] = {}
     for m in view.movement.moved:
         if m.side == "read":
             moved[m.node.id, m.container] = int(m.bytes)  # type: ignore[arg-type]
     saved = {name for name, _ in view.liveness.saved}
-    edges = []
+    above = inside.pop("above", "")
+    out["nodes"] += [{**_node(view, n, above + refs[n.id]), **inside} for n in program.nodes]
+    out["containers"] += [{"name": c.name, "dtype": c.dtype.name, "shape": [str(s) for s in c.shape], "role": c.role,
+                           "bytes": hint_value(program, c.bytes)} for c in containers]  # fmt: skip
     for n in program.nodes:
         for c in sorted(program.reads_of(n)):
             base = _base(program, c)
             for w in program.writers(c) or program.writers(base):
                 if w.id != n.id and at[w.id] < at[n.id]:
-                    edges.append([at[w.id], at[n.id], place[c], moved.get((n.id, c), 0), int(base in saved and w.phase != n.phase)])
-    return {
-        "name": program.name,
-        "form": program.form.name.lower(),
-        "nodes": [_node(view, n, refs[n.id]) for n in program.nodes],
-        "edges": edges,
-        "containers": [{"name": c.name, "dtype": c.dtype.name, "shape": [str(s) for s in c.shape], "role": c.role,
-                        "bytes": hint_value(program, c.bytes)} for c in containers],
-    }  # fmt: skip
+                    across = int(base in saved and w.phase != n.phase)
+                    out["edges"].append([at[w.id], at[n.id], place[c], moved.get((n.id, c), 0), across])
+    for n in program.nodes:
+        for name, body in bodies(n):
+            around = f"{above}{refs[n.id]} / " + (f"{name} / " if name else "")
+            _add(out, view.of(body), {"parent": at[n.id], "body": name, "above": around})
 
 
 def _base(program: Program, name: str) -> str:
@@ -131,7 +139,7 @@ def _body(n: Node, short: Callable[[str], str]) -> Json:
         return {"kind": "tasklet", "lines": short(print_node(n, {}, volumes=False).split("  # ")[0]).splitlines()}
     if isinstance(n, (Loop, Branch)):
         return {"kind": n.kind, "title": n.label, "ranges": "", "schedule": "", "locals": [],
-                "items": [{"kind": "tasklet", "lines": [f"{b.name}: {len(b.nodes)} nodes", *(label(m) for m in b.nodes[:40])]}
-                          for b in n.bodies]}  # fmt: skip
+                "items": [{"kind": "tasklet", "lines": [f"{name or 'body'}: {len(b.nodes)} nodes", *(label(m) for m in b.nodes[:40])]}
+                          for name, b in bodies(n)]}  # fmt: skip
     assert isinstance(n, (Operator, LibraryCall))
     return {"kind": "tasklet", "lines": [f"{k} = {v}" for k, v in n.attributes.items()]}

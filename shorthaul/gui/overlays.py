@@ -10,7 +10,7 @@ decorated with `overlay`), or by importing it. An overlay that fails is reported
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import entry_points
@@ -21,7 +21,8 @@ from shorthaul.analysis.movement import Movement, movement
 from shorthaul.analysis.roofline import Machine
 from shorthaul.analysis.roofline import machine as machine_called
 from shorthaul.analysis.times import KernelTime, roofline
-from shorthaul.ir.nodes import LibraryCall, Map, Node, Operator
+from shorthaul.ir.location import references
+from shorthaul.ir.nodes import Branch, LibraryCall, Loop, Map, Node, Operator
 from shorthaul.ir.program import Program
 
 GROUP = "shorthaul.overlays"
@@ -40,6 +41,16 @@ class View:
     machine: Machine = field(default_factory=machine_called)
     seconds: Mapping[int, float] = field(default_factory=dict)
     errors: Mapping[int, float] = field(default_factory=dict)
+    _bodies: dict[int, View] = field(default_factory=dict, repr=False)
+
+    def of(self, body: Program) -> View:
+        """The same of the body of a loop or branch: one round of it."""
+        found = self._bodies.get(id(body))
+        if found is None:
+            known = body.clone()  # sizes are the same inside, so their hints are
+            known.attributes = {"size_hints": self.program.attributes.get("size_hints", {}), **body.attributes}
+            found = self._bodies[id(body)] = View(known, self.machine)
+        return found
 
     @cached_property
     def movement(self) -> Movement:
@@ -65,6 +76,24 @@ class View:
     def liveness(self) -> Liveness:
         hints = dict(self.program.attributes.get("size_hints", {}))
         return liveness(self.program, {s.name: hints.get(s.name, 64) for s in self.program.symbols})
+
+
+def bodies(n: Node) -> list[tuple[str, Program]]:
+    """The bodies of a loop (without a name) or a branch; of another node none."""
+    if isinstance(n, Branch):
+        return [("then", n.then), ("otherwise", n.otherwise)]
+    return [("", b) for b in n.bodies] if isinstance(n, Loop) else []
+
+
+def nodes_of_bodies(view: View, above: str = "") -> Iterator[tuple[str, str, View, Node]]:
+    """Every node of every body, at any depth: what its reference begins with and ends with, the view of its body, the node."""
+    refs = references(view.program)
+    for n in view.program.nodes:
+        for name, body in bodies(n):
+            inner, around = view.of(body), f"{above}{refs[n.id]} / " + (f"{name} / " if name else "")
+            own = references(body)
+            yield from ((around, own[m.id], inner, m) for m in body.nodes)
+            yield from nodes_of_bodies(inner, around)
 
 
 @dataclass(frozen=True)
@@ -120,8 +149,8 @@ def overlays() -> dict[str, Overlay]:
 
 @overlay("bytes", title="Bytes moved", unit="B")
 def _bytes(view: View) -> Values:
-    """Bytes between memory and the last cache."""
-    return view.bytes
+    """Bytes between memory and the last cache; in the body of a loop, of one round."""
+    return {**view.bytes, **{n.id: inner.bytes.get(n.id, 0) for _, _, inner, n in nodes_of_bodies(view)}}
 
 
 @overlay("predicted", title="Predicted time", unit="s")
@@ -158,7 +187,8 @@ def _saved(view: View) -> Values:
 @overlay("kind", title="Kernels and library calls", kind="category", aggregate="uniform")
 def _kind(view: View) -> Values:
     """What runs it: a generated kernel, one fused from several operators, a library call."""
-    return {n.id: _kind_of(n) for n in view.program.nodes}
+    inner = (n for *_, n in nodes_of_bodies(view))
+    return {n.id: _kind_of(n) for n in (*view.program.nodes, *inner)}
 
 
 def _kind_of(n: Node) -> str:

@@ -3,9 +3,7 @@
 A random token is part of the address; without it nothing but a refusal is answered, and a WebSocket is refused too when its Origin or
 Host is not this server's (so no other page that the user visits can reach it). Nothing is loaded from or sent to elsewhere.
 
-Messages are JSON. The page sends {id, method, params, version?, key?}; the answer is {id, result} or {id, error}. `version` is the
-session's as the page knows it, for methods that change something; `key` names the request, so that one which is sent again after a lost
-connection is answered, not done again. Events ({event, ...}) go to every tab.
+Messages are the texts of `requests`; events ({event, ...}) go to every tab.
 """
 
 from __future__ import annotations
@@ -14,25 +12,19 @@ import asyncio
 import json
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
 
 from .export import STATIC, modules_of_the_page, page
-from .session import Session, SessionError
+from .requests import Requests
+from .session import Session
 
 Json = Any
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
-KEPT = 512  # answers to changes that are remembered by key
-QUESTIONS = frozenset({"describe", "graph", "modules", "overlay", "node", "body", "module", "opportunities", "costliest", "roofline",
-                       "memory", "diff", "preview", "export"})  # fmt: skip
-CHANGES = frozenset({"apply", "apply_alike", "run_level", "replay", "undo", "redo", "goto", "reset", "set_machine"})
-JOBS = frozenset({"measure", "stop", "tune"})
 POLICY = ("default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
           "connect-src 'self' ws://127.0.0.1:{port} ws://localhost:{port}; worker-src 'self'; base-uri 'none'; form-action 'none'; "
           "frame-ancestors 'none'")  # fmt: skip
@@ -47,9 +39,7 @@ class Studio:
         self.token = token or secrets.token_urlsafe(24)
         self._sockets: set[web.WebSocketResponse] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._done: OrderedDict[str, Json] = OrderedDict()
-        self._asking = ThreadPoolExecutor(4, thread_name_prefix="studio-ask")
-        self._changing = ThreadPoolExecutor(1, thread_name_prefix="studio-change")
+        self._requests = Requests(session)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True, name="studio-server")
         self._ready: threading.Event = threading.Event()
@@ -63,7 +53,8 @@ class Studio:
 
     def start(self) -> None:
         """Listen. Raises OSError where the port is taken."""
-        self.session.graph()  # kept by its state: the first tab does not wait for it
+        self.session.graph_text()  # kept by its state: the first tab does not wait for it
+        self.session.describe()
         self._thread.start()
         self._ready.wait()
         if self._failed is not None:
@@ -87,8 +78,7 @@ class Studio:
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
-        for pool in (self._asking, self._changing):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._requests.close()
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     def _serve(self) -> None:
@@ -146,7 +136,8 @@ class Studio:
     async def _index(self, request: web.Request) -> web.Response:
         nonce = secrets.token_urlsafe(12)
         imports = json.dumps({"imports": {f"studio/{p.name}": f"/static/js/{p.name}" for p in modules_of_the_page()}})
-        scripts = (f'<link rel="stylesheet" href="/static/style.css"><script type="importmap" nonce="{nonce}">{imports}</script>'
+        early = "".join(f'<link rel="modulepreload" href="/static/js/{p.name}">' for p in modules_of_the_page())
+        scripts = (f'<link rel="stylesheet" href="/static/style.css"><script type="importmap" nonce="{nonce}">{imports}</script>{early}'
                    '<script type="module" src="/static/js/main.js"></script>')  # fmt: skip
         text = page(f"{self.session.name} · Shorthaul studio", scripts)
         policy = POLICY.format(nonce=nonce, port=self.port)
@@ -162,7 +153,7 @@ class Studio:
         return web.Response(body=known[name].read_bytes(), content_type=kind, charset="utf-8")
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(heartbeat=20, max_msg_size=8 << 20)
+        socket = web.WebSocketResponse(heartbeat=20, max_msg_size=8 << 20, compress=False)  # it stays on this machine
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
@@ -176,57 +167,12 @@ class Studio:
         return socket
 
     async def _answer(self, socket: web.WebSocketResponse, text: str) -> None:
-        number: Json = None
-        try:
-            request = json.loads(text)
-            number = request.get("id")
-            result = await self._handle(request)
-            answer = {"id": number, "result": result}
-        except SessionError as e:
-            answer = {"id": number, "error": str(e), "version": self.session.version}
-        except Exception as e:  # a fault of ours must not end the connection: it is shown, with its place
-            answer = {"id": number, "error": f"an error inside the studio, please report it: {type(e).__name__}: {e}"}
+        answer = await asyncio.wrap_future(self._requests.submit(text))
         if not socket.closed:
             try:
-                await socket.send_str(json.dumps(answer, default=str))
+                await socket.send_str(answer)
             except ConnectionError:
                 pass  # the tab is gone; it asks again when it is back
-
-    async def _handle(self, request: Json) -> Json:
-        if not isinstance(request, dict) or not isinstance(request.get("method"), str) or not isinstance(request.get("params", {}), dict):
-            raise SessionError("a request is {id, method, params}")
-        method, params = request["method"], dict(request.get("params", {}))
-        if method in QUESTIONS:
-            return await self._loop.run_in_executor(self._asking, lambda: self._call(method, params))
-        if method in JOBS:
-            params = {**params, "wait": False} if method != "stop" else params
-            return await self._loop.run_in_executor(self._asking, lambda: self._call(method, params))
-        if method in CHANGES:
-            key = str(request.get("key", ""))
-            return await self._loop.run_in_executor(self._changing, lambda: self._change(method, params, request.get("version"), key))
-        raise SessionError(f"there is no method {method!r}")
-
-    def _change(self, method: str, params: dict[str, Json], version: int | None, key: str) -> Json:
-        """One change at a time; a key that was seen gets the answer that it got."""
-        if key and key in self._done:
-            return self._done[key]
-        result = self._call(method, {**params, "version": version})
-        if key:
-            self._done[key] = result
-            while len(self._done) > KEPT:
-                self._done.popitem(last=False)
-        return result
-
-    def _call(self, method: str, params: dict[str, Json]) -> Json:
-        function = getattr(self.session, method, None)
-        if function is None:
-            raise SessionError(f"this session cannot {method}")
-        try:
-            return function(**params)
-        except TypeError as e:
-            if method in str(e):
-                raise SessionError(f"wrong parameters: {e}") from e
-            raise
 
     def _broadcast(self, event: Json) -> None:
         """To every tab, from whatever thread."""

@@ -13,8 +13,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,93 +21,23 @@ from shorthaul.analysis.roofline import MACHINES
 from shorthaul.analysis.roofline import machine as machine_called
 from shorthaul.ir.edit import EditError
 from shorthaul.ir.location import isomorphic_modules
-from shorthaul.ir.nodes import LibraryCall, Map, Node
+from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Form, Program
 from shorthaul.transforms.base import Refusal
 from shorthaul.transforms.catalog import UnknownTransformation, catalog, make
-from shorthaul.transforms.explain import Place, explain_node, place_of, places
+from shorthaul.transforms.explain import Place, explain_node, place_of
 from shorthaul.transforms.recipe import Recipe, RecipeError, parse
 
 from . import details as panel
 from . import graph as graphs
+from . import measuring
 from .load import SessionError, Subject, load, lowered
-from .overlays import View, overlays
+from .overlays import overlays
+from .state import State
 
 Json = Any
 Listener = Callable[[Json], None]
 FAILURES = (Refusal, EditError, UnknownTransformation, RecipeError, workbench.TransformationError, TypeError, ValueError)
-
-
-@dataclass
-class State:
-    """One state. step: what made it, in words. made: ids of the nodes that the step made. check, measured: None until known."""
-
-    id: int
-    parent: State | None
-    program: Program
-    step: str
-    kind: str = "step"
-    made: frozenset[int] = frozenset()
-    check: workbench.NumericCheck | None = None
-    measured: Any = None
-    children: list[State] = field(default_factory=list)
-    next: State | None = None  # where redo goes
-    machine: str = "cpu"
-
-    @cached_property
-    def view(self) -> View:
-        seconds = {} if self.measured is None else {i: t.median for i, t in self.measured.kernels.items()}
-        return View(self.program, machine_called(self.machine), seconds, self.errors())
-
-    def errors(self) -> dict[int, float]:
-        found = {} if self.parent is None else self.parent.errors()
-        if self.check is not None and self.check.ok is not None:
-            found = {**found, **dict.fromkeys(self.made, self.check.error)}
-        return found
-
-    def changed(self) -> None:
-        """Something new is known of the state: what was computed from the old is forgotten."""
-        for name in ("view", "totals", "graph"):
-            self.__dict__.pop(name, None)
-
-    @cached_property
-    def graph(self) -> Json:
-        return graphs.graph(self.view)
-
-    @cached_property
-    def places(self) -> list[Place]:
-        """Every place of every transformation, those that apply first, most bytes first."""
-        found = [p for t in catalog().values() for p in places(self.program, t())]
-        return sorted(found, key=lambda p: (not p.applies, -(p.saves or 0), -p.at_stake))
-
-    @cached_property
-    def totals(self) -> Json:
-        m, live = self.view.movement, self.view.liveness
-        t = self.measured
-        # a program made by replaying a recipe does not know what eager PyTorch moves: the one that it was captured as does
-        eager: Json = m.eager_bytes
-        if eager is None and self.parent is not None:
-            eager = self.parent.totals["eager"]
-        return {
-            "bytes": int(m.bytes), "read": int(m.bytes_read), "written": int(m.bytes_written),  # type: ignore[arg-type]
-            "eager": None if eager is None else int(eager), "bound": int(m.lower_bound),  # type: ignore[arg-type]
-            "kernels": len(m.nodes), "calls": sum(isinstance(n, LibraryCall) for n in m.nodes),
-            "predicted": sum(k.seconds for k in self.view.times.values()), "saved": live.saved_bytes, "peak": max(live.at, default=0),
-            "measured": None if t is None else {"median": t.step.median, "low": t.step.low, "high": t.step.high, "runs": t.step.runs,
-                                                "threads": t.threads, "device": t.device},
-        }  # fmt: skip
-
-    def describe(self) -> Json:
-        c = self.check
-        badge: Json = {"ok": None, "text": "not checked yet", "done": False, "word": ""}
-        if self.kind == "lowered":
-            badge |= {"text": "the meaning of the operators, by which later states are judged; sh.verify compares it with eager PyTorch",
-                      "done": True, "word": "reference"}
-        elif c is not None:
-            badge |= {"ok": c.ok, "text": str(c), "done": True}
-        return {"id": self.id, "parent": None if self.parent is None else self.parent.id, "step": self.step, "kind": self.kind,
-                "form": self.program.form.name.lower(), "check": badge if self.parent is not None else None, "totals": self.totals,
-                "made": sorted(self.made)}  # fmt: skip
 
 
 class Session:
@@ -125,6 +53,7 @@ class Session:
         self.states: list[State] = []
         self.job: str = ""  # what runs in the background now
         self._stop = threading.Event()
+        self._closed = threading.Event()
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="studio")
@@ -161,7 +90,7 @@ class Session:
         made = frozenset[int]()
         if parent is not None:
             made = frozenset(n.id for n in program.nodes if not parent.program.node_is_current(n))
-        state = State(len(self.states), parent, program, step, kind, made, machine=self.machine)
+        state = State(len(self.states), parent, program, step, kind, made, machine=self.machine, closed=self._closed)
         state.totals  # noqa: B018  computed now: a program that cannot be counted is refused before it is a state
         self.states.append(state)
         if parent is not None:
@@ -199,6 +128,7 @@ class Session:
         redo = self.current.next
         return {"version": self.version, "name": self.name, "current": self.current.id, "states": [s.describe() for s in self.states],
                 "overlays": [o.describe() for o in overlays().values()], "machine": self.machine, "machines": list(MACHINES),
+                "devices": workbench.devices(),
                 "undo": self.current.parent is not None, "tunes": self.subject is not None, "job": self.job,
                 "redo": None if redo is None else redo.id,
                 "transformations": [{"name": n, "level": t.level, "summary": (t.__doc__ or "").strip().split("\n")[0]}
@@ -209,6 +139,12 @@ class Session:
         """The whole graph of a state, see `gui.graph.graph`."""
         found = self.state(state)
         return {**found.graph, "state": found.id, "version": self.version}
+
+    def graph_text(self, state: int | None = None) -> str:
+        """The same without containers, which the page does not need, as JSON text, which a state keeps: it takes longer to write than to
+        send."""
+        found = self.state(state)
+        return f'{found.graph_text[:-1]}, "state": {found.id}, "version": {self.version}}}'
 
     def modules(self, inside: str = "", state: int | None = None) -> Json:
         """One level of the module hierarchy with bytes, kernels and saved tensors."""
@@ -228,12 +164,18 @@ class Session:
     def node(self, what: int | str, state: int | None = None) -> Json:
         """Everything about a node (id or reference): memlets, origins with source lines, code, places that apply and that do not."""
         found = self.state(state)
+        inner = found.inner.get(what)
+        if inner is not None:
+            above, view, node = inner
+            return panel.details(view, node, (), above)
         node = self._node(found.program, what)
         return panel.details(found.view, node, explain_node(found.program, node).places)
 
     def body(self, what: int | str, state: int | None = None) -> Json:
         """What is inside a kernel, nested."""
-        return graphs.body(self._node(self.state(state).program, what))
+        found = self.state(state)
+        inner = found.inner.get(what)
+        return graphs.body(self._node(found.program, what) if inner is None else inner[2])
 
     def module(self, path: str, state: int | None = None) -> Json:
         """Totals of a module, its costliest nodes, and the modules that are built alike."""
@@ -469,22 +411,25 @@ class Session:
             s.changed()
         self._tell(event="checked", state=state.id, version=self.version)
 
-    def measure(self, runs: int = 15, *, wait: bool = True) -> Json:
-        """Time the current state's step and kernels on this CPU; with `wait=False` the result comes as an event."""
+    def measure(self, runs: int = 15, *, device: str = "cpu", wait: bool = True) -> Json:
+        """Time the current state's step and kernels on this CPU or a GPU ("cuda:0"); with `wait=False` the result comes as an event."""
         state = self.current
+        if device not in workbench.devices():
+            raise SessionError(f"there is no device {device!r} here; there are {', '.join(workbench.devices())}")
         if state.program.form is Form.OPERATORS:
             raise SessionError("operators have no code to time; run a level first")
         self._stop.clear()
 
         def progress(what: str, part: float) -> None:
-            if self._stop.is_set():
-                raise SessionError("the measurement was stopped")
             self._tell(event="progress", job="measuring", what=what, part=part)
 
         def job() -> None:
             try:
-                state.measured = workbench.measure(state.program, runs=runs, progress=progress)
-            except Exception as e:  # a kernel that does not build or run: said, and the session goes on
+                state.measured = measuring.measure(state.program, runs=runs, device=device, progress=progress, stop=self._stop)
+            except measuring.Stopped:
+                self._tell(event="stopped", what="The measurement was stopped; nothing of it is kept.")
+                raise SessionError("the measurement was stopped") from None
+            except measuring.MeasuringFailed as e:  # a kernel that does not build or run, or crashes: said, and the session goes on
                 self._tell(event="failed", what=f"measuring failed: {e}")
                 raise SessionError(f"measuring failed: {e}") from e
             state.changed()
@@ -559,8 +504,9 @@ class Session:
         return target
 
     def close(self) -> None:
-        """End what runs in the background."""
+        """End what runs in the background, and what is still looked for."""
         self._stop.set()
+        self._closed.set()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import shutil
 import time
@@ -23,23 +25,28 @@ def find_browser() -> str:
     return found
 
 
-@contextlib.contextmanager
-def browsing(**options: Any) -> Iterator[Any]:
-    """A browser window; what the page reports as an error fails the test at the end."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One for the tests of a file: starting it takes longer than most of them."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
         # CI runs in containers as root, where Chromium's sandbox cannot be made
-        browser = p.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-dev-shm-usage"])
-        context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True, **options)
-        context.set_default_timeout(60_000)
-        faults: list[str] = []
-        context.on("weberror", lambda e: faults.append(str(e.error)))
-        try:
-            yield context
-        finally:
-            browser.close()
-        assert not faults, faults
+        yield p.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-dev-shm-usage"])
+
+
+@contextlib.contextmanager
+def browsing(browser: Any, **options: Any) -> Iterator[Any]:
+    """A browser window; what the page reports as an error fails the test at the end."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True, **options)
+    context.set_default_timeout(60_000)
+    faults: list[str] = []
+    context.on("weberror", lambda e: faults.append(str(e.error)))
+    try:
+        yield context
+    finally:
+        context.close()
+    assert not faults, faults
 
 
 def open_page(context: Any, url: str) -> Any:
@@ -61,3 +68,27 @@ def until(page: Any, condition: str, seconds: float = 60) -> None:
     while not page.evaluate(f"!!({condition})"):
         assert time.monotonic() < end, f"after {seconds} s still not: {condition}\n{page.locator('#notice').inner_text()}"
         page.wait_for_timeout(50)
+
+
+def main_thread(page: Any, drive: str) -> list[float]:
+    """Milliseconds of processor time that the page's main thread took in each frame of `drive`, JavaScript that awaits `frame()` at the end
+    of each.
+
+    Everything counts that ran there: script, style, recording, rasterization, compositing (Chromium's own trace of its tasks); how long it
+    waited for a processor that others used does not.
+    """
+    browser = page.context.browser
+    browser.start_tracing(page=page, categories=["disabled-by-default-devtools.timeline", "blink.user_timing"])
+    page.evaluate(f"""async () => {{
+        const v = studio.view, end = () => performance.mark("frame"), next = () => new Promise((r) => requestAnimationFrame(r));
+        const frame = async () => {{ await next(); await v.drawn(); end(); }};
+        end();
+        {drive}
+    }}""")
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    marks = sorted((e["ts"], e["pid"], e["tid"]) for e in events if e["name"] == "frame" and "user_timing" in e["cat"])
+    where = marks[0][1:]
+    tasks = [(e["ts"], e["tdur"]) for e in events if e["name"] == "RunTask" and e["ph"] == "X" and (e["pid"], e["tid"]) == where]
+    assert tasks, "the browser's trace has no tasks of the main thread"
+    times = [t for t, *_ in marks]
+    return [sum(d for t, d in tasks if begin <= t < end) / 1e3 for begin, end in itertools.pairwise(times)]

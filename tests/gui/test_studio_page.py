@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studio_browser import browsing, open_page, total, until
+from studio_browser import browsing, main_thread, open_page, total, until
 from studio_networks import flat, small
 
 import shorthaul as sh
@@ -18,7 +19,9 @@ from shorthaul.gui import Session
 from shorthaul.gui.server import Studio
 from shorthaul.ir.fingerprint import fingerprint
 
-GENEROUS = 60.0  # seconds: the page is not timed here, only kept from hanging; the times are printed
+GENEROUS = 60.0  # seconds: opening is only kept from hanging, since others use the machine; the time is printed
+
+pytest_plugins = ("studio_browser",)  # the fixture `browser`
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +51,9 @@ def apply_first(page: Any, transformation: str, button: str) -> None:
     card.get_by_role("button", name=button, exact=True).click()
 
 
-def test_see_change_undo_measure_export_and_replay(studio: Studio, captured: Any, tmp_path: Path) -> None:
+def test_see_change_undo_measure_export_and_replay(browser: Any, studio: Studio, captured: Any, tmp_path: Path) -> None:
     session = studio.session
-    with browsing() as context:
+    with browsing(browser) as context:
         page = open_page(context, studio.url)
         before = total(page, "Bytes moved")
         choose(page, "blocks.0")  # a block, and its bytes
@@ -92,8 +95,8 @@ def test_see_change_undo_measure_export_and_replay(studio: Studio, captured: Any
     assert again.movement().bytes == session.current.totals["bytes"]  # type: ignore[attr-defined]
 
 
-def test_everything_of_a_node_is_shown(studio: Studio) -> None:
-    with browsing() as context:
+def test_everything_of_a_node_is_shown(browser: Any, studio: Studio) -> None:
+    with browsing(browser) as context:
         page = open_page(context, studio.url)
         choose(page, "blocks.0.block.2: silu")
         page.wait_for_selector("#panel h2:text-is('silu')")
@@ -120,8 +123,8 @@ def test_everything_of_a_node_is_shown(studio: Studio) -> None:
         other.wait_for_selector("#panel h2:text-is('silu')")
 
 
-def test_two_tabs_share_one_session_and_nothing_is_applied_twice(studio: Studio) -> None:
-    with browsing() as context:
+def test_two_tabs_share_one_session_and_nothing_is_applied_twice(browser: Any, studio: Studio) -> None:
+    with browsing(browser) as context:
         one, two = open_page(context, studio.url), open_page(context, studio.url)
         place = studio.session.opportunities(limit=1)[0]
         ask = "p => studio.line.call('apply', p).then(r => r.step, e => 'refused: ' + e.message)"
@@ -137,8 +140,8 @@ def test_two_tabs_share_one_session_and_nothing_is_applied_twice(studio: Studio)
         until(two, "window.studio && studio.d && studio.d.current === 2")
 
 
-def test_a_lost_connection_comes_back_and_a_request_sent_twice_is_done_once(studio: Studio) -> None:
-    with browsing() as context:
+def test_a_lost_connection_comes_back_and_a_request_sent_twice_is_done_once(browser: Any, studio: Studio) -> None:
+    with browsing(browser) as context:
         page = open_page(context, studio.url)
         place = studio.session.opportunities(limit=1)[0]
         page.evaluate("""p => {  // the request leaves, the answer is lost with the line; it is sent again on the next one
@@ -177,43 +180,46 @@ def test_only_who_has_the_token_and_comes_from_here_is_answered(studio: Studio) 
     assert studio.url.startswith("http://127.0.0.1:")
 
 
-def test_a_flat_program_of_ten_thousand_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flat_program_of_ten_thousand_nodes(browser: Any, capsys: pytest.CaptureFixture[str]) -> None:
     session = Session(flat())
     studio = Studio(session)
     studio.start()
     try:
-        with browsing() as context:
+        with browsing(browser) as context:
             page = context.new_page()
             page.goto(studio.url)
             page.wait_for_selector("#loading", state="hidden", timeout=GENEROUS * 1000)
             times = page.evaluate("studio.timing")
-            frames = page.evaluate("""async () => {
-                const v = studio.view, next = () => new Promise((r) => requestAnimationFrame(() => setTimeout(r)));
+            page.evaluate("""async () => {
+                const v = studio.view;
                 v.fit();
-                do { v.zoom(1.1, v.size[0] / 2, v.size[1] / 2); await next(); await next(); } while (v.drawn.nodes > 2200);
+                do { v.zoom(1.1, v.size[0] / 2, v.size[1] / 2); } while ((await v.drawn()).nodes > 2200);
                 v.frames.length = 0;
-                for (let i = 0; i < 120; i++) {
-                    i % 40 < 20 ? v.pan(i % 2 ? 6 : -5, 9 * (i % 3 - 1)) : v.zoom(i % 2 ? 1.01 : 1 / 1.01, 400, 300);
-                    await next();
-                }
-                const f = [...v.frames].sort((a, b) => a - b);
-                return { nodes: v.drawn.nodes, median: f[f.length >> 1], p95: f[Math.floor(f.length * 0.95)] };
             }""")
+            frames = sorted(main_thread(page, """for (let i = 0; i < 120; i++) {
+                if (i % 40 < 20) v.pan(i % 2 ? 6 : -5, 9 * (i % 3 - 1)); else v.zoom(i % 2 ? 1.01 : 1 / 1.01, 400, 300);
+                await frame();
+            }"""))  # fmt: skip
+            painting, nodes = sorted(page.evaluate("studio.view.frames")), page.evaluate("studio.view.painted.nodes")
             assert page.evaluate("studio.view.visible.length") == 10_000
     finally:
         studio.close()
         session.close()
+    half, most = len(frames) // 2, int(len(frames) * 0.95)
     with capsys.disabled():
-        print(f"\n10,000 nodes: open in {times['opened']:.2f} s (layout {times['layout']:.2f} s in the worker); with {frames['nodes']} "
-              f"nodes in view {frames['median']:.1f} ms of drawing a frame, {frames['p95']:.1f} ms at the 95th percentile")  # fmt: skip
+        print(f"\n10,000 nodes: open in {times['opened']:.2f} s (layout {times['layout']:.2f} s in a worker) at a load of "
+              f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; with {nodes} nodes in view the main thread works "
+              f"{frames[half]:.1f} ms a frame, {frames[most]:.1f} ms at the 95th percentile (the painting worker: "
+              f"{painting[len(painting) // 2]:.1f} ms)")  # fmt: skip
     assert times["opened"] < GENEROUS
-    assert 1000 < frames["nodes"] <= 2200
+    assert frames[most] < 8
+    assert 1000 < nodes <= 2200
 
 
-def test_the_exported_page_works_offline_and_changes_nothing(captured: Any, tmp_path: Path) -> None:
+def test_the_exported_page_works_offline_and_changes_nothing(browser: Any, captured: Any, tmp_path: Path) -> None:
     session = Session.of(captured, checks=False)
     path = session.save(tmp_path / "small.html")
-    with browsing(offline=True) as context:
+    with browsing(browser, offline=True) as context:
         page = open_page(context, path.as_uri())
         choose(page, "blocks.0.block.2: silu")
         page.wait_for_selector("#panel h2:text-is('silu')")

@@ -65,6 +65,8 @@ THIRD_PARTY = {
     "onnx": ("frontends",),
     "google": ("frontends.onnx_model",),  # protobuf, which onnx brings
     "aiohttp": ("gui.server",),
+    "anywidget": ("gui.notebook",),
+    "traitlets": ("gui.notebook",),  # which anywidget brings
     "rich": ("demo", "cli"),
     "matplotlib": ("demo", "tuning.plot"),
     "mlxtend": ("demo",),

@@ -12,17 +12,16 @@ declare global {
   }
   interface OverlayInfo { name: string; title: string; description: string; kind: string; unit: string; aggregate: string }
   interface Describe {
-    version: number; name: string; current: number; states: StateInfo[]; overlays: OverlayInfo[]; machine: string; machines: string[];
+    version: number; name: string; current: number; states: StateInfo[]; overlays: OverlayInfo[]; machine: string; machines: string[]; devices: Record<string, string>;
     undo: boolean; tunes: boolean; redo: number | null; job: string; transformations: { name: string; level: number; summary: string }[];
   }
   interface GraphNode {
     id: number; ref: string; label: string; kind: string; phase: string; module: string; ops: string[]; bytes: number; source: string;
-    shape: string; inner: boolean;
+    shape: string; inner: boolean; parent?: number; body?: string;
   }
-  interface ContainerInfo { name: string; dtype: string; shape: string[]; role: string; bytes: number }
   interface Graph {
     name: string; form: string; state: number; version: number; nodes: GraphNode[];
-    edges: [number, number, number, number, number][]; containers: ContainerInfo[];
+    edges: [number, number, number, number, number][];
   }
   interface OverlayValues { overlay: string; values: Record<string, number | string>; error: string }
   interface PlaceInfo {
@@ -35,7 +34,7 @@ declare global {
   }
   interface OriginInfo { module: string; operator: string; source: string; file: string; line: number; lines: [number, string][] }
   interface NodeDetails {
-    id: number; ref: string; label: string; kind: string; phase: string; module: string; bytes: number; flops: number | null;
+    id: number; ref: string; label: string; kind: string; phase: string; module: string; inside: string; bytes: number; flops: number | null;
     predicted: number | null; bound: string | null; measured: number | null; error: number | null; memlets: MemletInfo[];
     origins: OriginInfo[]; text: string; code: { language: string; text: string }[]; places: PlaceInfo[];
   }
@@ -67,12 +66,31 @@ declare global {
   /** An item of the hierarchy: a module in one phase, or a node. */
   interface Item {
     index: number; key: string; column: number; parent: number; depth: number; path: string; label: string; children: number[];
-    node: number; count: number; bytes: number; first: number; last: number; order: number;
+    node: number; body: boolean; count: number; bytes: number; first: number; last: number; order: number;
   }
   interface LayoutItem { i: number; parent: number; column: number; path: string; w: number; h: number; open: boolean }
   interface LayoutInput { items: LayoutItem[]; edges: [number, number, number][]; serial: number }
   interface LayoutOutput {
-    serial: number; boxes: Float64Array; width: number; height: number; middle: number; routes: Map<string, number[]>; seconds: number;
+    serial: number; boxes: Float64Array; width: number; height: number; middle: number; routes: Map<number, number[]>; seconds: number;
   }
+
+  /** A line of an open kernel. */
+  interface Row { depth: number; kind: string; text: string }
+  /** What is drawn. kinds: 0 a node, 1 a closed module, 2 an open one. edges: `style` is kind (0 forward, 1 backward, 2 saved, 3 across) times the number of widths, plus the width. */
+  interface Scene {
+    boxes: Float64Array; width: number; height: number; middle: number; kinds: Uint8Array; depth: Uint8Array; titles: string[]; unders: string[];
+    paths: string[]; rows: Map<number, Row[]>;
+    edges: { from: Int32Array; to: Int32Array; style: Uint8Array; starts: Int32Array; bounds: Float32Array; points: Float32Array };
+  }
+  interface PaintColors { palette: string[]; inks: string[]; of: Uint16Array; marked: Uint8Array }
+  interface Frame {
+    serial: number; x: number; y: number; k: number; w: number; h: number; ratio: number; selected: number; hovered: number; showSaved: boolean;
+    small: { k: number; x: number; y: number; w: number; h: number };
+  }
+  interface PaintMessage {
+    surface?: { canvas: HTMLCanvasElement | OffscreenCanvas; minimap: HTMLCanvasElement | OffscreenCanvas }; ink?: Record<string, string>;
+    scene?: Scene; colors?: PaintColors; frame?: Frame;
+  }
+  interface PaintAnswer { painted: number; ms: number; nodes: number; edges: number }
   interface Window { studio: unknown }
 }

@@ -106,9 +106,10 @@ class Recompute(Transformation):
         needed = name in p.results or any(r.phase == "forward" and not isinstance(r, Map) for r in p.readers(name))
         return 0 if needed else hint_value(p, p.containers[name].bytes)
 
-    def _read_for(self, p: Program, a: Map, mid: str, seen: set[str], small: int) -> int:
+    def _read_for(self, p: Program, a: Map, mid: str, seen: set[str], small: int, limit: int | None = None) -> int:
         """Bytes that a kernel reads more for computing what the map writes, each container once (seen: those that it reads already). What
-        has at most `small` bytes, statistics of rows or channels, stays in a cache and counts nothing."""
+        has at most `small` bytes, statistics of rows or channels, stays in a cache and counts nothing. From `limit` bytes on the exact
+        number is not needed, and not looked for: where chains meet again and again, each would be followed once for every way to it."""
         total = 0
         for c in sorted(self._alone_reads(a, mid) - seen):
             seen.add(c)
@@ -120,11 +121,13 @@ class Recompute(Transformation):
                 inner = self._recomputable(p, c, a)
                 if inner is not None:
                     within = set(seen)
-                    cost = self._read_for(p, inner, c, within, small)
+                    cost = self._read_for(p, inner, c, within, small, alone)
                     if cost < alone:
                         seen |= within
                         alone = cost
             total += alone
+            if limit is not None and total >= limit:
+                break
         return total
 
     def _recomputable(self, p: Program, c: str, a: Map) -> Map | None:

@@ -1,27 +1,62 @@
-// The page's line to a session: a WebSocket that comes back by itself, or the answers that an offline page carries.
+// The page's line to a session: a WebSocket that comes back by itself, a notebook's widget, or the answers that an offline page carries.
 //
 // A request that was under way when the line broke is sent again with the same key; the server answers a key that it has seen, so that
 // nothing is done twice.
 
 const CHANGES = new Set(["apply", "apply_alike", "run_level", "replay", "undo", "redo", "goto", "reset", "set_machine"]);
+const SLOW = 20000; // milliseconds after which a kernel that has not answered is said to be busy
 
 /**
  * @typedef {{ call(method: string, params?: Record<string, unknown>): Promise<any>, onEvent: (event: any) => void,
  *   onStatus: (connected: boolean, text: string) => void, version: number, readOnly: boolean }} Connection
  */
 
-/** @implements {Connection} */
-export class Live {
-  /** @param {string} url */
-  constructor(url) {
-    this.url = url;
+/** Requests that wait for their answers, whatever carries them. @implements {Connection} */
+class Line {
+  constructor() {
     this.readOnly = false;
     this.version = 0;
     /** @type {(event: any) => void} */ this.onEvent = () => {};
     /** @type {(connected: boolean, text: string) => void} */ this.onStatus = () => {};
-    /** @type {Map<number, { text: string, resolve: (v: any) => void, reject: (e: Error) => void }>} */ this.pending = new Map();
+    /** @type {Map<string, { text: string, resolve: (v: any) => void, reject: (e: Error) => void }>} */ this.pending = new Map();
     this.number = 0;
-    this.me = crypto.randomUUID();
+    this.me = Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join("");
+  }
+
+  /** Send a request if that can be done now; else it is sent when it can. @param {string} _text */
+  transmit(_text) {}
+
+  /** @param {any} message */
+  receive(message) {
+    if (message.event) {
+      if (message.version) this.version = message.version;
+      this.onEvent(message);
+      return;
+    }
+    const p = this.pending.get(message.id);
+    if (!p) return;
+    this.pending.delete(message.id);
+    if (message.error === undefined) p.resolve(message.result);
+    else p.reject(new Error(message.error));
+  }
+
+  /** @param {string} method @param {Record<string, unknown>} [params] @returns {Promise<any>} */
+  call(method, params = {}) {
+    const id = `${this.me}/${++this.number}`, change = CHANGES.has(method) ? { version: this.version, key: id } : {};
+    const text = JSON.stringify({ id, method, params, ...change });
+    return new Promise((resolve, reject) => {
+      this.pending.set(id, { text, resolve, reject });
+      this.transmit(text);
+    });
+  }
+}
+
+/** To the studio's server on this machine. */
+export class Live extends Line {
+  /** @param {string} url */
+  constructor(url) {
+    super();
+    this.url = url;
     this.wait = 250;
     /** @type {WebSocket | null} */ this.socket = null;
     this.opened = false;
@@ -49,30 +84,33 @@ export class Live {
     };
   }
 
-  /** @param {any} message */
-  receive(message) {
-    if (message.event) {
-      if (message.version) this.version = message.version;
-      this.onEvent(message);
-      return;
-    }
-    const p = this.pending.get(message.id);
-    if (!p) return;
-    this.pending.delete(message.id);
-    if (message.error === undefined) p.resolve(message.result);
-    else p.reject(new Error(message.error));
+  /** @override @param {string} text */
+  transmit(text) {
+    if (this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send(text);
+  }
+}
+
+/** Inside a notebook: to the widget around the page, which passes everything on to the kernel. */
+export class Framed extends Line {
+  constructor() {
+    super();
+    window.addEventListener("message", (m) => { if (m.source === window.parent && typeof m.data?.studio === "string") this.receive(JSON.parse(m.data.studio)); });
   }
 
-  /** @param {string} method @param {Record<string, unknown>} [params] */
-  call(method, params = {}) {
-    const id = ++this.number;
-    const change = CHANGES.has(method) ? { version: this.version, key: `${this.me}/${id}` } : {};
-    const text = JSON.stringify({ id, method, params, ...change });
-    return new Promise((resolve, reject) => {
-      this.pending.set(id, { text, resolve, reject });
-      if (this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send(text);
-    });
+  /** @override @param {string} text */
+  transmit(text) {
+    window.parent.postMessage({ studio: text }, "*"); // the page has an origin of its own, and its parent's is not known
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => { if (this.pending.size) this.onStatus(false, "The kernel has not answered for a while: it is busy with a cell, or it has ended. Run the cell of the widget again in the second case."); }, SLOW);
   }
+
+  /** @override @param {any} message */
+  receive(message) {
+    this.onStatus(true, "");
+    super.receive(message);
+  }
+
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ timer = undefined;
 }
 
 /** @implements {Connection} */

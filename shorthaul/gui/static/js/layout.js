@@ -34,7 +34,7 @@ export function layout(input) {
     if (!list.length) edges.set(key, list);
     list.push([slot[p], slot[q], bytes]);
   }
-  /** @type {Map<string, number[]>} */ const routes = new Map();
+  /** @type {Map<number, number[]>} */ const routes = new Map();
   /** @type {[number, number[], Arranged, number][]} */ const arranged = [];
 
   /** Lay out the insides of a forward and a backward group (either may be missing) beside each other. @param {number} f @param {number} b */
@@ -118,7 +118,7 @@ export function layout(input) {
     for (const [source, chain] of found.chains) {
       const points = [];
       for (const c of chain) points.push(x + side + c.x, y + top + found.tops[c.row], found.heights[c.row]);
-      routes.set(String(items[list[source]].i), points);
+      routes.set(items[list[source]].i, points);
     }
   }
   return { serial: input.serial, boxes, width: shift + b[2].width || a[2].width, height: Math.max(a[3], b[3]), middle: shift - BETWEEN / 2,

@@ -1,28 +1,33 @@
 // The page: what is selected, open, coloured and shown, and what its buttons and keys ask the session to do.
 
-import { Live, Offline } from "studio/connection.js";
+import { Framed, Live, Offline } from "studio/connection.js";
 import { gradient, scale } from "studio/color.js";
-import { byId, bytes, change, download, el, seconds, value } from "studio/format.js";
+import { Address } from "studio/address.js";
+import { bar, event, help, preview } from "studio/bar.js";
+import { byId, bytes, download, el, value } from "studio/format.js";
 import { layout } from "studio/layout.js";
 import { Model } from "studio/model.js";
 import { showModule, showNode, showProgram } from "studio/panel.js";
 import { flatten } from "studio/rows.js";
+import { sizeOf } from "studio/scene.js";
+import { wireSearch } from "studio/search.js";
+import { svg } from "studio/svg.js";
 import * as tables from "studio/tables.js";
-import { View, sizeOf } from "studio/view.js";
+import { View } from "studio/view.js";
+import { startWorker } from "studio/workers.js";
 
-const TABS = [["costliest", "Costliest"], ["opportunities", "What saves most"], ["roofline", "Roofline"], ["memory", "Memory"], ["history", "History"], ["diff", "Compare"]];
-const KEYS = [["/", "search"], ["← ↑ → ↓", "to the neighbour"], ["Enter", "open or close the selection"], ["e", "open the selected module one level further"], ["Esc", "select what is around it, then nothing"], ["0", "fit into the window"], ["+  −", "zoom"], ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"], ["m", "measure"], ["t", "light or dark"], ["?", "this list"]];
 
-class App {
+
+export class App {
   constructor() {
     const offline = document.getElementById("offline");
     /** @type {import("studio/connection.js").Connection} */
-    this.line = offline ? new Offline(JSON.parse(offline.textContent ?? "{}")) : new Live(`ws://${location.host}/ws${location.search}`);
+    this.line = offline ? new Offline(JSON.parse(offline.textContent ?? "{}")) : document.getElementById("framed") ? new Framed() : new Live(`ws://${location.host}/ws${location.search}`);
     /** @type {Describe} */ this.d = /** @type {any} */ (null);
     /** @type {Graph} */ this.graph = /** @type {any} */ (null);
     /** @type {Model} */ this.model = /** @type {any} */ (null);
     /** @type {Set<string>} */ this.open = new Set();
-    /** @type {Map<string, import("studio/view.js").Row[]>} lines of open kernels, by reference */ this.bodies = new Map();
+    /** @type {Map<string, Row[]>} lines of open kernels, by reference */ this.bodies = new Map();
     this.selected = -1;
     this.tab = "costliest";
     this.sort = { costliest: { sort: 4, down: true }, opportunities: { sort: 0, down: true } };
@@ -30,52 +35,40 @@ class App {
     /** @type {[number, number] | null} */ this.compare = null;
     /** @type {PlaceInfo[] | null} */ this.best = null;
     this.overlay = "bytes";
+    this.device = "cpu"; // that is measured on
     /** @type {Record<string, number | string>} */ this.values = {};
     this.serial = 0;
     this.loading = 0;
     /** @type {Record<string, number>} seconds since the page began */ this.timing = {};
     this.theme = /** @type {"light" | "dark"} */ (stored("theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
     this.view = new View(/** @type {HTMLCanvasElement} */ (byId("graph")), /** @type {HTMLCanvasElement} */ (byId("minimap")), {
-      select: (i) => this.select(i), toggle: (i) => this.toggle(i), hover: (i, x, y) => this.tip(i, x, y), moved: () => this.remember(),
+      select: (i) => this.select(i), toggle: (i) => this.toggle(i), hover: (i, x, y) => this.tip(i, x, y), moved: () => this.address.remember(),
     });
-    this.worker = this.startWorker();
+    this.worker = startWorker("layout.js", () => { this.worker = null; this.instead?.(); });
+    if (this.worker) this.worker.onmessage = (/** @type {MessageEvent<LayoutOutput>} */ m) => this.waiting?.(m.data);
     /** @type {((out: LayoutOutput) => void) | null} */ this.waiting = null;
     /** @type {(() => void) | null} lays out in the page where the worker fails */ this.instead = null;
     this.actions = {
       select: (/** @type {number | string} */ w) => this.find(w), apply: (/** @type {PlaceInfo} */ p) => this.applyPlace("apply", p), alike: (/** @type {PlaceInfo} */ p) => this.applyPlace("apply_alike", p),
-      preview: (/** @type {PlaceInfo} */ p) => this.preview(p), readOnly: this.line.readOnly, open: (/** @type {number} */ id) => this.find(id),
+      preview: (/** @type {PlaceInfo} */ p) => preview(this, p), readOnly: this.line.readOnly, open: (/** @type {number} */ id) => this.find(id),
     };
     this.setTheme(this.theme);
-    this.line.onEvent = (e) => this.event(e);
+    this.line.onEvent = (e) => event(this, e);
     this.line.onStatus = (up, text) => { if (up) { if (this.lost) { this.lost = false; this.notice("Connected again; nothing was lost.", false, 3000); } } else { this.lost = true; this.notice(text, true); } };
     this.lost = false;
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
-    /** @type {ReturnType<typeof setTimeout> | undefined} */ this.link = undefined;
-    /** @type {number[] | null} */ this.linked = null;
+    this.address = new Address(this);
     /** @type {number[] | null} */ this.place = null;
     this.wire();
     this.load(true).catch((e) => this.fail(e));
-  }
-
-  startWorker() {
-    try {
-      const map = document.querySelector('script[type="importmap"]'), url = JSON.parse(map?.textContent ?? "{}").imports?.["studio/layout.js"];
-      const inline = String(url).startsWith("data:"); // an offline page: a plain worker of the text, since files may not start modules
-      const text = inline ? new TextDecoder().decode(Uint8Array.from(atob(url.split(",")[1]), (c) => c.charCodeAt(0))).replace(/^export /gm, "") : "";
-      const worker = inline ? new Worker(URL.createObjectURL(new Blob([text], { type: "text/javascript" }))) : new Worker(url, { type: "module" });
-      worker.onmessage = (/** @type {MessageEvent<LayoutOutput>} */ m) => this.waiting?.(m.data);
-      worker.onerror = () => { this.worker = null; this.instead?.(); };
-      return worker;
-    } catch {
-      return null; // a browser that forbids workers to local files lays out in the page
-    }
   }
 
   // --- loading ---------------------------------------------------------------------------------------------------------
   /** Ask for everything that belongs to the current state. @param {boolean} first */
   async load(first) {
     const turn = ++this.loading;
-    const [d, g] = await Promise.all([this.line.call("describe"), this.line.call("graph")]);
+    if (first) this.overlay = this.address.colour();
+    const [d, g, values] = await Promise.all([this.line.call("describe"), this.line.call("graph"), this.line.call("overlay", { name: this.overlay }).catch((e) => ({ values: {}, error: e.message }))]);
     if (turn !== this.loading) return;
     if (first) this.timing.received = performance.now() / 1000;
     const before = this.model ? this.selection() : null, corner = this.model ? this.corner(this.selected) : null;
@@ -87,34 +80,33 @@ class App {
     this.best = null;
     if (first) {
       this.open = this.model.initial();
-      this.fromLink();
+      this.address.read();
     } else {
       this.open = new Set([...this.open].filter((p) => this.model.byPath.has(p)));
     }
     for (const ref of [...this.bodies.keys()]) if (!this.model.byRef.has(ref)) this.bodies.delete(ref);
     this.selected = -1;
     if (before) this.selected = this.itemOf(before);
-    this.bar();
+    bar(this);
     if (first) this.timing.model = performance.now() / 1000;
-    await this.colours();
+    this.setValues(values);
     const was = before && !first ? this.place : null; // where the selection stood in the window
     await this.relayout(first ? "start" : "keep");
     if (!first) this.settle(was);
-    byId("loading").hidden = true;
-    if (first) {
-      this.timing.opened = performance.now() / 1000;
-      const link = new URLSearchParams(location.hash.slice(1)).get("select");
-      if (link) this.find(link);
-      else if (this.linked) { const [x, y, k] = this.linked; Object.assign(this.view, { x, y, k }); this.view.draw(); }
-    }
+    this.view.drawn().then(() => {
+      byId("loading").hidden = true;
+      if (first) this.timing.opened = performance.now() / 1000;
+    });
+    if (first) this.address.follow();
     this.panel();
     this.sheet();
-    this.line.call("opportunities").then((found) => {
-      if (turn !== this.loading) return;
-      this.best = found;
-      if (this.selected < 0) this.panel();
-      if (this.tab === "opportunities") this.sheet();
-    }).catch((e) => this.fail(e));
+    await this.view.drawn(); // looking for all opportunities of a large program keeps the session busy: the graph comes first
+    if (turn !== this.loading) return;
+    const found = await this.line.call("opportunities");
+    if (turn !== this.loading) return;
+    this.best = found;
+    if (this.selected < 0) this.panel();
+    if (this.tab === "opportunities") this.sheet();
   }
 
   /** After a change of state: the selection stays where it was; an empty window shows the beginning. @param {number[] | null} was */
@@ -129,7 +121,11 @@ class App {
   }
 
   async colours() {
-    const found = await this.line.call("overlay", { name: this.overlay });
+    this.setValues(await this.line.call("overlay", { name: this.overlay }));
+  }
+
+  /** @param {OverlayValues} found */
+  setValues(found) {
     this.values = found.values;
     if (found.error) this.notice(found.error, true);
   }
@@ -146,14 +142,14 @@ class App {
     /** @type {number | string | undefined} */ let total;
     for (const n of leaves) {
       const v = at(n);
-      if (v === undefined) continue;
+      if (v === undefined || this.graph.nodes[n].parent !== undefined) continue; // a body is counted by its loop
       if (how === "uniform") { if (total !== undefined && total !== v) return undefined; total = v; } else if (typeof v === "number") total = total === undefined ? v : how === "sum" ? /** @type {number} */ (total) + v : Math.max(/** @type {number} */ (total), v);
     }
     return total;
   }
 
   paintColours() {
-    const model = this.model, shown = this.view.visible.filter((i) => model.items[i].node >= 0 || !this.open.has(model.items[i].path));
+    const model = this.model, shown = this.view.visible.filter((_, k) => this.view.scene.kinds[k] !== 2);
     const values = new Map(shown.map((i) => [i, this.valueOf(model.items[i])]));
     const s = scale(this.info, /** @type {(number | string)[]} */ ([...values.values()].filter((v) => v !== undefined)), this.theme);
     /** @type {(string | undefined)[]} */ const colors = new Array(model.items.length);
@@ -231,7 +227,7 @@ class App {
     this.selected = this.view.selected = i;
     this.view.draw();
     this.panel();
-    this.remember();
+    this.address.remember();
     const it = this.model.items[i];
     if (it) byId("say").textContent = `${it.path || "model"} ${it.label}, ${bytes(it.bytes)}, ${it.column ? "backward" : "forward"}`;
     for (const row of document.querySelectorAll("#sheet tr.chosen")) row.classList.remove("chosen");
@@ -240,20 +236,20 @@ class App {
   /** Open or close a module or a kernel. @param {number} i */
   async toggle(i) {
     const it = this.model.items[i];
-    if (it.node < 0) {
+    if (it.children.length) {
       if (this.open.has(it.path)) { for (const p of [...this.open]) if (p === it.path || p.startsWith(it.path + ".")) this.open.delete(p); } else this.open.add(it.path);
     } else {
       const node = this.graph.nodes[it.node];
       if (this.bodies.has(node.ref)) this.bodies.delete(node.ref);
       else {
         try {
-          const body = await this.line.call("body", { what: node.id });
+          const body = await this.line.call("body", { what: nameOf(node) });
           this.bodies.set(node.ref, flatten(body));
         } catch (e) { return this.fail(e); }
       }
     }
     await this.relayout("keep", i);
-    this.remember();
+    this.address.remember();
   }
 
   async panel() {
@@ -261,7 +257,7 @@ class App {
     try {
       if (!it) return showProgram(panel, this.d, this.graph, this.best, this.actions);
       if (it.node >= 0) {
-        const node = this.graph.nodes[it.node], d = await this.line.call("node", { what: node.id });
+        const node = this.graph.nodes[it.node], d = await this.line.call("node", { what: nameOf(node) });
         if (this.selected === i) showNode(panel, d, this.actions, { info: this.info, value: this.values[node.id] });
       } else {
         const [d, places] = await Promise.all([this.line.call("module", { path: it.path }), this.line.readOnly ? [] : this.line.call("opportunities", { inside: it.path, limit: 30 })]);
@@ -275,7 +271,7 @@ class App {
   /** @param {number} i @param {number} x @param {number} y */
   tip(i, x, y) {
     const tip = byId("tip"), it = this.model?.items[i];
-    if (!it || (it.node < 0 && this.open.has(it.path))) { tip.hidden = true; return; }
+    if (!it || (it.children.length && this.open.has(it.path))) { tip.hidden = true; return; }
     const node = it.node >= 0 ? this.graph.nodes[it.node] : null;
     const v = this.valueOf(it);
     tip.replaceChildren(el("b", {}, node ? node.ref : it.path), el("br"), node ? `${bytes(it.bytes)} moved${node.shape ? `, result ${node.shape}` : ""}` : `${it.count} nodes, ${bytes(it.bytes)} moved; double-click opens it`,
@@ -283,42 +279,6 @@ class App {
     tip.hidden = false;
     tip.style.left = `${Math.min(x + 14, innerWidth - tip.offsetWidth - 8)}px`;
     tip.style.top = `${Math.min(y + 16, innerHeight - tip.offsetHeight - 8)}px`;
-  }
-
-  // --- the bar and the drawer ----------------------------------------------------------------------------------------------
-  bar() {
-    const d = this.d, now = d.states.find((s) => s.id === d.current) ?? d.states[0], t = now.totals;
-    const first = d.states.find((s) => s.kind === "lowered") ?? d.states[0], f = first.totals;
-    byId("name").textContent = d.name;
-    byId("step").textContent = `${now.id}: ${now.step}`;
-    byId("step").title = now.step;
-    const cell = (/** @type {string} */ name, /** @type {string} */ text, /** @type {string} */ small, good = false, /** @type {string} */ title = "") => el("div", { class: "total", title, "data-total": name }, el("span", {}, name), el("b", {}, text, small ? el("small", { class: good ? "good" : "soft" }, small) : ""));
-    const drop = (/** @type {number} */ a, /** @type {number} */ b) => (now.id === first.id ? "" : change(a, b));
-    const m = t.measured;
-    byId("totals").replaceChildren(
-      cell("Bytes moved", bytes(t.bytes), drop(t.bytes, f.bytes), t.bytes < f.bytes, `compared with state ${first.id}; read ${bytes(t.read)}, written ${bytes(t.written)}`),
-      cell("of eager", t.eager ? `${(t.bytes / t.eager).toFixed(2)}×` : "–", "", false, `eager PyTorch moves ${bytes(t.eager)}`),
-      cell("Kernels", String(t.kernels), drop(t.kernels, f.kernels), t.kernels < f.kernels, `${t.calls} of them library calls`),
-      cell("Predicted", seconds(t.predicted), drop(t.predicted, f.predicted), t.predicted < f.predicted, `roofline on ${d.machine}`),
-      cell("Measured", m ? seconds(m.median) : d.job === "measuring" ? "…" : "–", m ? `± ${seconds((m.high - m.low) / 2)}` : "", false, m ? `median of ${m.runs} runs on ${m.device}, ${m.threads} threads; quartiles ${seconds(m.low)} to ${seconds(m.high)}` : "not measured in this state"),
-      el("div", { class: "total" }, el("span", {}, "Numbers"), tables.badge(now.check)));
-    const overlay = /** @type {HTMLSelectElement} */ (byId("overlay"));
-    if (overlay.options.length !== d.overlays.length) overlay.replaceChildren(...d.overlays.map((o) => el("option", { value: o.name, title: o.description }, o.title)));
-    overlay.value = this.overlay;
-    const ro = this.line.readOnly, button = (/** @type {string} */ id, /** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ run, off = false, main = false) => el("button", { id, title, class: main ? "main" : "", onclick: run, disabled: off }, text);
-    const level = /** @type {HTMLSelectElement} */ (el("select", { id: "level", title: "Run the pipeline up to a level, from the captured operators", "aria-label": "Run level", onchange: () => { const v = level.value; level.value = ""; if (v) this.change("run_level", { level: Number(v) }); } },
-      el("option", { value: "" }, "Level …"), ...["0 lower only", "1 operator", "2 fusion", "3 layout", "4 whole step"].map((t2, i) => el("option", { value: i }, t2))));
-    const out = /** @type {HTMLSelectElement} */ (el("select", { id: "export", title: "Take it out", "aria-label": "Export", onchange: () => { const v = out.value; out.value = ""; if (v) this.export(v); } },
-      el("option", { value: "" }, "Export …"), ...[["recipe", "Recipe (Python)"], ["svg", "Graph as shown (SVG)"], ...(ro ? [] : [["html", "Offline page (HTML)"], ["trace", "Trace (Chrome, Perfetto)"], ["json", "Program (JSON)"]])].map(([v, t2]) => el("option", { value: v }, t2))));
-    const machine = /** @type {HTMLSelectElement} */ (el("select", { id: "machine", title: "The machine that times are predicted for", "aria-label": "Machine", onchange: () => this.change("set_machine", { machine: machine.value }) }, ...d.machines.map((m2) => el("option", { value: m2 }, m2))));
-    machine.value = d.machine;
-    const measuring = d.job === "measuring", tuning = d.job === "tuning";
-    byId("actions").replaceChildren(...(ro ? [el("span", { class: "badge soft" }, "read-only export")] : [
-      button("undo", "Undo", "Ctrl+Z", () => this.change("undo"), !d.undo), button("redo", "Redo", "Ctrl+Shift+Z", () => this.change("redo"), d.redo === null), level,
-      button("reset", "Reset", "Back to the first state; the others stay in the history", () => this.change("reset")), machine,
-      button("measure", measuring ? "Stop" : "Measure", measuring ? "Stop measuring" : "Time the step and every kernel on this machine (m)", () => this.measure(), tuning, true),
-      button("tune", tuning ? "Stop" : "Tune", d.tunes ? "Search for a faster plan by measuring, for a minute; what was found is kept when it is stopped" : "Tuning runs the model: open the module or its ONNX file", () => this.tune(), !d.tunes || measuring)]),
-      out, button("theme", this.theme === "dark" ? "Light" : "Dark", "Light or dark (t)", () => this.setTheme(this.theme === "dark" ? "light" : "dark")), button("help", "?", "Keys", () => this.help()));
   }
 
   async sheet() {
@@ -350,7 +310,7 @@ class App {
     sheet.hidden = this.tab === tab && !sheet.hidden && tab !== "diff";
     this.tab = tab;
     this.sheet();
-    this.remember();
+    this.address.remember();
   }
 
   // --- changing ------------------------------------------------------------------------------------------------------------
@@ -376,25 +336,11 @@ class App {
     if (found) byId("say").textContent = `${found.step}: ${bytes(found.totals.bytes)} moved`;
   }
 
-  /** @param {PlaceInfo} p */
-  async preview(p) {
-    this.busy(true);
-    try {
-      /** @type {PreviewInfo} */ const d = await this.line.call("preview", { transformation: p.transformation, where: p.where, parameters: p.parameters });
-      const dialog = /** @type {HTMLDialogElement} */ (byId("dialog"));
-      const close = () => dialog.close();
-      dialog.replaceChildren(el("h2", {}, `Preview: ${p.transformation}`), el("p", { class: "soft" }, p.text),
-        el("p", {}, `Bytes ${bytes(d.before.bytes)} → ${bytes(d.after.bytes)} ${change(d.after.bytes, d.before.bytes)},  kernels and calls ${d.before.kernels} → ${d.after.kernels},  predicted ${seconds(d.before.predicted)} → ${seconds(d.after.predicted)}`), el("p", { class: "soft" }, d.check),
-        el("div", { class: "two" }, el("div", {}, el("b", {}, "Before"), el("pre", {}, d.text_before || "–")), el("div", {}, el("b", {}, "After"), el("pre", {}, d.text_after || "–"))),
-        el("div", { class: "row", style: "display:flex;gap:8px;justify-content:flex-end;margin-top:12px" }, el("button", { onclick: close }, "Close"), el("button", { onclick: () => { close(); this.applyPlace("apply_alike", p); } }, "Apply to all alike"), el("button", { class: "main", onclick: () => { close(); this.applyPlace("apply", p); } }, "Apply")));
-      dialog.showModal();
-    } catch (e) { this.fail(e); } finally { this.busy(false); }
-  }
-
   async measure() {
     if (this.line.readOnly) return;
     try {
-      await this.line.call(this.d.job === "measuring" ? "stop" : "measure");
+      if (this.d.job === "measuring") await this.line.call("stop");
+      else await this.line.call("measure", { device: this.device });
     } catch (e) { this.fail(e); }
   }
 
@@ -407,31 +353,10 @@ class App {
   /** @param {string} kind */
   async export(kind) {
     try {
-      const text = kind === "svg" ? this.view.svg() : await this.line.call("export", { kind });
+      const text = kind === "svg" ? svg(this.view) : await this.line.call("export", { kind });
       const [end, type] = { recipe: [".py", "text/x-python"], svg: [".svg", "image/svg+xml"], html: [".html", "text/html"], trace: [".trace.json", "application/json"], json: [".json", "application/json"] }[kind] ?? [".txt", "text/plain"];
       download(`${this.d.name}${end}`, text, type);
     } catch (e) { this.fail(e); }
-  }
-
-  /** @param {any} e */
-  event(e) {
-    if (e.event === "changed" || e.event === "measured") this.load(false).catch((x) => this.fail(x));
-    else if (e.event === "checked") this.line.call("describe").then((d) => {
-      this.d = d;
-      this.bar();
-      if (this.tab === "history") this.sheet();
-      const s = d.states[e.state];
-      if (s?.check?.ok === false) this.notice(`State ${s.id} (${s.step}) ${s.check.text}. Undo takes it back.`, true);
-    }).catch((x) => this.fail(x));
-    else if (e.event === "progress" && this.d) {
-      const was = this.d.job;
-      this.d.job = e.job;
-      if (was !== e.job) this.bar();
-      const cell = document.querySelector('[data-total="Measured"] b');
-      if (e.job === "measuring" && cell) cell.textContent = `${e.what} ${Math.round(100 * e.part)}%`;
-      if (e.job === "tuning") this.notice(`Tuning, ${Math.round(100 * e.part)}%: ${e.what}`, false);
-      else if (was === "tuning" && !e.job) this.notice("Tuning has ended; what won is the current state.", false, 8000);
-    } else if (e.event === "failed") this.notice(e.what, true);
   }
 
   // --- small things ----------------------------------------------------------------------------------------------------------
@@ -462,75 +387,23 @@ class App {
     document.documentElement.dataset.theme = theme;
     try { localStorage.setItem("shorthaul-theme", theme); } catch { /* a page from a file may have no storage */ }
     this.view.setTheme(theme);
-    if (this.model) { this.paintColours(); this.bar(); }
-  }
-
-  help() {
-    const dialog = /** @type {HTMLDialogElement} */ (byId("dialog"));
-    dialog.replaceChildren(el("h2", {}, "Keys"), el("table", {}, el("tbody", {}, ...KEYS.map(([k, what]) => el("tr", {}, el("td", {}, el("kbd", {}, k)), el("td", {}, what))))),
-      el("p", { class: "soft" }, "Drag moves, the wheel zooms, a double click opens a module or a kernel. Edges are as wide as the bytes they carry; orange ones are tensors saved for the backward phase."), el("button", { onclick: () => dialog.close() }, "Close"));
-    dialog.showModal();
-  }
-
-  /** Selection, what is open, colour, tab and place in the address, so that a link leads back. */
-  remember() {
-    clearTimeout(this.link);
-    this.link = setTimeout(() => {
-      const p = new URLSearchParams(), s = this.selection();
-      if (s) p.set("select", s);
-      p.set("open", [...this.open].join("|"));
-      p.set("colour", this.overlay);
-      p.set("tab", this.tab);
-      p.set("at", [this.view.x.toFixed(0), this.view.y.toFixed(0), this.view.k.toFixed(3)].join(","));
-      const hash = `#${p}`;
-      if (hash.length < 4000) window.history.replaceState(null, "", location.pathname + location.search + hash);
-    }, 400);
-  }
-
-  fromLink() {
-    const p = new URLSearchParams(location.hash.slice(1)), open = p.get("open");
-    if (open !== null) this.open = new Set(open.split("|").filter((x) => this.model.byPath.has(x)));
-    const colour = p.get("colour");
-    if (colour && this.d.overlays.some((o) => o.name === colour)) this.overlay = colour;
-    const tab = p.get("tab");
-    if (tab && TABS.some(([t]) => t === tab)) this.tab = tab;
-    const at = p.get("at")?.split(",").map(Number);
-    this.linked = at && at.length === 3 && at.every(Number.isFinite) ? at : null;
+    if (this.model) { this.paintColours(); bar(this); }
   }
 
   wire() {
-    byId("tabs").replaceChildren(...TABS.map(([t, name]) => el("button", { role: "tab", "data-tab": t, "aria-selected": "false", onclick: () => this.setTab(t) }, name)));
+    byId("tabs").replaceChildren(...tables.TABS.map(([t, name]) => el("button", { role: "tab", "data-tab": t, "aria-selected": "false", onclick: () => this.setTab(t) }, name)));
     byId("fit").onclick = () => this.view.fit();
-    byId("collapse").onclick = () => { this.open.clear(); this.bodies.clear(); this.relayout("fit"); this.remember(); };
+    byId("collapse").onclick = () => { this.open.clear(); this.bodies.clear(); this.relayout("fit"); this.address.remember(); };
     byId("expand").onclick = () => this.openMore();
     const overlay = /** @type {HTMLSelectElement} */ (byId("overlay"));
-    overlay.onchange = async () => { this.overlay = overlay.value; await this.colours(); this.paintColours(); this.panel(); this.remember(); };
+    overlay.onchange = async () => { this.overlay = overlay.value; await this.colours(); this.paintColours(); this.panel(); this.address.remember(); };
     const saved = /** @type {HTMLInputElement} */ (byId("saved"));
     saved.onchange = () => { this.view.showSaved = saved.checked; this.view.draw(); };
-    this.wireSearch();
+    wireSearch(this);
     const split = byId("split");
     split.addEventListener("pointerdown", (e) => split.setPointerCapture(e.pointerId));
     split.addEventListener("pointermove", (e) => { if (e.buttons) document.documentElement.style.setProperty("--panel", `${Math.max(260, Math.min(innerWidth - 320, innerWidth - e.clientX))}px`); });
     document.addEventListener("keydown", (e) => this.key(e));
-  }
-
-  wireSearch() {
-    const input = /** @type {HTMLInputElement} */ (byId("search")), list = byId("found");
-    let at = 0;
-    /** @type {ReturnType<Model["search"]>} */ let found = [];
-    const draw = () => {
-      list.hidden = !input.value;
-      list.replaceChildren(...(found.length ? found.map((f, i) => el("li", { role: "option", "aria-selected": i === at, onpointerdown: (/** @type {Event} */ e) => { e.preventDefault(); pick(i); } }, el("span", {}, f.text), el("span", {}, bytes(f.item.bytes)))) : [el("li", {}, el("span", { class: "soft" }, "Nothing is called so."))]));
-    };
-    const pick = (/** @type {number} */ i) => { if (found[i]) { this.goTo(found[i].item.index); list.hidden = true; input.blur(); byId("graph").focus(); } };
-    input.oninput = () => { found = this.model.search(input.value); at = 0; draw(); };
-    input.onfocus = () => { input.select(); if (input.value) draw(); };
-    input.onblur = () => { list.hidden = true; };
-    input.onkeydown = (e) => {
-      e.stopPropagation();
-      if (e.key === "ArrowDown" || e.key === "ArrowUp") { at = (at + (e.key === "ArrowDown" ? 1 : found.length - 1)) % Math.max(1, found.length); draw(); list.children[at]?.scrollIntoView({ block: "nearest" }); e.preventDefault(); } else if (e.key === "Enter") pick(at);
-      else if (e.key === "Escape") { input.blur(); byId("graph").focus(); }
-    };
   }
 
   async openMore() {
@@ -541,7 +414,7 @@ class App {
       else for (const x of closed) this.open.add(x.path);
     } else for (const i of this.view.visible) if (this.model.items[i].node < 0) this.open.add(this.model.items[i].path);
     await this.relayout("keep", this.selected);
-    this.remember();
+    this.address.remember();
   }
 
   /** @param {KeyboardEvent} e */
@@ -559,7 +432,7 @@ class App {
     else if (e.key === "e") this.openMore();
     else if (e.key === "m") this.measure();
     else if (e.key === "t") this.setTheme(this.theme === "dark" ? "light" : "dark");
-    else if (e.key === "?") this.help();
+    else if (e.key === "?") help();
     else return;
     e.preventDefault();
   }
@@ -571,6 +444,11 @@ class App {
     const x = this.view.boxes[4 * k] * this.view.k + this.view.x, y = this.view.boxes[4 * k + 1] * this.view.k + this.view.y;
     if (x < 40 || y < 60 || x > w - 160 || y > h - 80 || this.view.k < 0.3) this.view.show(i);
   }
+}
+
+/** How the session is asked for a node: bodies may share nodes, so theirs are asked for by reference. @param {GraphNode} node */
+function nameOf(node) {
+  return node.parent === undefined ? node.id : node.ref;
 }
 
 /** @param {string} name @returns {any} */

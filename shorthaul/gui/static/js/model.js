@@ -16,6 +16,7 @@ export class Model {
     /** @type {Map<string, number>} */ const groups = new Map();
     const homes = this.homes();
     graph.nodes.forEach((node, at) => {
+      if (node.parent !== undefined) { this.inner(node, at, groups); return; }
       const column = node.phase === "forward" ? 0 : 1;
       let parent = this.roots[column], path = "";
       for (const part of homes[at] ? homes[at].split(".") : []) {
@@ -31,7 +32,23 @@ export class Model {
     });
     for (const r of this.roots) this.tidy(r);
     for (const r of this.roots) this.number(r, 0);
-    for (const it of this.items) if (it.node < 0 && it.depth > 0) (this.byPath.get(it.path) ?? this.byPath.set(it.path, []).get(it.path))?.push(it.index);
+    for (const it of this.items) if (it.children.length && it.depth > 0) (this.byPath.get(it.path) ?? this.byPath.set(it.path, []).get(it.path))?.push(it.index);
+  }
+
+  /** A node of a body lies in its loop, or in one side of its branch. @param {GraphNode} node @param {number} at @param {Map<string, number>} groups */
+  inner(node, at, groups) {
+    const owner = this.items[this.leaf[/** @type {number} */ (node.parent)]];
+    owner.path = this.graph.nodes[owner.node].ref; // what opens it
+    let parent = owner.index;
+    if (node.body) {
+      const path = `${owner.path} / ${node.body}`, known = groups.get(path);
+      parent = known ?? this.add(path, owner.column, owner.index, node.body);
+      this.items[parent].body = true;
+      groups.set(path, parent);
+    }
+    const it = this.add(node.module, owner.column, parent, node.label);
+    this.items[it].node = at;
+    this.leaf[at] = it;
   }
 
   /** The module that each node is drawn in: its own; where it has none (a sum of gradients), what its neighbours have in common. */
@@ -51,7 +68,7 @@ export class Model {
   /** @param {string} path @param {number} column @param {number} parent @param {string} label */
   add(path, column, parent, label) {
     const index = this.items.length;
-    this.items.push({ index, key: "", column, parent, depth: 0, path, label, children: [], node: -1, count: 0, bytes: 0, first: 0, last: 0, order: 0 });
+    this.items.push({ index, key: "", column, parent, depth: 0, path, label, children: [], node: -1, body: false, count: 0, bytes: 0, first: 0, last: 0, order: 0 });
     if (parent >= 0) this.items[parent].children.push(index);
     return index;
   }
@@ -62,7 +79,7 @@ export class Model {
     it.children = it.children.map((c) => {
       this.tidy(c);
       const child = this.items[c];
-      if (child.node >= 0 || child.children.length !== 1) return c;
+      if (child.node >= 0 || child.body || child.children.length !== 1) return c;
       const only = this.items[child.children[0]];
       only.parent = g;
       if (only.node < 0) only.label = `${child.label}.${only.label}`;
@@ -78,22 +95,25 @@ export class Model {
     if (it.node >= 0) {
       const node = this.graph.nodes[it.node];
       this.leaves.push(it.node);
-      it.count = 1;
       it.bytes = node.bytes;
       it.key = `n:${node.ref}`;
       it.order = it.node;
+      for (const c of it.children) this.number(c, depth + 1);
+      it.count = Math.max(1, it.children.reduce((s, c) => s + this.items[c].count, 0));
     } else {
-      let sum = 0;
+      let sum = 0, nodes = 0;
       for (const c of it.children) {
         this.number(c, depth + 1);
-        it.count += this.items[c].count;
-        it.bytes += this.items[c].bytes;
-        sum += this.items[c].order * this.items[c].count;
+        const child = this.items[c], own = child.node >= 0 ? 1 : child.count; // a loop is one node of its module
+        nodes += own;
+        it.bytes += child.bytes;
+        sum += child.order * own;
       }
-      it.order = sum / Math.max(1, it.count);
-      it.children.sort((p, q) => this.items[p].order - this.items[q].order); // where most of a module runs is its place in the order
+      it.count = nodes;
+      it.order = sum / Math.max(1, nodes);
       it.key = `${it.column ? "b" : "f"}:${it.path}`;
     }
+    it.children.sort((p, q) => this.items[p].order - this.items[q].order); // where most of a module runs is its place in the order
     it.last = this.leaves.length;
   }
 
@@ -103,7 +123,7 @@ export class Model {
     const shown = () => this.visible(open).length;
     let now = shown();
     for (let tries = 0; tries < 40 && now < FIRST; tries++) {
-      const closed = this.visible(open).map((i) => this.items[i]).filter((it) => it.node < 0 && !open.has(it.path));
+      const closed = this.visible(open).map((i) => this.items[i]).filter((it) => it.node < 0 && !it.body && !open.has(it.path));
       if (!closed.length) break;
       const it = closed.sort((a, b) => b.count - a.count)[0];
       const grown = (this.byPath.get(it.path) ?? []).reduce((s, i) => s + this.items[i].children.length, 0);
@@ -120,7 +140,7 @@ export class Model {
     const walk = (/** @type {number} */ g) => {
       for (const c of this.items[g].children) {
         out.push(c);
-        if (this.items[c].node < 0 && open.has(this.items[c].path)) walk(c);
+        if (this.items[c].children.length && open.has(this.items[c].path)) walk(c);
       }
     };
     for (const r of this.roots) walk(r);
@@ -137,7 +157,7 @@ export class Model {
     for (const i of visible) {
       const it = this.items[i];
       if (it.node >= 0) shown[it.node] = i;
-      else if (!open.has(it.path)) for (let k = it.first; k < it.last; k++) shown[this.leaves[k]] = i;
+      if (it.children.length && !open.has(it.path)) for (let k = it.first; k < it.last; k++) shown[this.leaves[k]] = i;
     }
     /** @type {Map<number, { from: number, to: number, bytes: number, saved: boolean, count: number, container: number }>} */
     const found = new Map();
@@ -155,7 +175,7 @@ export class Model {
   layoutInput(visible, open, edges, size, serial) {
     const items = visible.map((i) => {
       const it = this.items[i], [w, h] = size(it), parent = this.items[it.parent];
-      return { i, parent: parent.depth === 0 ? -1 : parent.index, column: it.column, path: it.path, w, h, open: it.node < 0 && open.has(it.path) };
+      return { i, parent: parent.depth === 0 ? -1 : parent.index, column: it.column, path: it.path, w, h, open: it.children.length > 0 && open.has(it.path) };
     });
     /** @type {Map<number, [number, number, number]>} */ const lifted = new Map();
     for (const e of edges) {
@@ -171,13 +191,13 @@ export class Model {
     return { items, edges: [...lifted.values()], serial };
   }
 
-  /** The sibling chain that an edge bends along: the sources at the level where both ends part. @param {number} from @param {number} to */
+  /** The item whose chain an edge bends along: the source's at the level where both ends part. @param {number} from @param {number} to */
   part(from, to) {
     let a = this.items[from], b = this.items[to];
     while (a.depth > b.depth) a = this.items[a.parent];
     while (b.depth > a.depth) b = this.items[b.parent];
     while (a.parent !== b.parent) { a = this.items[a.parent]; b = this.items[b.parent]; }
-    return [a.index, b.index];
+    return a.index;
   }
 
   /** Open every module above an item. @param {number} i @param {Set<string>} open */
@@ -191,7 +211,7 @@ export class Model {
     if (!words.length) return [];
     /** @type {{ item: Item, text: string, rank: number }[]} */ const out = [];
     for (const it of this.items) {
-      if (it.depth === 0 || (it.node < 0 && it.column === 1 && (this.byPath.get(it.path) ?? []).length > 1)) continue;
+      if (it.depth === 0 || it.body || (it.node < 0 && it.column === 1 && (this.byPath.get(it.path) ?? []).length > 1)) continue;
       const n = it.node >= 0 ? this.graph.nodes[it.node] : null;
       const file = n ? n.source.split("/").pop() : "";
       const hay = (n ? `${n.ref} ${n.label} ${n.ops.join(" ")} ${n.shape} ${n.shape.replaceAll("×", "x")} ${file}` : it.path).toLowerCase();

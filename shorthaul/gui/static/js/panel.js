@@ -40,7 +40,7 @@ export function showNode(panel, d, on, overlay) {
       fact("Predicted", d.predicted === null ? "–" : `${seconds(d.predicted)}`), fact("Bound by", d.bound ?? "–"), fact("Measured", seconds(d.measured)),
       ["bytes", "predicted", "measured", "error"].includes(overlay.info.name) ? fact("Numeric check", d.error === null ? "–" : d.error === 0 ? "no difference" : d.error.toExponential(1)) : fact(overlay.info.title, value(overlay.value, overlay.info.unit))),
     el("h3", {}, `What can be done (${applies.length})`),
-    ...(applies.length ? applies.map((p) => placeCard(p, on)) : [el("p", { class: "soft" }, "No transformation applies here.")]),
+    ...(applies.length ? applies.map((p) => placeCard(p, on)) : [el("p", { class: "soft" }, d.inside ? "This is a node of a body: transformations are applied to the nodes of the program itself." : "No transformation applies here.")]),
     ...(refused.length ? [el("details", { class: "refusals" }, el("summary", {}, `What does not apply, and why (${refused.length})`), ...refused.map((p) => placeCard(p, on)))] : []),
     el("h3", {}, "Where it comes from"),
     ...(d.origins.length ? d.origins.slice(0, 6).map((o, i) => origin(o, i === 0)) : [el("p", { class: "soft" }, "It has no origin in the model.")]),
@@ -80,7 +80,7 @@ export function showModule(panel, d, places, on) {
 export function showProgram(panel, d, g, best, on) {
   const now = d.states[0] && (d.states.find((s) => s.id === d.current) ?? d.states[0]), t = now.totals;
   panel.replaceChildren(
-    el("h2", {}, d.name), el("p", { class: "soft" }, `${now.step} · form ${g.form} · ${g.nodes.length} nodes, ${g.containers.length} containers`),
+    el("h2", {}, d.name), el("p", { class: "soft" }, `${now.step} · form ${g.form} · ${g.nodes.filter((n) => n.parent === undefined).length} nodes`),
     el("div", { class: "facts" }, fact("Read", bytes(t.read)), fact("Written", bytes(t.written)), fact("Eager PyTorch", bytes(t.eager)), fact("Lower bound", bytes(t.bound)),
       fact("Saved tensors", bytes(t.saved)), fact("Peak of transients", bytes(t.peak)), fact("Library calls", String(t.calls))),
     el("p", { class: "soft" }, "Select a node or a module to see what it moves, where it comes from and what can be done with it. Press ? for the keys."),

@@ -2,7 +2,7 @@
 
 const WIDEST = 110; // characters of a line; what is longer goes on in the next one, indented
 
-/** The lines of a kernel's body. @param {Body} body @param {number} [depth] @returns {import("studio/view.js").Row[]} */
+/** The lines of a kernel's body. @param {Body} body @param {number} [depth] @returns {Row[]} */
 export function flatten(body, depth = 0) {
   if (body.kind === "tasklet") return (body.lines ?? []).flatMap((text) => lines("code", depth, text.trim()));
   const ranges = body.ranges ? ` ${body.ranges}` : "", schedule = body.schedule && body.schedule !== "auto" ? ` (${body.schedule})` : "";
@@ -12,9 +12,9 @@ export function flatten(body, depth = 0) {
   return out;
 }
 
-/** @param {"code" | "map" | "local"} kind @param {number} depth @param {string} text @returns {import("studio/view.js").Row[]} */
+/** @param {"code" | "map" | "local"} kind @param {number} depth @param {string} text @returns {Row[]} */
 function lines(kind, depth, text) {
-  /** @type {import("studio/view.js").Row[]} */ const out = [];
+  /** @type {Row[]} */ const out = [];
   while (text.length > WIDEST) {
     const space = text.lastIndexOf(" ", WIDEST), at = space > WIDEST / 2 ? space : WIDEST;
     out.push({ depth: out.length ? depth + 1 : depth, kind, text: text.slice(0, at) });

@@ -2,6 +2,7 @@
 
 import { bytes, change, count, el, seconds } from "studio/format.js";
 
+export const TABS = [["costliest", "Costliest"], ["opportunities", "What saves most"], ["roofline", "Roofline"], ["memory", "Memory"], ["history", "History"], ["diff", "Compare"]];
 const SVG = "http://www.w3.org/2000/svg";
 
 /** @param {string} tag @param {Record<string, any>} attributes @param {...(Node | string)} children */
