@@ -14,6 +14,7 @@ class Options:
     cuda_graphs: on a GPU, phases are captured in CUDA graphs and replayed.
     target: "cpp", "triton", or one that another package adds; "auto" takes Triton for tensors on a GPU. Triton for tensors on a CPU means
     its interpreter (tests).
+    sparse: whole steps may update the touched rows of a table alone.
     trace: compile anew, past the cache of programs, and keep the captured graph and a log that can be undone (for `shorthaul.verify`).
     """
 
@@ -23,6 +24,7 @@ class Options:
     target: str = "auto"
     cuda_graphs: bool = True
     trace: bool = False
+    sparse: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 4:

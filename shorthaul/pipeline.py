@@ -40,6 +40,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.level4_global.sparse_update import SparseUpdate
 from shorthaul.transforms.level4_global.update_in_place import UpdateInPlace, merge_phases
 from shorthaul.transforms.recipe import RecipeError, Stages, parse
 
@@ -63,6 +64,9 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     inline_custom_functions(program)
     _lower_bodies(program, options, check)
     eliminate_dead_code(program)
+    sparse = Result()
+    if level >= 4 and options.sparse:
+        sparse = apply_everywhere(program, choices.adjust([SparseUpdate(static=options.target == "triton")]))
     _expand(program, options.target)
     eliminate_dead_code(program)
     if check:
@@ -96,6 +100,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     choices.take(program, choices.last)
     if check:
         verify(program, Form.SCHEDULED)
+    result = Result(result.applied + sparse.applied, [*sparse.refused, *result.refused])
     program.attributes["refusals"] = result.refused
     return result
 

@@ -32,6 +32,8 @@ from .tiles import loop_working_set, outer_bytes
 
 IntLike = Union[int, Expr]
 BAR = 24  # characters
+BY_ROW = frozenset({"row_step", "lazy_rows"})  # operators that read of each operand at most as many elements as a result has
+IN_PLACE = {"write_rows": ("x", "rows", "values", "y")}  # library calls that change rows where their result lies in their operand
 ROWS = 12
 
 
@@ -250,6 +252,8 @@ def node_movement(node: Node, program: Program, machine: Machine | None = None, 
         return _tiles(node, program, machine_called(machine), sizes or hints(program), view_ops)
     if isinstance(node, (Loop, Branch)):
         return _body(node, program, machine_called(machine), sizes or {}, view_ops)
+    if isinstance(node, LibraryCall) and node.function in IN_PLACE and (found := _rows_in_place(node, program)):
+        return found
     moved = []
     for side, names in (("read", program.reads_of(node)), ("write", program.writes_of(node))):
         for name in sorted(names):
@@ -261,6 +265,17 @@ def node_movement(node: Node, program: Program, machine: Machine | None = None, 
         if not isinstance(number, int) or number:
             moved += [Moved(node, what.removesuffix("_bytes"), side, number) for side in ("write", "read")]
     return moved
+
+
+def _rows_in_place(node: LibraryCall, program: Program) -> list[Moved]:
+    """What a call moves that changes rows of its operand where they are: the rows; nothing where its result has memory of its own."""
+    x, rows, values, y = IN_PLACE[node.function]
+    alias = program.containers[node.writes[y].container].alias
+    if alias is None or alias.base != node.reads[x].container:
+        return []
+    names = [node.reads[rows].container, node.reads[values].container]
+    read = [Moved(node, n, "read", program.containers[n].bytes) for n in names]
+    return [*read, Moved(node, node.writes[y].container, "write", program.containers[names[1]].bytes, exact=False)]
 
 
 def _map(node: Map, program: Program, machine: Machine, sizes: Mapping[str, int]) -> list[Moved]:
@@ -288,11 +303,13 @@ def _distinct(c: Container, elements: IntLike) -> IntLike:
 def _whole(node: Node, side: str, program: Program, name: str, view_ops: frozenset[str]) -> IntLike:
     """Bytes of an operand or result of an operator or library call; a gather reads the rows it names at most."""
     c = program.containers[name]
+    if side == "read" and isinstance(node, Operator) and node.op in BY_ROW:
+        return minimum(c.size, program.containers[next(iter(node.writes.values())).container].size) * c.dtype.itemsize
     if side == "read" and isinstance(node, Operator) and node.op in GATHERS and c.dtype.is_float:
         result = program.containers[next(iter(node.writes.values())).container]
         return minimum(c.bytes, result.size * c.dtype.itemsize) if node.op != "nll_loss" else _rows(node, program, c)
     if side == "read":
-        return minimum(_distinct(c, c.size) * c.dtype.itemsize, _stored(program, c, view_ops))
+        return minimum(_distinct(c, c.size) * c.dtype.itemsize, stored(program, c, view_ops))
     return c.bytes
 
 
@@ -301,11 +318,12 @@ def _rows(node: Node, program: Program, c: Container) -> IntLike:
     return c.bytes if index is None else minimum(c.bytes, index.size * c.dtype.itemsize)
 
 
-def _stored(program: Program, c: Container, view_ops: frozenset[str]) -> IntLike:
+def stored(program: Program, c: Container, view_ops: frozenset[str] = VIEWS) -> IntLike:
+    """Bytes behind a container: those of what it is a view of, where they are fewer."""
     for w in program.writers(c.name):
         if isinstance(w, Operator) and w.op in view_ops:
             source = program.containers[next(iter(w.reads.values())).container]
-            return minimum(c.bytes, _stored(program, source, view_ops))
+            return minimum(c.bytes, stored(program, source, view_ops))
     return c.bytes
 
 

@@ -27,6 +27,7 @@ from . import (  # noqa: F401
     rearrange,
     recurrent,
     reductions,
+    rows,
     scans,
     scatter,
     several,

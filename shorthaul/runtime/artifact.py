@@ -58,7 +58,7 @@ def tools() -> tuple[str, ...]:
 def artifact_key(program: Program, *options: object) -> str:
     """The key of a program of operators, before it is optimized."""
     names = json.dumps([list(program.containers), [str(o) for n in program.nodes for o in n.origins]])
-    wanted = ("size_hints", "stop_gradient", "checkpoint", "part_bytes", "whole_step")
+    wanted = ("size_hints", "stop_gradient", "checkpoint", "part_bytes", "whole_step", "lazy_tables")
     attributes = {k: v for k, v in program.attributes.items() if k in wanted}
     parts = (fingerprint(program), names, repr(sorted(attributes.items(), key=lambda i: i[0])), repr(options))
     return make_key("artifact", str(FORMAT), *parts, *tools())

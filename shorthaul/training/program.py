@@ -20,13 +20,15 @@ from shorthaul.frontends.importer import Imported, import_graph
 from shorthaul.frontends.optimizers import Kind, NotTraced, Update
 from shorthaul.frontends.traced_gradient import traced_gradient
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import dtype, float64
+from shorthaul.ir.dtypes import dtype, float64, int64
 from shorthaul.ir.memlet import full
 from shorthaul.ir.nodes import Operator, Origin
+from shorthaul.ir.pointwise_program import codes_of
 from shorthaul.ir.program import Program
 from shorthaul.pipeline import fused_maps
 
 from .gradients import apply, clipped_by_norm, clipped_by_value, selected, unscaled
+from .lazy import WINDOW, Change
 
 LOSS = 1  # place of the loss among the outputs of the captured call; the first one is what is differentiated
 
@@ -42,6 +44,8 @@ class StepProgram:
     parameters, gradients: containers by place among the optimizer's parameters. states: (parameter, name) of each state tensor that it
     reads, with its container; accumulators: those of the sums of gradients. scalars: expressions with their containers. results: the
     containers of gradients that the caller gets, by parameter. found: the container that says that a gradient is not finite.
+    lazy: by place of a table that may be lazy: its change, its state entries as (parameter, name), and the container that says after which
+    step each row is up to date. decays: the containers of the matrices of each kind of change.
     """
 
     imported: Imported
@@ -53,6 +57,8 @@ class StepProgram:
     scalars: dict[Expr, str] = field(default_factory=dict)
     results: dict[int, str] = field(default_factory=dict)
     found: str | None = None
+    lazy: dict[int, tuple[Change, tuple[tuple[int, str], ...], str]] = field(default_factory=dict)
+    decays: dict[tuple, str] = field(default_factory=dict)
 
     @property
     def program(self) -> Program:
@@ -98,6 +104,23 @@ class StepProgram:
                     edit.set_container(program.containers[n].with_(role="output"))
             outputs = dict.fromkeys((*program.signature.outputs, *names))
             edit.set_signature(program.signature.with_(outputs=tuple(outputs)))
+
+    @property
+    def lazy_inputs(self) -> list[str]:
+        """The containers of what lazy tables keep beside the optimizer's state."""
+        return [*(last for _, _, last in self.lazy.values()), *self.decays.values()]
+
+    def declare_lazy(self, place: int, change: Change, states: Sequence[tuple[int, str]]) -> None:
+        """Let rows of a table without a gradient be stepped later (see `SparseUpdate`)."""
+        program, table = self.program, self.program.containers[self.parameters[place]]
+        last = self._state_input(f"{table.name}_last", Container("", int64, table.shape[:1]))
+        if change.key not in self.decays:
+            k = len(change.tables)
+            self.decays[change.key] = self._state_input("decay", Container("", float64, (WINDOW + 1, k, k)))
+        declared = dict(program.attributes.get("lazy_tables", {}))
+        declared[table.name] = (last, self.decays[change.key], self.scalar(("setting", "lazy_step")))
+        program.attributes["lazy_tables"] = declared
+        self.lazy[place] = (change, tuple(states), last)
 
     # gradients --------------------------------------------------------------------------------------------------------
     def accumulate(self, last: bool) -> None:
@@ -188,9 +211,9 @@ def _shape(graph: FunctionalGraph, spec: OutputSpec) -> Sequence[Any] | None:
     return None
 
 
-def add_update(step: StepProgram, update: Update, state: Mapping[int, Mapping[str, Any]], options: Options) -> None:
+def add_update(step: StepProgram, update: Update, state: Mapping[int, Mapping[str, Any]], options: Options, lazy: bool = False) -> None:
     """Put the optimizer's update behind the gradients. state: the optimizer's, by place. Where a gradient is found not to be finite, all
-    old values stay. Raises NotTraced for what programs do not hold."""
+    old values stay. lazy: declare tables that are read by rows. Raises NotTraced for what programs do not hold."""
     program = step.program
     pairs: dict[str, str] = {}
     for kind in update.kinds:
@@ -208,9 +231,29 @@ def add_update(step: StepProgram, update: Update, state: Mapping[int, Mapping[st
                                   reads={f"x{k}": full(program.containers[n]) for k, n in enumerate(reads)}, writes=writes,
                                   origins=(Origin(step.parameters[member[0]], "", "optimizer"),), phase="backward"))  # fmt: skip
             program.attributes["eager_bytes"] = program.attributes["eager_bytes"] + moved
+            if lazy and _is_table(program, step.parameters[member[0]]):
+                _declare_lazy(step, kind, body, member)
     if step.found is not None:
         pairs = selected(program, pairs, step.found, step.device)
     step.update(pairs)
+
+
+def _is_table(program: Program, name: str) -> bool:
+    """Whether rows of a parameter are read by index."""
+    return any(isinstance(r, Operator) and r.op in ("embedding", "index") for r in program.readers(name))
+
+
+def _declare_lazy(step: StepProgram, kind: Kind, body: _Body, member: tuple[int, ...]) -> None:
+    names = body.program.signature.inputs
+    shape = step.program.containers[step.parameters[member[0]]].shape
+    whole = all(body.program.containers[n].shape == shape for n, what in zip(names, kind.inputs, strict=True) if what[0] != "scalar")
+    if len(member) > 1 or codes_of(body.program) is None or not whole:
+        return  # `SparseUpdate` says why it does not apply
+    of = dict(zip(names, kind.inputs, strict=True))
+    tables = {n: "" if what[0] == "parameter" else what[2] for n, what in of.items() if what[0] in ("parameter", "state")}
+    change = Change(body.program, tables, frozenset(n for n, what in of.items() if what[0] == "gradient"),
+                    {n: what[1] for n, what in of.items() if what[0] == "scalar"}, tuple(names[i] for i in body.written))  # fmt: skip
+    step.declare_lazy(member[0], change, [(member[0], name) for name in tables.values()])
 
 
 @dataclass

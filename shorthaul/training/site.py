@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +44,10 @@ class Variant:
         self._accumulated = [listing[i] for i in step.accumulators]
         self._given = [listing[i] for i in step.results]
         self._bound = self._states()
+        updated = {old for old, _ in graph.program.signature.updates}
+        self._lazy = {p: change for p, (change, _, last) in step.lazy.items() if last in updated}
+        self._parts = {p: [(listing[i], name) for i, name in states] for p, (_, states, _) in step.lazy.items()}
+        self._unused: dict[str, torch.Tensor] = {}
 
     def _states(self) -> list[torch.Tensor]:
         state = self.site.owner.optimizer.state
@@ -64,18 +68,47 @@ class Variant:
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         owner = self.site.owner
+        if owner.lazy is not None:
+            owner.lazy.prepare({p: (change, self._tensors(p)) for p, change in self._lazy.items()})
+        values: list[float] = []
         if self.numbers is not None:
-            self.scalars.set(self.numbers.values())
+            values = self.numbers.values()
+            self.scalars.set(values)
         sums = [owner.accumulator(p) for p in self._accumulated]
-        results = self.graph(*inputs, *self._bound, *sums, *self.scalars.tensors)
+        results = self.graph(*inputs, *self._bound, *sums, *self.scalars.tensors, *self._lazy_inputs())
         extra = results[self.outputs :]
         found = extra.pop(0) if self.step.found is not None else None
         if self.numbers is not None:
             self.numbers.commit(found)
+            if owner.lazy is not None and self._lazy:
+                value = dict(zip(self.step.scalars, values, strict=True))
+                owner.lazy.advance({change.key: change.matrix(value.__getitem__) for change in self._lazy.values()})
             owner.stepped(found)
         for p, g in zip(self._given, extra, strict=True):
             p.grad = g
         return results[: self.outputs]
+
+
+    def _tensors(self, place: int) -> Callable[[], list[torch.Tensor]]:
+        """A lazy table and its state, as they are when asked for."""
+        optimizer, parts = self.site.owner.optimizer, self._parts[place]  # not the owner, which must be free to go
+        return lambda: [optimizer.state[p][name] if name else p.detach() for p, name in parts]
+
+    def _lazy_inputs(self) -> list[torch.Tensor]:
+        """Tensors for what was declared for lazy tables, in the order of the program's inputs; memory that is not read for a declaration
+        without use."""
+        lazy, step, containers = self.site.owner.lazy, self.step, self.graph.program.containers
+        tables = {} if lazy is None else lazy.tables
+        given = {last: tables[p].last for p, (_, _, last) in step.lazy.items() if p in self._lazy}
+        given |= {step.decays[change.key]: tables[p].decay.tensor for p, change in self._lazy.items()}
+        for name in step.lazy_inputs:
+            if name not in given:
+                if name not in self._unused:
+                    c = containers[name]
+                    shape = tuple(n for n in c.shape if isinstance(n, int))
+                    self._unused[name] = torch.empty(shape, dtype=getattr(torch, c.dtype.name), device=self.graph.executable.device)
+                given[name] = self._unused[name]
+        return [given[name] for name in step.lazy_inputs]
 
 
 class Site:
@@ -164,7 +197,8 @@ class Site:
                 step.unscale(str(imported.inputs[self.scale]))
             step.clip(owner.setting_of("clip_grad_value"), owner.setting_of("clip_grad_norm"))
             with region.timed("optimizer"):
-                add_update(step, update, {place: owner.optimizer.state.get(listing[place], {}) for place in step.gradients}, options)
+                add_update(step, update, {place: owner.optimizer.state.get(listing[place], {}) for place in step.gradients}, options,
+                           self._may_be_lazy())  # fmt: skip
         if mode == "gradients" or (mode == "update" and owner.grads):
             step.results = dict(step.gradients)
             step.give(step.results.values())
@@ -181,12 +215,26 @@ class Site:
             numbers = HostNumbers(owner.optimizer, update, list(step.scalars), lambda name: getattr(owner, name))
         return Variant(self, StepGraph(program.name, program, interface, executable, written), step, numbers, outputs)
 
+    def _may_be_lazy(self) -> bool:
+        """Whether tables of this step may be lazy; a reason why not goes into the report."""
+        owner = self.owner
+        if owner.lazy is None:
+            return False
+        why = ""
+        if owner.accumulate > 1:
+            why = "accumulate= keeps the sums of gradients as whole tensors"
+        elif owner.scaler is not None:
+            why = "whether a GradScaler skips a step is known on the device only, and the host counts the steps"
+        if why:
+            owner.note(f'sparse="lazy" is off: {why}')
+        return not why
+
     def _interface(self, step: StepProgram, program: Program) -> tuple[Interface, list[int], int]:
         """The interface of the compiled step, the places of inputs that it writes, and how many outputs are the caller's."""
         base = interface_of(self.captured, step.imported, {}, frozenset())
         in_place = in_place_updates(program)
         updates = program.signature.updates
-        inputs = [*base.inputs, *step.states.values(), *step.accumulators.values(), *step.scalars.values()]
+        inputs = [*base.inputs, *step.states.values(), *step.accumulators.values(), *step.scalars.values(), *step.lazy_inputs]
         place_of = {n: i for i, n in reversed(list(enumerate(inputs))) if n is not None}
         aliased = {new for old, new in updates if old in in_place}
         copied = [(old, new) for old, new in updates if old not in in_place]

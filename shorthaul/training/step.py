@@ -26,11 +26,13 @@ from shorthaul.runtime.report import Record
 from shorthaul.runtime.sequential import is_plain_sequential, unroll_containers, unrolled_call
 from shorthaul.runtime.target import TARGETS
 
+from .lazy import LazyTables, watch
 from .program import LossError
 from .report import StepReport
 from .site import Site
 
 _calls = itertools.count()
+SPARSE = ("exact", "lazy", "off")
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
 
 
@@ -59,7 +61,13 @@ class TrainStep:
     optimizer that cannot be captured. scaler: a GradScaler; the step scales the loss, skips the update where a gradient is not finite, and
     calls `scaler.update()`. clip_grad_value, clip_grad_norm: limits for `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_`
     (2-norm), which may be set anew between calls. accumulate: calls whose gradients are averaged before each update. grads: leave the
-    gradients that the optimizer saw in `.grad`, as new tensors.
+    gradients that the optimizer saw in `.grad`, as new tensors. sparse: "exact" updates the touched rows of an embedding alone where that
+    gives the same numbers (SGD without momentum and weight decay, Adagrad); "lazy" also where an untouched row changes in a linear way
+    (momentum, weight decay, RMSprop), and makes up for missed steps when a row is read: up to rounding the same; "off" never.
+
+    With `sparse="lazy"` rows that no lookup touched are behind between calls. `sync()` brings them up to date; it runs by itself before
+    `state_dict()` of model and optimizer and loading one, `model.eval()`, any forward call outside of the step, copying or pickling the
+    model, at the end of a `with step:` block, and when the step is deleted. Call it before reading parameters or state directly.
 
     What cannot be one program runs as the ordinary loop with a compiled forward and backward, or with PyTorch's own optimizer behind a
     compiled program; both give a FallbackWarning and stand in `step.report()`.
@@ -83,17 +91,24 @@ class TrainStep:
         strict: bool = False,
         cuda_graphs: bool = True,
         target: str = "auto",
+        sparse: str = "exact",
     ) -> None:
         _check(model, loss_fn, optimizer, scaler)
         if accumulate < 1 or targets < 0:
             raise ValueError(f"accumulate is at least 1 and targets at least 0, not {accumulate} and {targets}")
+        if sparse not in SPARSE:
+            raise ValueError(f"sparse is one of {', '.join(map(repr, SPARSE))}, not {sparse!r}")
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self.sparse, self.lazy = sparse, LazyTables() if sparse == "lazy" else None
+        if self.lazy is not None:
+            watch(model, optimizer, self.lazy)
+            weakref.finalize(self, self.lazy.sync).atexit = False
         self.targets = targets if loss_fn is not None else 0
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.clip_grad_norm, self.clip_grad_value = clip_grad_norm, clip_grad_value
         self._clips = clip_grad_value is not None, clip_grad_norm is not None
         self.accumulate, self.grads = accumulate, grads
-        self.options = Options(level, strict, target=target, cuda_graphs=cuda_graphs)
+        self.options = Options(level, strict, target=target, cuda_graphs=cuda_graphs, sparse=sparse != "off")
         if target != "auto":
             TARGETS.get(target)  # UnknownName for one that none has
         self.record = Record(owner=weakref.ref(model))
@@ -111,6 +126,17 @@ class TrainStep:
         if any(isinstance(m, torch.nn.RNNBase) for m in model.modules()):
             self._compiled = torch._dynamo.config.patch(allow_rnn=True)(self._compiled)
         self._loop: Callable[..., Any] | None = None
+
+    def sync(self) -> None:
+        """Bring every row of lazy tables, and its optimizer state, up to date."""
+        if self.lazy is not None:
+            self.lazy.sync()
+
+    def __enter__(self) -> TrainStep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sync()
 
     # calling ----------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -152,6 +178,7 @@ class TrainStep:
 
     def _ordinary(self, args: tuple, kwargs: dict[str, Any], reason: str = "", eager: bool = False) -> tuple[Any, Any]:
         """The ordinary loop. reason: why it begins now; an error of the user's own code is raised instead. eager: nothing is compiled."""
+        self.sync()
         run = self._loop or (self._call if eager else _loop(self._call, self.options, self.record))
         scale = self._scale()
         if not self._done:
@@ -250,6 +277,11 @@ class TrainStep:
     def setting_of(self, name: str) -> tuple | None:
         """The expression of a number that is set on the step, None where it is not used."""
         return ("setting", name) if getattr(self, name) is not None else None
+
+    @property
+    def lazy_step(self) -> int:
+        """The number of the step that is being taken, since the last `sync`."""
+        return 0 if self.lazy is None else self.lazy.now + 1
 
     def accumulator(self, p: torch.Tensor) -> torch.Tensor:
         """The sum of gradients of a parameter."""

@@ -36,6 +36,7 @@ from .level4_global.common_subexpressions import CommonSubexpressions
 from .level4_global.dead_code import DeadCode
 from .level4_global.in_place import InPlace
 from .level4_global.recompute import Recompute
+from .level4_global.sparse_update import SparseUpdate
 from .level4_global.update_in_place import UpdateInPlace
 
 GROUP = "shorthaul.transformations"
@@ -44,7 +45,7 @@ T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, PointwiseProduct, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion,
     SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, TileLayout, BatchTiling,
-    Checkpoint, CommonSubexpressions, Recompute, DeadCode, InPlace, UpdateInPlace,
+    Checkpoint, CommonSubexpressions, SparseUpdate, Recompute, DeadCode, InPlace, UpdateInPlace,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

@@ -56,6 +56,8 @@ def integer_bound(
     """The range [low, high) of an integer operand."""
     if op in ("embedding", "embedding_backward"):
         return 0, attributes["rows"] if op == "embedding_backward" else types["weight"].shape[0]  # type: ignore[return-value]
+    if op in ("row_sums", "write_rows", "lazy_rows"):  # places among as many rows as the operand has, for all of them
+        return 0, (types["x0"] if op == "lazy_rows" else types["g"] if op == "row_sums" else types["x"]).shape[0]  # type: ignore[return-value]
     if op in ("masked_index", "masked_index_add"):
         return -1, types["x"].shape[int(operand[1:])] + 1  # type: ignore[operator,return-value]
     if op == "searchsorted":

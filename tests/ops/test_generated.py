@@ -24,8 +24,8 @@ from shorthaul.ops.expand import expand
 from shorthaul.ops.registry import REGISTRY, OperatorError, Sample
 
 # hold programs or code, or take operands that belong together: tested as what others make of them
-WITHOUT_SAMPLES = {"custom_function", "parameter_update", "map_gradient", "pointwise", "max_pool_backward", "attention_backward", "nonzero",
-                   "repeated_positions"}
+WITHOUT_SAMPLES = {"custom_function", "parameter_update", "row_step", "map_gradient", "pointwise", "max_pool_backward",
+                   "attention_backward", "nonzero", "repeated_positions"}
 # whose gradient is by definition not the derivative, or has none: tested by name below and against PyTorch
 NO_DERIVATIVE = {"detach", "with_value", "airy_ai", "nextafter"} | {
     n for n in REGISTRY if n.removeprefix("shifted_").startswith(("chebyshev", "hermite", "laguerre", "legendre"))

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from transform_nets import apply_checked, assert_refuses, kernels, matches, network, only
 
+from shorthaul.ir.dtypes import float64
 from shorthaul.ir.program import Program
+from shorthaul.ir.scalar import cast, index_value, read
+from shorthaul.ops.expand import choose_maps, expand
 from shorthaul.symbolic import Symbol
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 
@@ -72,3 +75,17 @@ def test_leaves_fills_to_their_readers() -> None:
     assert_refuses(
         ConstantFolding(), only(matches(ConstantFolding(), p, node="full")), "its readers evaluate it for nothing"
     )
+
+
+def test_refuses_a_value_that_depends_on_a_size() -> None:
+    """One over the size of a batch, times a constant: what the gradient of a mean is in a whole step."""
+    n = Symbol("N", 1)
+    code = {"code": read("x0", float64) * cast(index_value(n), float64)}
+    p = network(lambda b, x, table: b.op("mul", a=b.op("pointwise", code, x0=table), b=b.op("sum", {"dims": (0,)}, x=x)),
+                train=False, maps=False, sizes=(n,), x=(n, 6), table=(6,))  # fmt: skip
+    with p.edit("constant") as edit:
+        edit.set_signature(p.signature.with_(inputs=("x",)))
+        edit.set_container(p.containers["table"].with_(role="constant"))
+        edit.set_constant("table", np.ones(6))
+    expand(p, choose_maps)
+    assert_refuses(ConstantFolding(), only(matches(ConstantFolding(), p, node="pointwise")), "computes with N, known at run time only")

@@ -227,7 +227,12 @@ class _Tiles:
                 values[s.node] = cast(read(s.key, ref.dtype), s.node.dtype)
         memo: dict[Scalar, Scalar] = {}
         roots = {k: rewrite_scalar(v, values.get, memo) for k, v in code.code.items()}
-        used = {x.attr for x in walk(*roots.values()) if x.op == "read"}
+        used = {str(x.attr) for x in walk(*roots.values()) if x.op == "read"}
+        todo = [*used, *(i for r in code.writes.values() for i, _ in r.indirect)]
+        while todo:  # what an access is subscripted by is read, too
+            name = todo.pop()
+            used.add(name)
+            todo += [i for i, _ in reads[name].indirect if i not in used]
         return Nest(n.params, [Code({k: r for k, r in reads.items() if k in used}, code.writes, roots, code.origin)], n.locals)
 
     def _blocked(self, w: Window, code: Code, positions: list[Symbol], number: int, local: dict[str, Container]) -> list[Nest | Code]:

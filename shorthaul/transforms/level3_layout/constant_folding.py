@@ -9,6 +9,7 @@ from shorthaul.ir.edit import Edit
 from shorthaul.ir.interpreter import interpret
 from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Form, Program
+from shorthaul.ir.scalar import symbols_of
 from shorthaul.symbolic import Expr
 
 from .. import traffic
@@ -56,6 +57,10 @@ class ConstantFolding(Transformation):
             not any(s in p.symbols for a in node.accesses() for q in a.params for s in _sizes(q)),
             "its range is known at run time only",
         )
+        sizes = frozenset(p.symbols)
+        for _, t in node.tasklets():
+            used = symbols_of(*t.code.values()).union(*(x.symbols for x in (*t.reads.values(), *t.writes.values())))
+            require(used.isdisjoint(sizes), f"it computes with {', '.join(sorted(s.name for s in used & sizes))}, known at run time only")
 
     def saves(self, m: Match) -> IntLike:
         """All that the map moves."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Union
 
+from shorthaul.analysis.movement import IN_PLACE, node_movement
 from shorthaul.ir.containers import Alias
 from shorthaul.ir.edit import Edit
-from shorthaul.ir.nodes import Map, Tasklet
+from shorthaul.ir.nodes import LibraryCall, Map, Tasklet
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, Symbol
 
@@ -23,7 +24,8 @@ class UpdateInPlace(Transformation):
     after:   map i: new[i] = w[i] - lr * g[i]   with new in the memory of w
 
     Safe because the kernel reads the element that it overwrites in the same tasklet and nowhere else, visits it once, and nothing
-    reads the old value later. Only for programs of a whole step, whose caller hands over tensors that they may write.
+    reads the old value later. A call that writes rows of a table (see `SparseUpdate`) copies no others then. Only for programs of a whole
+    step, whose caller hands over tensors that they may write.
     """
 
     level = 4
@@ -38,7 +40,8 @@ class UpdateInPlace(Transformation):
     def check(self, m: Match) -> None:
         p, node = m.program, m.node
         x, y = p.containers[m.operand], p.containers[m.mid]
-        require(isinstance(node, Map), "a library call writes it")
+        rows = isinstance(node, LibraryCall) and node.function in IN_PLACE and node.reads[IN_PLACE[node.function][0]].container == m.operand
+        require(rows or isinstance(node, Map), "a library call writes it")
         require(y.alias is None and not p.aliases(m.mid), "its value shares memory already")
         require(len(p.writers(m.mid)) == 1, "several nodes write it")
         require(m.mid not in p.signature.outputs, "the caller gets the value as a tensor of its own")
@@ -54,6 +57,10 @@ class UpdateInPlace(Transformation):
         for c in sorted(family):
             last = max((p.position(r) for r in p.readers(c)), default=-1)
             require(last <= at, f"{c} is read later")
+        if rows:
+            others = {x.container for k, x in node.reads.items() if k != IN_PLACE[node.function][0]}
+            require(family.isdisjoint(others), "it reads other elements of the old value than it overwrites")
+            return
         writes = [a for a in node.accesses() if a.is_write and a.memlet.container == m.mid]
         require(len(writes) == 1, "several tasklets write it")
         tasklet, write = writes[0].tasklet, writes[0].memlet
@@ -67,8 +74,15 @@ class UpdateInPlace(Transformation):
                 require(a.tasklet is tasklet and same, "it reads other elements of the old value than it overwrites")
 
     def saves(self, m: Match) -> IntLike:
-        """The copy from the result to the input: a read and a write."""
-        return 2 * m.program.containers[m.mid].bytes
+        """The copy from the result to the input: a read and a write. Of a call that changes rows also its copy of all others."""
+        copied: IntLike = 2 * m.program.containers[m.mid].bytes
+        if isinstance(m.node, LibraryCall):
+            x, _, values, _ = (m.node.reads[k].container if k in m.node.reads else m.mid for k in IN_PLACE[m.node.function])
+            less: IntLike = 0
+            for moved in node_movement(m.node, m.program):
+                less = less + (moved.footprint if moved.container in (x, m.mid) else 0)
+            copied = copied + less - m.program.containers[values].bytes
+        return copied
 
     def apply(self, m: Match, edit: Edit) -> None:
         edit.set_container(m.program.containers[m.mid].with_(alias=Alias(m.operand, 0)))
