@@ -148,23 +148,29 @@ class LazyTables:
 
 
 def _catch_up(table: Table, now: int) -> None:
-    tensors = table.tensors()
+    """Apply D[last] to every row, a chunk at a time; up-to-date rows have the identity there."""
+    tensors, d = table.tensors(), table.decay.tensor[: now + 1]
+    k = len(tensors)
+    used = [[bool(d[:, i, j].any()) for j in range(k)] for i in range(k)]
+    scaled = [bool((d[:, i, i] != 1).any()) for i in range(k)]
+    in_order = not any(used[i][j] for i in range(k) for j in range(i))  # no tensor needs an earlier one: each may be overwritten in turn
     for first in range(0, len(table.last), CHUNK):
         last = table.last[first : first + CHUNK]
-        stale = (last != now).nonzero().squeeze(1)
-        if not len(stale):
+        if bool((last == now).all()):
             continue
-        whole = len(stale) == len(last)
-        d = table.decay.tensor[last if whole else last[stale]]
         parts = [t[first : first + CHUNK] for t in tensors]
-        olds = [(x if whole else x[stale]).double() for x in parts]
+        olds = parts if in_order else [x.clone() for x in parts]
+        shape = (-1, *(1 for _ in parts[0].shape[1:]))
         for i, x in enumerate(parts):
-            shape = (-1, *(1 for _ in x.shape[1:]))
-            new = sum((d[:, i, j].view(shape) * old for j, old in enumerate(olds)), torch.zeros((), dtype=torch.float64, device=x.device))
-            if whole:
+            wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+            new = x.to(wide)
+            if scaled[i]:
+                new.mul_(d[:, i, i][last].to(wide).view(shape))
+            for j, old in enumerate(olds):
+                if j != i and used[i][j]:
+                    new.addcmul_(d[:, i, j][last].to(wide).view(shape), old.to(wide))
+            if new is not x:
                 x.copy_(new)
-            else:
-                x.index_copy_(0, stale, new.to(x.dtype))
 
 
 class Sync:
