@@ -181,7 +181,7 @@ class _Importer:
                 self._item(node, fake)
             return self.sizes.convert(fake)
         if node.target is torch.ops.aten._local_scalar_dense.default and isinstance(fake, (float, torch.SymFloat)):
-            return self.env[node.args[0]]  # type: ignore[index]  # a Python float that changes between calls stays a tensor
+            return self._number(node)
         name = str(getattr(node.target, "__name__", node.target))
         if name == "getitem":
             source, i = self.env[node.args[0]], node.args[1]  # type: ignore[index]
@@ -229,6 +229,14 @@ class _Importer:
                                  origins=(Origin(source_origin.module, source_origin.source, "item"),)), node, [y])  # fmt: skip
         for c in conditions:
             self._require(c, f"the size {symbol} is not {fake}, which a check says it equals")
+
+    def _number(self, node: fx.Node) -> Container:
+        """A Python float that changes between calls, or is read from a tensor, stays a tensor, without its gradient."""
+        x = self.env[node.args[0]]  # type: ignore[index]
+        b = OpBuilder(self.edit, "forward", hint=node.name)
+        value = b.reshape(b.op("detach", x=x), ())
+        self.nodes += b.nodes
+        return value  # type: ignore[no-any-return]
 
     def _require(self, condition: Condition, text: str) -> None:
         """Check a condition on sizes that depend on data where the last of them is defined, unless their bounds prove it."""

@@ -14,7 +14,7 @@ from shorthaul.symbolic import Expr
 
 from .builder import Expansion, Gradient
 from .elementwise import broadcast_at, broadcast_shapes
-from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
+from .registry import REGISTRY, AtenCall, OperatorDefinition, Sample, TensorType, register
 
 IntLike = Union[int, Expr]
 ZEROS = (
@@ -31,6 +31,8 @@ ZEROS = (
 )
 ONES = ("ones.default", "ones_like.default", "new_ones.default")
 FILLED = ("full.default", "full_like.default", "new_full.default", "fill.Scalar", "scalar_tensor.default")
+
+VALUES = ("fill_value", "value", "s")
 
 
 def number_of(value: Any, dtype: Any) -> Scalar:
@@ -63,11 +65,14 @@ class Full(Creation):
     attributes: Mapping[str, Any] = {"value": 0, **Creation.attributes}
     aten = tuple(f"aten.{a}" for a in (*ZEROS, *ONES, *FILLED))
 
+    def of_call(self, call: AtenCall) -> OperatorDefinition:
+        """A Python number that changes between calls is a tensor here."""
+        return REGISTRY["overwrite"] if any(isinstance(call.arguments.get(k), Container) for k in VALUES) else self
+
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
         name = call.target.removeprefix("aten.")
         if name in FILLED:
-            value = next(call[k] for k in ("fill_value", "value", "s") if k in call.arguments)
-            self.require(not isinstance(value, Container), "the value is a tensor")
+            value = next(call[k] for k in VALUES if k in call.arguments)
         else:
             value = 1 if name in ONES else 0
         return {}, {"value": value, **self.result(call)}
@@ -91,8 +96,9 @@ class Overwrite(OperatorDefinition):
     aten = ("aten.copy.default", "aten.fill.Tensor")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:
-        old = call["self"]
-        return {"x": call["src" if "src" in call.arguments else "value"]}, {"shape": old.shape, "dtype": old.dtype}
+        new = next(call[k] for k in ("src", *VALUES) if k in call.arguments)
+        assert call.results[0] is not None
+        return {"x": new}, {"shape": call.results[0].shape, "dtype": call.results[0].dtype}
 
     def infer(self, types: Mapping[str, TensorType], attributes: Mapping[str, Any]) -> dict[str, TensorType]:
         shape = tuple(attributes["shape"])

@@ -182,3 +182,18 @@ def test_the_program_says_what_defines_a_size(whole: None) -> None:
     assert "nonzero(x: gt_scalar, count=u" in text and " = y.size(0)" in text
     program.optimize(check=True)
     assert program.movement().at().bytes > 0
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_number_read_from_a_tensor_has_no_gradient(whole: None, shape: tuple[int, ...]) -> None:
+    def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return (x * w.item()).sum() + torch.full_like(x, w.item()).sum()
+
+    found = []
+    for g in (f, torch.compile(f, backend="shorthaul")):
+        x, w = torch.ones(3, dtype=torch.float64, requires_grad=True), torch.full(shape, 2.0, dtype=torch.float64, requires_grad=True)
+        y = g(x, w)
+        y.backward()
+        found.append((y.detach(), x.grad))
+        assert w.grad is None
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
