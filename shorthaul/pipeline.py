@@ -1,7 +1,7 @@
 """The order of stages, from a program of operators to a scheduled one, as one plain function.
 
-algebra → expansion → layout → store or recompute → fusion → parts of the batch → memory (aliases). Each stage is one call; each
-rewrite is in the log.
+algebra → expansion → layout → store or recompute → fusion → parts of the batch → memory (aliases, stacked weights, sharing). Each stage
+is one call; each rewrite is in the log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from shorthaul.transforms.level1_operator.pointwise_product import PointwiseProd
 from shorthaul.transforms.level2_fusion.write_through import WriteThrough
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
+from shorthaul.transforms.level3_layout.fold_scale import FoldScale
+from shorthaul.transforms.level3_layout.fold_transpose import FoldTranspose
 from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
+from shorthaul.transforms.level3_layout.stack_weights import StackWeights
 from shorthaul.transforms.level3_layout.tile_layout import TileLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 from shorthaul.transforms.level4_global.batch_tiling import BatchTiling
@@ -40,6 +43,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.level4_global.share_buffers import ShareBuffers
 from shorthaul.transforms.level4_global.sparse_update import SparseUpdate
 from shorthaul.transforms.level4_global.update_in_place import UpdateInPlace, merge_phases
 from shorthaul.transforms.recipe import RecipeError, Stages, parse
@@ -74,6 +78,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 3:
         apply_everywhere(program, choices.adjust([ConstantFolding()]))
         assign_channels_last(program)
+        apply_everywhere(program, choices.adjust([FoldTranspose()]))
     if level >= 4:
         if choices.inside:
             apply_everywhere(program, choices.adjust([CommonSubexpressions()]))
@@ -93,10 +98,16 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         apply_everywhere(program, choices.adjust([WriteThrough()]))
         if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
             apply_everywhere(program, choices.adjust([BatchTiling(dims=2), TileLayout(), AliasViews(loops=True), BatchTiling()]))
+        if level >= 3:
+            apply_everywhere(program, choices.adjust([FoldScale()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
     schedule_for(program, options.target)
+    if level >= 3:
+        apply_everywhere(program, choices.adjust([StackWeights()]))
     if level >= 4:
         apply_everywhere(program, choices.adjust([InPlace(), UpdateInPlace()]))
+        if not choices.inside:  # it is a plan for the whole program
+            apply_everywhere(program, choices.adjust([ShareBuffers()]))
     choices.take(program, choices.last)
     if check:
         verify(program, Form.SCHEDULED)

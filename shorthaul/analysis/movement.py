@@ -287,12 +287,12 @@ def _map(node: Map, program: Program, machine: Machine, sizes: Mapping[str, int]
         if side == "read" and name in written:
             continue
         c = program.containers[name]
-        elements = f.elements if c.strides is None else _distinct(c, f.elements)
+        elements = f.elements if c.strides is None else distinct(c, f.elements)
         moved.append(Moved(node, name, side, elements * c.dtype.itemsize, again.get(name, 0) if side == "read" else 0, f.exact))
     return moved
 
 
-def _distinct(c: Container, elements: IntLike) -> IntLike:
+def distinct(c: Container, elements: IntLike) -> IntLike:
     """At most the elements that exist in memory: a stride of zero repeats one."""
     strides = c.actual_strides
     if all(not isinstance(s, int) or s != 0 for s in strides):
@@ -309,7 +309,7 @@ def _whole(node: Node, side: str, program: Program, name: str, view_ops: frozens
         result = program.containers[next(iter(node.writes.values())).container]
         return minimum(c.bytes, result.size * c.dtype.itemsize) if node.op != "nll_loss" else _rows(node, program, c)
     if side == "read":
-        return minimum(_distinct(c, c.size) * c.dtype.itemsize, stored(program, c, view_ops))
+        return minimum(distinct(c, c.size) * c.dtype.itemsize, stored(program, c, view_ops))
     return c.bytes
 
 

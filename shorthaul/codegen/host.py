@@ -98,13 +98,14 @@ class Part:
 class Phase:
     """Steps in order, and for each container that lives in this phase alone the first and last step that touches it.
 
-    parts: the phase cut where gradients are complete; each part runs as an autograd node of its own. labels: of each step, for
-    profilers: the modules that it is of.
+    spans: the same by the positions of nodes, of which a step may run several; what memory is planned by. parts: the phase cut where
+    gradients are complete; each part runs as an autograd node of its own. labels: of each step, for profilers: the modules that it is of.
     """
 
     name: str
     steps: list[Step] = field(default_factory=list)
     lifetimes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ class HostProgram:
     kinds: where a container lives: "external" (the caller's tensor), "constant", "result" (a fresh tensor for the caller), "saved" (from
     the forward to the backward phase), "transient" (within one phase), "alias" (in another container). pointers: index of each container
     in the pointer table. late: symbols that steps define. dynamic: containers whose sizes those are; they get memory when they are known.
+    memory_plan: see `analysis.arena`.
     """
 
     containers: dict[str, Container]
@@ -128,6 +130,7 @@ class HostProgram:
     constants: dict[str, Any]
     late: frozenset[Symbol] = frozenset()
     dynamic: frozenset[str] = frozenset()
+    memory_plan: str = "soon"
 
     @property
     def functions(self) -> list[str]:
@@ -173,8 +176,9 @@ def build_host(
     head += "".join(f'extern "C" void {name}(void* const*, const int64_t*);\n' for name in sorted(declared) if not single)
     late = runtime_sizes(program)
     dynamic = frozenset(n for n in used if not late.isdisjoint(container_sizes(program.containers[n]))) if late else frozenset[str]()
+    plan = program.attributes.get("memory_plan", "soon")
     return HostProgram({n: program.containers[n] for n in used}, kinds, pointers, program.symbols, phases, head + "\n".join(text),
-                       program.signature, dict(program.constants), late, dynamic)  # fmt: skip
+                       program.signature, dict(program.constants), late, dynamic, plan)  # fmt: skip
 
 
 def _kinds(program: Program, nodes: Mapping[str, Sequence[Node]]) -> dict[str, str]:
@@ -256,7 +260,7 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
             result.steps.append(Segment(f"segment_{prefix}{phase}_{len(result.steps)}", tuple(pending)))
             pending.clear()
 
-    touched: list[tuple[str, int]] = []
+    touched: list[tuple[str, int, int]] = []
     of_step: dict[int, list[Node]] = {}
     ends, ends_at = set(cuts), [0]
     for position, n in enumerate(nodes):
@@ -278,18 +282,18 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
             result.steps.append(ControlStep(n, bodies))
         else:
             raise HostError(f"{n} ({n.origin}) is not a kernel or a library call; expand and schedule the program first")
-        touched += [(c, at) for c in program.reads_of(n) | program.writes_of(n)]
+        touched += [(c, position, at) for c in program.reads_of(n) | program.writes_of(n)]
         of_step.setdefault(at, []).append(n)
         if position in ends:
             flush()
             ends_at.append(len(result.steps))
     flush()
     result.labels = [_label(phase, of_step[at]) for at in range(len(result.steps))]
-    # kernels of a segment run in order, but memory is planned by step: a container lives for whole segments
-    for c, at in touched:
+    for c, position, at in touched:
         base = _base(program, c)
-        first, last = result.lifetimes.get(base, (at, at))
-        result.lifetimes[base] = (min(first, at), max(last, at))
+        for spans, here in ((result.lifetimes, at), (result.spans, position)):
+            first, last = spans.get(base, (here, here))
+            spans[base] = (min(first, here), max(last, here))
     gradients = [g for _, g in program.signature.gradients] if phase == "backward" else []
     for first, last in zip(ends_at, [*ends_at[1:], len(result.steps)], strict=True):
         final = last == len(result.steps)

@@ -170,6 +170,10 @@ class Edit:
     def set_signature(self, signature: Signature) -> None:
         self._set_attribute("signature", signature)
 
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Set an entry of the program's attributes; None takes it out."""
+        self._set_entry(self.program.attributes, "attributes", name, value)
+
     def set_form(self, form: Form) -> None:
         self._set_attribute("form", form)
 

@@ -29,6 +29,7 @@ from .library import CompiledLibrary
 from .machine import machine
 
 FORMAT = 1
+KEPT = ("size_hints", "eager_bytes", "part_bytes", "whole_step", "memory_plan")  # attributes of a program that its run needs
 
 
 
@@ -71,7 +72,7 @@ def store(key: str, program: Program, compiled: Compiled) -> None:
     if Cache("libraries").path(folder.name) != folder:
         return  # the library itself could not be cached
     plain = program.clone()
-    plain.attributes = {k: v for k, v in program.attributes.items() if k in ("size_hints", "eager_bytes", "part_bytes", "whole_step")}
+    plain.attributes = {k: v for k, v in program.attributes.items() if k in KEPT}
     try:
         body = to_json(plain)
     except SerializeError:

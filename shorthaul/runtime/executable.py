@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from shorthaul.analysis.arena import plan_arena
 from shorthaul.codegen.host import ControlStep, HostProgram, LibraryStep, Segment
 from shorthaul.codegen.library import LIBRARY, writes_out
 from shorthaul.ir.containers import Container
@@ -29,7 +30,7 @@ from shorthaul.ir.sizes import attribute_sizes, container_sizes
 from shorthaul.symbolic import Expr, Symbol, evaluate
 
 from .control import Control
-from .memory import ARENAS, Arena, plan_arena
+from .memory import ARENAS, Arena
 
 if TYPE_CHECKING:
     from .triton_target import TritonTarget
@@ -445,12 +446,12 @@ class Executable:
             segments = [s for phase in host.phases.values() for s in phase.steps if isinstance(s, Segment)]
             self.target.compile_all(segments, named, wide, unaligned)
         for name, phase in host.phases.items():
-            blocks = [(n, bytes_[n], first, last) for n, (first, last) in phase.lifetimes.items()
+            blocks = [(n, bytes_[n], first, last) for n, (first, last) in phase.spans.items()
                       if host.kinds.get(n) == "transient" and n not in self._owned[name] and n in static]  # fmt: skip
             if self.target is not None:
                 blocks += [(n, size, at, at) for at, s in enumerate(phase.steps) if isinstance(s, Segment)
                            for n, size in self.target.scratch(s, named)]  # fmt: skip
-            offsets[name], arena_bytes[name] = plan_arena(blocks)
+            offsets[name], arena_bytes[name] = plan_arena(blocks, host.memory_plan)
         saved, saved_bytes = plan_arena((n, bytes_[n], 0, 0) for n in self._saved_names)
         table = np.array([sizes.get(s, 0) for s in host.symbols] or [0], dtype=np.int64)
         binding = Binding(named, bytes_, wide, unaligned)

@@ -16,6 +16,9 @@ from shorthaul.extension import load
 from .base import Transformation
 from .level1_operator.expansion_choice import ExpansionChoice
 from .level1_operator.fission import Fission
+from .level1_operator.map_collapse import MapCollapse
+from .level1_operator.map_interchange import MapInterchange
+from .level1_operator.map_tiling import MapTiling
 from .level1_operator.pointwise_product import PointwiseProduct
 from .level1_operator.schedule_choice import ScheduleChoice
 from .level2_fusion.image_fusion import ImageFusion
@@ -27,7 +30,11 @@ from .level2_fusion.sibling_fusion import SiblingFusion
 from .level2_fusion.write_through import WriteThrough
 from .level3_layout.channels_last import ChannelsLast
 from .level3_layout.constant_folding import ConstantFolding
+from .level3_layout.fold_scale import FoldScale
+from .level3_layout.fold_transpose import FoldTranspose
 from .level3_layout.library_layout import LibraryLayout
+from .level3_layout.stack_weights import StackWeights
+from .level3_layout.sum_of_repeated import SumOfRepeated
 from .level3_layout.tile_layout import TileLayout
 from .level4_global.alias_views import AliasViews
 from .level4_global.batch_tiling import BatchTiling
@@ -36,6 +43,7 @@ from .level4_global.common_subexpressions import CommonSubexpressions
 from .level4_global.dead_code import DeadCode
 from .level4_global.in_place import InPlace
 from .level4_global.recompute import Recompute
+from .level4_global.share_buffers import ShareBuffers
 from .level4_global.sparse_update import SparseUpdate
 from .level4_global.update_in_place import UpdateInPlace
 
@@ -43,9 +51,10 @@ GROUP = "shorthaul.transformations"
 Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
-    ExpansionChoice, ScheduleChoice, PointwiseProduct, Fission, MapFusion, ReductionFusion, LinearReductionFusion, ImageFusion,
-    SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast, LibraryLayout, TileLayout, BatchTiling,
-    Checkpoint, CommonSubexpressions, SparseUpdate, Recompute, DeadCode, InPlace, UpdateInPlace,
+    ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, MapFusion, ReductionFusion,
+    LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast,
+    FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, TileLayout, BatchTiling, Checkpoint,
+    CommonSubexpressions, SparseUpdate, Recompute, DeadCode, InPlace, UpdateInPlace, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

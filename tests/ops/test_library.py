@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from shorthaul.analysis.products import plan
 from shorthaul.codegen.library import LIBRARY, LibraryError, library, writes_out
-from shorthaul.codegen.library.matrix_products import plan
 
 EQUATIONS = [
     ("mk,nk->mn", "mk", "nk"),

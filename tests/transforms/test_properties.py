@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,19 @@ from shorthaul.symbolic import Symbol
 from shorthaul.testing import sample
 from shorthaul.transforms.base import Match, Transformation, apply_everywhere
 from shorthaul.transforms.fuse import default_fusions, fuse
+from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
+from shorthaul.transforms.level1_operator.map_collapse import MapCollapse
+from shorthaul.transforms.level1_operator.map_interchange import MapInterchange
+from shorthaul.transforms.level1_operator.map_tiling import MapTiling
 from shorthaul.transforms.level2_fusion.image_fusion import ImageFusion
 from shorthaul.transforms.level2_fusion.map_fusion import MapFusion
 from shorthaul.transforms.level2_fusion.reduction_fusion import ReductionFusion
 from shorthaul.transforms.level2_fusion.sibling_fusion import SiblingFusion
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
+from shorthaul.transforms.level3_layout.fold_scale import FoldScale
+from shorthaul.transforms.level3_layout.fold_transpose import FoldTranspose
+from shorthaul.transforms.level3_layout.stack_weights import StackWeights
+from shorthaul.transforms.level3_layout.sum_of_repeated import SumOfRepeated
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 from shorthaul.transforms.level4_global.batch_tiling import BatchTiling
 from shorthaul.transforms.level4_global.common_subexpressions import (
@@ -43,10 +51,11 @@ from shorthaul.transforms.level4_global.recompute import Recompute
 
 ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(),
        Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding(), BatchTiling(cache=1 << 12, least=64),
-       BatchTiling(cache=1 << 9, least=64, dims=2)]  # fmt: skip
+       BatchTiling(cache=1 << 9, least=64, dims=2), MapCollapse(), MapInterchange(), MapTiling(size=2), SumOfRepeated()]  # fmt: skip
+LIBRARY = [FoldTranspose(), FoldScale(), StackWeights(always=True)]  # of contractions by library, which random networks have as maps
 
 
-def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int) -> None:
+def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int, choice: Sequence[Transformation] = ALL) -> None:
     """Apply transformations at random places; check program, numbers, claim and undo after each."""
     rng = np.random.default_rng(seed)
     inputs = values(p, seed, sizes)
@@ -56,7 +65,7 @@ def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int) -> None
     for _ in range(steps):
         found: list[tuple[Transformation, Match]] = []
         while not found:
-            t = ALL[int(rng.integers(0, len(ALL)))]
+            t = choice[int(rng.integers(0, len(choice)))]
             found = [(t, m) for m in t.matches(p)]
         t, m = found[int(rng.integers(0, len(found)))]
         moved = movement(p).bytes
@@ -99,9 +108,13 @@ def test_any_sequence_of_transformations_keeps_what_a_block_computes(name: str, 
     torch.manual_seed(seed)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     p = sh.capture(build().double().train(), (x, None) if name == "attention" else (x,), train=True)
-    expand(p, choose_maps)
+    maps = p.clone()
+    expand(maps, choose_maps)
+    verify(maps)
+    walk(maps, seed, {}, steps=10)
+    expand(p, choose_expansion)
     verify(p)
-    walk(p, seed, {}, steps=10)
+    walk(p, seed, {}, steps=10, choice=[MapFusion("keep"), ReductionFusion(), *LIBRARY])
 
 
 @pytest.mark.parametrize("seed", sorted({*sample(range(2000, 4000), 40), *(s for s in FOUND if s >= 2000)}))
@@ -152,7 +165,7 @@ def test_fusion_can_be_undone_and_repeats_exactly(seed: int) -> None:
 
 def test_transformations_say_what_they_are() -> None:
     """Level, before and after in the docstring, parameters that are logged."""
-    everything: list[Any] = [*ALL, AliasViews(), InPlace(), *default_fusions()]
+    everything: list[Any] = [*ALL, *LIBRARY, AliasViews(), InPlace(), *default_fusions()]
     for t in everything:
         assert t.level in (1, 2, 3, 4)
         assert "before:" in (type(t).__doc__ or "") and "after:" in (type(t).__doc__ or ""), t.name

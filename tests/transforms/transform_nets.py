@@ -11,6 +11,7 @@ import pytest
 import shorthaul.ops
 from shorthaul.analysis.movement import movement
 from shorthaul.autodiff import differentiate
+from shorthaul.codegen.library.interpreting import library_for_interpreter
 from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, float64
 from shorthaul.ir.fingerprint import fingerprint
@@ -81,7 +82,7 @@ def values(p: Program, seed: int = 0, sizes: Mapping[Symbol, int] | None = None)
 
 def results(p: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs, gradients and updates."""
-    computed = interpret(p, inputs)
+    computed = interpret(p, inputs, library=library_for_interpreter())
     return {k: computed[k] for k in sorted(p.results)}
 
 

@@ -115,8 +115,8 @@ def emit_kernel(m: Map, containers: Mapping[str, Container], name: str | None = 
     Raises ValueError, KeyError or TypeError, naming the memlet, for a map that is not well formed.
     """
     limits = DEFAULT.with_options(dict(m.schedule.options)) if limits is None else limits
-    nest = simplify(split(lower(pad_locals(m), containers)))
-    nest = packed(share_rows(rewrite_windows(nest, limits)))
+    nest = simplify(split(lower(pad_locals(m), containers)), merge=not limits.as_written)
+    nest = share_rows(nest) if limits.as_written else packed(share_rows(rewrite_windows(nest, limits)))
     names = Names(containers)
     for code in nest.codes():
         for ref in (*code.reads.values(), *code.writes.values()):

@@ -277,12 +277,13 @@ def lower(m: Map, containers: Mapping[str, Container]) -> Nest:
 
 
 # simplification ------------------------------------------------------------------------------------------------------
-def simplify(nest: Nest) -> Nest:
-    """The same computation in fewer loops and tasklets."""
+def simplify(nest: Nest, merge: bool = True) -> Nest:
+    """The same computation in fewer loops and tasklets. merge: loops may become one where every access walks on."""
     nest = _drop_single(nest)
     nest = one_tasklet(nest)
-    nest = _merge_params(nest)
-    nest.body = [simplify(n) if isinstance(n, Nest) else n for n in nest.body]
+    if merge:
+        nest = _merge_params(nest)
+    nest.body = [simplify(n, merge) if isinstance(n, Nest) else n for n in nest.body]
     return one_tasklet(nest)
 
 

@@ -19,7 +19,6 @@ from .values import Frame, Value, identity_text
 
 # float32 differences that are added up before they go into a float64 sum: its cost is hidden, the errors stay those of one step
 SHORT_SUM = 16
-STACK_BYTES = 32768  # of rows that live on the stack; larger ones get a buffer of the thread
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Writer:
             return
         name = self.names.pointers[key] = self.names.fresh("b")
         elements = c.size
-        if isinstance(elements, int) and elements * c.dtype.itemsize * (LANES if place.lanes is not None else 1) <= STACK_BYTES:
+        if isinstance(elements, int) and elements * c.dtype.itemsize * (LANES if place.lanes is not None else 1) <= self.limits.stack:
             count = f"{elements}" + (" * sh::W" if place.lanes is not None else "")
             place.block.add(f"alignas(64) {T} {name}[{count}];")
         else:

@@ -20,6 +20,7 @@ from shorthaul.symbolic import Expr, IntLike, Symbol, ceildiv, free_symbols, max
 from .collisions import colliding
 from .linearize import Code, Nest, Ref, decompose, depends, stride_of
 
+NEVER = 1 << 62
 LANES = 16  # for which plans are made; kernels are correct for any
 
 
@@ -30,7 +31,9 @@ class Limits:
     row_tile: rows that run inside the lanes. inner_reduction: a reduction of at most so many steps runs inside the lanes whole.
     chunk: points of an elementwise piece of work. long_sum: elements that one vector of float32 accumulators adds up before it is
     merged. parallel_work: vector operations below which threads cost more than they give. pieces: pieces of work to aim at;
-    enough: pieces of kept loops for which reduced ones are not split.
+    enough: pieces of kept loops for which reduced ones are not split. reduction: "persistent" never shares a reduction out among threads,
+    "split" always does. lanes: "none" leaves vector lanes out. stack: bytes of a local up to which it lives on the stack.
+    as_written: loops run in the order in which the map has them, the innermost one in lanes where that costs no more.
     """
 
     row_tile: int = 8
@@ -40,6 +43,15 @@ class Limits:
     parallel_work: int = 6000
     pieces: int = 64
     enough: int = 12
+    reduction: str = ""
+    lanes: str = ""
+    stack: int = 32768
+    as_written: bool = False
+
+    @property
+    def whole_reductions(self) -> int:
+        """Pieces of kept loops from which on reduced loops are not shared out."""
+        return {"persistent": 0, "split": NEVER}.get(self.reduction, self.enough)
 
     def with_options(self, options: Mapping[str, Any]) -> Limits:
         """The same with those options of a schedule that are limits; other targets have options of their own."""
@@ -225,10 +237,13 @@ def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = Tru
     all_groups = groups(code, scope)
     combining = [g for g in all_groups if g.combiner is not None]
     scan = next((g.scan for g in combining if g.scan is not None and g.scan in params), None)
-    v = choose_vector(code, params) if vector else None
+    vector = vector and limits.lanes != "none"
+    v = choose_vector(code, params[-1:] if limits.as_written and scan is None else params) if vector else None
     others = weight_order(code, [p for p in params if p is not v])
     if scan is not None:
         loops = _scan_order(others, v, scan, combining)
+    elif limits.as_written:
+        loops = [Loop(p, "vec" if p is v else "seq") for p in params]
     else:
         loops = _order(code, others, v, combining, all_groups, scope, limits)
     out = Plan(loops, v)
@@ -242,11 +257,12 @@ def plan(nest: Nest, code: Code, scope: frozenset[Symbol], *, vector: bool = Tru
 
 def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, parallel: bool = False, limits: Limits = DEFAULT) -> Plan:
     """The plan of the outer loops of a tree: whether one of them becomes the lanes of everything below, and what threads share out."""
-    vector = vector and bool(nest.params) and not any(n.order for n in _nests(nest))
+    vector = vector and bool(nest.params) and limits.lanes != "none" and not limits.as_written
+    vector = vector and not any(n.order for n in _nests(nest))
     if not parallel and not vector:
-        return Plan([Loop(p) for p in _tree_order(nest, list(nest.codes()))], None)
+        return Plan([Loop(p) for p in (nest.params if limits.as_written else _tree_order(nest, list(nest.codes())))], None)
     leaves = list(_leaves(nest, list(scope - frozenset(nest.params)), 1.0))
-    order = _tree_order(nest, [code for code, _, _, _ in leaves])
+    order = list(nest.params) if limits.as_written else _tree_order(nest, [code for code, _, _, _ in leaves])
     lanes = _tree_lanes(nest, leaves, order) if vector else None
     if lanes is not None:
         order = [p for p in order if p is not lanes] + [lanes]
@@ -271,7 +287,7 @@ def plan_tree(nest: Nest, scope: frozenset[Symbol], *, vector: bool = True, para
     count = 1
     for p in (*free, *reduced):
         size = estimate(p.size)
-        if count >= limits.enough and (p in reduced or count >= limits.pieces):
+        if count >= (limits.whole_reductions if p in reduced else max(limits.enough, limits.pieces)):
             break
         wanted = -(-limits.pieces // count)
         chunk = max(1, size // wanted)
@@ -444,7 +460,7 @@ def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], split: b
             continue
         items.append((p, chunk) if chunk > 1 else (p, None))
         count = count * ceildiv(p.size, chunk)
-    if estimate(count) >= limits.enough or not split or any(g.scatters or g.scan is not None for g in combining) or not combining:
+    if estimate(count) >= limits.whole_reductions or not split or any(g.scatters or g.scan is not None for g in combining) or not combining:
         return items
     reduced = [p for p in fixed if p not in free and not any(p in g.kept for g in combining) and p is not scan]
     if not reduced:
@@ -455,6 +471,8 @@ def _items(out: Plan, params: Sequence[Symbol], combining: list[Group], split: b
     kept_points = max(1, max(estimate(product(x.size for x in params if x in g.kept)) for g in combining))
     points = max(1, estimate(total))
     pieces = max(1, min(limits.pieces, points // (8 * kept_points), points // limits.chunk + 1) // max(1, estimate(count)))
+    if limits.reduction == "split":
+        pieces = max(pieces, 4)
     long = max(1, estimate(p.size))
     block: IntLike
     if p is out.vector and len(params) == 1:

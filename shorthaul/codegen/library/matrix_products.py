@@ -2,66 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from shorthaul.analysis.products import Plan, plan
+
 from .table import Tensors, library
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How an equation becomes one matrix product: dimension orders (batch, rows, columns) of operands and result, and how many of each.
-
-    ones_a, ones_b, ones_y: dimensions of size one that take no part. swap: a and b change places, so that the
-    result's last dimension is a column.
-    """
-
-    ones_a: tuple[int, ...]
-    ones_b: tuple[int, ...]
-    ones_y: tuple[int, ...]
-    order_a: tuple[int, ...]
-    order_b: tuple[int, ...]
-    order_y: tuple[int, ...]
-    batch: int
-    rows: int
-    columns: int
-    summed: int
-    swap: bool
-
-
-@functools.lru_cache(maxsize=4096)
-def plan(equation: str) -> Plan:
-    """The plan of an equation "a,b->y" ("1" is a dimension of size one)."""
-    operands, _, y = equation.partition("->")
-    a, _, b = operands.partition(",")
-    ones = [tuple(i for i, c in enumerate(letters) if c == "1") for letters in (a, b, y)]
-    a, b, y = (letters.replace("1", "") for letters in (a, b, y))
-    batch = [c for c in y if c in a and c in b]
-    rows = [c for c in y if c in a and c not in b]
-    columns = [c for c in y if c in b and c not in a]
-    swap = bool(y) and y[-1] in rows
-    if swap:
-        a, b, rows, columns = b, a, columns, rows
-        ones[0], ones[1] = ones[1], ones[0]
-    # the order of the summed dimensions: that of the operand in which they are together at the end or the start
-    summed = [c for c in a if c in b and c not in y]
-    return Plan(
-        ones[0],
-        ones[1],
-        ones[2],
-        tuple(a.index(c) for c in batch + rows + summed),
-        tuple(b.index(c) for c in batch + summed + columns),
-        tuple(y.index(c) for c in batch + rows + columns),
-        len(batch),
-        len(rows),
-        len(columns),
-        len(summed),
-        swap,
-    )
 
 
 def _squeezed(t: torch.Tensor, ones: Sequence[int]) -> torch.Tensor:

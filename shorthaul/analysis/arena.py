@@ -1,0 +1,103 @@
+"""Where in one arena each buffer of a phase lives: buffers that are never needed at the same time share memory.
+
+Two plans. "soon" goes by time and gives a free block away at once, so that the working set stays small and in the cache; gaps may stay
+between blocks of different sizes. "tight" also places the largest buffers first, each in the smallest gap among those that live at the
+same time, which mostly needs no more than the buffers that live at once, and takes what is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shorthaul.ir.program import Program
+
+from .liveness import hints, lifetimes, value
+
+ALIGNMENT = 64
+PLANS = ("soon", "tight")
+Block = tuple[str, int, int, int]  # name, bytes, first and last position
+
+
+def aligned(size: int) -> int:
+    """The size rounded up to whole cache lines."""
+    return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
+
+
+def plan_arena(blocks: Iterable[Block], plan: str = "soon") -> tuple[dict[str, int], int]:
+    """Offsets in bytes for blocks, and the size of the arena. Blocks whose lifetimes overlap never share memory."""
+    listed = list(blocks)
+    found = _soon(listed)
+    if plan == "tight":
+        found = min(found, _tight(listed), key=lambda f: f[1])
+    return found
+
+
+def arena_bytes(program: Program, plan: str, sizes: Mapping[Any, int] | None = None) -> dict[str, int]:
+    """Bytes of the arena of each phase of a scheduled program, at sizes (default: its size hints).
+
+    Counted are all values that live in one phase and are not handed out; a library call that allocates its result itself needs no room
+    in the arena for it.
+    """
+    known = hints(program, sizes)
+    results = program.results
+    found: dict[str, list[Block]] = {}
+    for name, life in lifetimes(program).items():
+        if not life.is_saved and name not in results:
+            found.setdefault(program.nodes[life.first].phase, []).append((name, value(life.container.bytes, known), life.first, life.last))
+    return {phase: plan_arena(blocks, plan)[1] for phase, blocks in found.items()}
+
+
+def _soon(blocks: list[Block]) -> tuple[dict[str, int], int]:
+    """Best fit in order of time, freeing what has ended; a free block is reused as soon as possible."""
+    order = sorted(blocks, key=lambda b: (b[2], -b[1], b[0]))
+    free: list[tuple[int, int]] = []  # (offset, size), sorted by offset, never adjacent
+    live: list[tuple[int, int, int]] = []  # (last position, offset, size)
+    offsets: dict[str, int] = {}
+    top = 0
+    for name, size, first, last in order:
+        size = aligned(size)
+        for block in [b for b in live if b[0] < first]:
+            live.remove(block)
+            _release(free, block[1], block[2])
+        fitting = [f for f in free if f[1] >= size]
+        if fitting:
+            at, room = min(fitting, key=lambda f: (f[1], f[0]))
+            free.remove((at, room))
+            if room > size:
+                _release(free, at + size, room - size)
+        elif free and free[-1][0] + free[-1][1] == top:
+            at, room = free.pop()  # the last free block grows into new memory
+            top = at + size
+        else:
+            at, top = top, top + size
+        offsets[name] = at
+        live.append((last, at, size))
+    return offsets, top
+
+
+def _tight(blocks: list[Block]) -> tuple[dict[str, int], int]:
+    """The largest first, each in the smallest gap between blocks that live at the same time."""
+    offsets: dict[str, int] = {}
+    placed: list[tuple[int, int, int, int]] = []  # (offset, size, first, last)
+    top = 0
+    for name, size, first, last in sorted(blocks, key=lambda b: (-b[1], b[2], b[0])):
+        size = aligned(size)
+        at, best = 0, None
+        for offset, taken, _, _ in sorted(b for b in placed if b[2] <= last and first <= b[3]):
+            if offset - at >= size and (best is None or offset - at < best[1]):
+                best = (at, offset - at)
+            at = max(at, offset + taken)
+        at = at if best is None else best[0]
+        placed.append((at, size, first, last))
+        offsets[name] = at
+        top = max(top, at + size)
+    return offsets, top
+
+
+def _release(free: list[tuple[int, int]], at: int, size: int) -> None:
+    for block in [f for f in free if f[0] + f[1] == at or at + size == f[0]]:
+        free.remove(block)
+        at, size = min(at, block[0]), size + block[1]
+    free.append((at, size))
+    free.sort()

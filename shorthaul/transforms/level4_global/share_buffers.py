@@ -1,0 +1,49 @@
+"""ShareBuffers: what is never needed at the same time lies in the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shorthaul.analysis.arena import PLANS, arena_bytes
+from shorthaul.ir.edit import Edit
+from shorthaul.ir.program import Form, Program
+
+from ..base import Match, Transformation, require
+
+ATTRIBUTE = "memory_plan"
+
+
+class ShareBuffers(Transformation):
+    """Plan the memory of each phase so that buffers share it as tightly as their lifetimes allow.
+
+    before:  a[4 MiB] | b[2 MiB] | a freed | c[6 MiB]   12 MiB: c fits into no free block
+    after:   c and a, b in the same 6 MiB
+
+    Bytes moved stay the same; the peak of memory falls by what the rewrite's note "memory" says, at the program's size hints. The plan
+    "soon", which programs have otherwise, goes by time and reuses a free block at once; "tight" (the default here) places the largest
+    buffers first, and is used where it needs less. Values in place of an operand are `InPlace`'s business, values between the phases
+    are kept apart, because the backward phase may run twice.
+    """
+
+    level = 4
+    allowed = {"plan": PLANS}
+
+    def __init__(self, plan: str = "tight") -> None:
+        self.plan = plan
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        """One place: the program."""
+        yield Match(program, {})
+
+    def check(self, m: Match) -> None:
+        p = m.program
+        require(p.form is Form.SCHEDULED, "the program is not scheduled yet, so its buffers are not known")
+        now = p.attributes.get(ATTRIBUTE, "soon")
+        require(now != self.plan, f"memory is planned {self.plan!r} already")
+        before, after = (arena_bytes(p, plan) for plan in (now, self.plan))
+        m.derived["memory"] = sum(before.values()) - sum(after.values())
+        require(self.plan != "tight" or m.memory > 0, "buffers share memory as tightly already")
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        edit.set_attribute(ATTRIBUTE, self.plan)
+        edit.rewrite.notes["memory"] = m.memory
