@@ -135,9 +135,9 @@ def backend(
         if lookups is not None:
             if entry is not None:
                 entry.compiled(gm, region, None)
-            return lookups.around(captured.graph)
+            return _unless_unfrozen(lookups.around(captured.graph), gm, example_inputs)
         observed = entry.compiled(gm, region, captured) if entry is not None else None
-        return observed or captured.graph
+        return _unless_unfrozen(observed or captured.graph, gm, example_inputs)
     except NoCompiler as e:
         reason = str(e)
     except Exception as e:
@@ -149,6 +149,27 @@ def backend(
         entry.compiled(gm, region, None)
     warnings.warn(f"part of the model runs in eager mode: {reason}", FallbackWarning, stacklevel=2)
     return gm.forward
+
+
+def _unless_unfrozen(graph: Callable[..., Any], gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """The compiled graph; eager mode, with a warning, for a call in which an input requires grad that did not when it was compiled.
+
+    PyTorch compiles anew for such a call, but 2.11 takes no notice of parameters, which then would get no gradient. (A parameter that was
+    frozen afterwards is no matter: autograd drops its gradient.)
+    """
+    fixed = [i for i, t in enumerate(example_inputs)
+             if isinstance(t, torch.Tensor) and not t.requires_grad and (t.is_floating_point() or t.is_complex())]  # fmt: skip
+    if not fixed or not torch.is_grad_enabled():
+        return graph
+
+    def call(*inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(inputs[i].requires_grad for i in fixed):
+            text = "a parameter was unfrozen after it was compiled, and PyTorch did not notice: this part of the model runs in eager mode"
+            warnings.warn(f"{text}; torch.compiler.reset() has it compiled anew", FallbackWarning, stacklevel=2)
+            return gm.forward(*inputs)
+        return graph(*inputs)
+
+    return call
 
 
 def _graph_break(gm: torch.fx.GraphModule) -> str:

@@ -15,6 +15,8 @@ from torch import nn
 from torch.func import functional_call
 
 import shorthaul as sh
+import shorthaul.api
+from shorthaul.errors import FallbackWarning
 
 
 def test_state_moves_between_plain_and_optimized_modules() -> None:
@@ -289,3 +291,30 @@ def test_tensor_subclasses_run_visibly_in_eager_mode() -> None:
     close(y.as_subclass(torch.Tensor), eager(batch()))
     with pytest.raises(Exception, match="tensor subclasses are not supported"):
         twins(mlp, strict=True)[1](batch().as_subclass(Marked))
+
+
+def test_unfreezing_that_pytorch_does_not_notice_runs_in_eager_mode() -> None:
+    """PyTorch 2.11 has no guard for a parameter that is unfrozen; here the compiled graph is called past its guards."""
+    found: list[Any] = []
+
+    def backend(gm: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        compiled = sh.api.backend(gm, examples)
+
+        def call(*inputs: Any) -> Any:
+            found.append((compiled, inputs))
+            return compiled(*inputs)
+
+        return call
+
+    model = nn.Linear(3, 2)
+    model.weight.requires_grad_(False)
+    torch.compile(lambda x: model(x).sin(), backend=backend)(torch.ones(4, 3))
+    compiled, inputs = found[0]
+    model.weight.requires_grad_(True)
+    with pytest.warns(FallbackWarning, match="unfrozen"):
+        (y,) = compiled(*inputs)
+    y.sum().backward()
+    got = model.weight.grad.clone()
+    model.zero_grad()
+    model(torch.ones(4, 3)).sin().sum().backward()
+    torch.testing.assert_close(got, model.weight.grad)

@@ -25,7 +25,6 @@ LIBRARY = {"contract", *CONVOLUTIONS, "flash_attention", "flash_attention_backwa
 WITH_JUMPS = {"resnet50", "wide_resnet50_2", "mobilenet_v2", "fcn8s_vgg16", "wavenet", "dlrm", "yolov4", "unet"}
 # How many tokens an expert gets is known at run time only: Dynamo breaks the graph there, and PyTorch finds the tokens.
 BREAKS = {"mixture_of_experts"}
-CALLS = {"dlrm"}  # embedding bags are calls of PyTorch
 # Each step of the small YOLOv4 multiplies rounding errors by a thousand, so that after eight steps eager and eager in another memory
 # layout have nothing in common, in float64 too (tested below): each of its steps starts from eager's state.
 CHAOTIC = {"yolov4"}
@@ -39,7 +38,7 @@ def train(name: str, dtype: torch.dtype, seeds: tuple[int, ...]) -> tuple[Agreem
     reports: list[Any] = []
 
     def engine(module: nn.Module) -> nn.Module:
-        reports.append(sh.optimize(module, strict=name not in BREAKS | CALLS).report)
+        reports.append(sh.optimize(module, strict=name not in BREAKS).report)
         return module
 
     verdict = judge_training(
@@ -66,8 +65,7 @@ def test_trains_like_eager(name: str, dtype: torch.dtype) -> None:
         if name not in BREAKS:
             (region,) = report.regions
             assert not region.graph_break, report
-            if name not in CALLS:
-                assert not region.fallbacks and set(region.library_calls) <= LIBRARY, report
+            assert not region.fallbacks and set(region.library_calls) <= LIBRARY, report
 
 
 @pytest.mark.slow
