@@ -19,7 +19,7 @@ from shorthaul.ir.verify import verify
 from shorthaul.ops.custom import inline_custom_functions
 from shorthaul.ops.expand import expand
 from shorthaul.ops.registry import OperatorDefinition
-from shorthaul.transforms.base import Refused, Result, apply_everywhere
+from shorthaul.transforms.base import Refused, Result, Transformation, apply_everywhere
 from shorthaul.transforms.choices import DEFAULT, Choices
 from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
@@ -41,6 +41,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     eliminate_common_subexpressions,
 )
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
+from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
 from shorthaul.transforms.level4_global.share_buffers import ShareBuffers
@@ -66,6 +67,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     choices.take(program, choices.first)
     apply_everywhere(program, [Checkpoint()])
     inline_custom_functions(program)
+    if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
+        apply_everywhere(program, choices.adjust([FusedLossHead()]))
     _lower_bodies(program, options, check)
     eliminate_dead_code(program)
     sparse = Result()
@@ -96,8 +99,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         result = fuse(program, choices.adjust(default_fusions(options.target)))
         eliminate_dead_code(program)
         apply_everywhere(program, choices.adjust([WriteThrough()]))
-        if level >= 4 and options.target != "triton":  # a GPU's captured graph repeats no steps
-            apply_everywhere(program, choices.adjust([BatchTiling(dims=2), TileLayout(), AliasViews(loops=True), BatchTiling()]))
+        if level >= 4 and options.target != "triton":
+            apply_everywhere(program, choices.adjust(_tiles()))
         if level >= 3:
             apply_everywhere(program, choices.adjust([FoldScale()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
@@ -114,6 +117,12 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     result = Result(result.applied + sparse.applied, [*sparse.refused, *result.refused])
     program.attributes["refusals"] = result.refused
     return result
+
+
+def _tiles() -> list[Transformation]:
+    """Loops over parts of the batch: first where not even one sample fits, with results laid out as their readers want them; then over
+    whole samples, and over parts of samples in what is left."""
+    return [BatchTiling(dims=2, large=True), TileLayout(), AliasViews(loops=True), BatchTiling(), BatchTiling(dims=2)]
 
 
 def fused_maps(program: Program, options: Options) -> Program:

@@ -86,8 +86,9 @@ def outer_bytes(node: Loop, containers: Mapping[str, Container], inside: Iterabl
         elif name in written and side == "write":
             summed = name in node.summed
             result[name, side] = number if summed and fits else trips * number
-            if summed and not fits:
-                result[name, "read"] = (trips - 1) * number
+            if summed and not fits:  # each part is added to the sum: both are read, and the sum written
+                result[name, side] = result[name, side] + (trips - 1) * number
+                result[name, "read"] = 2 * (trips - 1) * number
         elif not fits:
             result[name, side] = result.get((name, side), 0) + trips * number
     return result

@@ -131,7 +131,10 @@ def test_a_loop_whose_rows_do_not_make_up_the_batch_is_refused() -> None:
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
-        (lambda: Mixer(side=24, patch=6, width=24, depth=1, patch_hidden=12, channel_hidden=48, classes=10), (6, 3, 24, 24)),
+        (
+            lambda: Mixer(side=24, patch=6, width=24, depth=1, patch_hidden=12, channel_hidden=48, classes=10),
+            (6, 3, 24, 24),
+        ),
         (lambda: MobileNetV2(TINY, stem=8, stem_stride=1, head=32, classes=10, dropout=0.0), (6, 3, 16, 16)),
     ],
     ids=["mixer", "mobilenet"],
@@ -140,7 +143,11 @@ def test_compiled_networks_keep_their_gradients(
     build: Any, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHORTHAUL_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(shorthaul.pipeline, "BatchTiling", lambda dims=1: BatchTiling(cache=1 << 19, least=4096, dims=dims))
+    monkeypatch.setattr(
+        shorthaul.pipeline,
+        "BatchTiling",
+        lambda dims=1, large=False: BatchTiling(cache=1 << 19, least=4096, dims=dims, large=large),
+    )
     torch.manual_seed(0)
     model = build().double().train()
     expected, x = copy.deepcopy(model), torch.randn(shape, dtype=torch.float64)

@@ -184,7 +184,7 @@ def test_compiled_attention_keeps_its_numbers(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         shorthaul.pipeline,
         "BatchTiling",
-        lambda dims=1: BatchTiling(cache=6000 if dims == 2 else 1, least=1024, dims=dims),
+        lambda dims=1, large=False: BatchTiling(cache=6000 if dims == 2 else 1, least=1024, dims=dims, large=large),
     )
     torch.manual_seed(0)
     model = Attention(16, 4, 0.3).double().train()

@@ -10,18 +10,21 @@ import pytest
 import torch
 from random_networks import random_network
 from torch import nn
-from transform_nets import assert_same, results, values
+from transform_nets import assert_same, network, results, values
 
 import shorthaul as sh
 from benchmarks.networks.bert import Attention
 from benchmarks.networks.mbconv import MBConv
 from benchmarks.networks.mixer import Block as MixerBlock
 from shorthaul.analysis.movement import movement
+from shorthaul.config import Options
+from shorthaul.ir.dtypes import int64
 from shorthaul.ir.fingerprint import fingerprint
+from shorthaul.ir.nodes import LibraryCall, Loop
 from shorthaul.ir.program import Program
 from shorthaul.ir.verify import verify
 from shorthaul.ops.expand import choose_maps, expand
-from shorthaul.pipeline import _schedule
+from shorthaul.pipeline import _schedule, optimize
 from shorthaul.symbolic import Symbol
 from shorthaul.testing import sample
 from shorthaul.transforms.base import Match, Transformation, apply_everywhere
@@ -39,6 +42,7 @@ from shorthaul.transforms.level3_layout.fold_scale import FoldScale
 from shorthaul.transforms.level3_layout.fold_transpose import FoldTranspose
 from shorthaul.transforms.level3_layout.stack_weights import StackWeights
 from shorthaul.transforms.level3_layout.sum_of_repeated import SumOfRepeated
+from shorthaul.transforms.level3_layout.tile_layout import TileLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
 from shorthaul.transforms.level4_global.batch_tiling import BatchTiling
 from shorthaul.transforms.level4_global.common_subexpressions import (
@@ -46,6 +50,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     eliminate_common_subexpressions,
 )
 from shorthaul.transforms.level4_global.dead_code import DeadCode, eliminate_dead_code
+from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
 
@@ -163,9 +168,52 @@ def test_fusion_can_be_undone_and_repeats_exactly(seed: int) -> None:
     assert fingerprint(p) == after
 
 
+@pytest.mark.parametrize("seed", sample(range(200), 8))
+def test_loss_heads_at_random(seed: int) -> None:
+    """A layer, elementwise operators, and a loss of any kind, a few rows at a time; then lowered, fused and tiled."""
+    rng = np.random.default_rng(seed)
+    rows, width, classes = int(rng.choice([4, 6, 12])), int(rng.integers(2, 5)), int(rng.choice([2, 3, 5]))
+    parameters: dict[str, Any] = {"w": (classes, width)}
+    if rng.integers(2):
+        parameters["bias"] = (classes,)
+    if rng.integers(2):
+        parameters["weight"] = (classes,)
+    options = {"reduction": int(rng.integers(0, 3)), "ignore_index": int(rng.choice([-100, 1]))}
+    steps = [str(s) for s in rng.choice(["tanh", "sigmoid", "square"], int(rng.integers(0, 3)))]
+
+    def build(b: Any, x: Any, target: Any, **given: Any) -> Any:
+        z = b.op("contract", {"equation": "rk,nk->rn"}, a=b.op("tanh", x=x), b=given["w"], bias=given.get("bias"))
+        for s in steps:
+            z = b.op(s, x=z)
+        loss = b.op("nll_loss", options, x=b.op("log_softmax", {"dim": 1}, x=z), target=target, weight=given.get("weight"))[0]
+        return b.op("square", x=b.op("sum", {"dims": ()}, x=loss) if options["reduction"] == 0 else loss)
+
+    def named(b: Any, x: Any, target: Any, *rest: Any) -> Any:
+        return build(b, x, target, **dict(zip(parameters, rest, strict=True)))
+
+    shapes = {"x": (rows, width), "target": (rows,)}
+    p = network(named, parameters=parameters, maps=False, dtypes={"target": int64}, **shapes)
+    inputs = values(p, seed)
+    inputs["target"][0] = 0  # not every target is ignored
+    expected = results(p, inputs)
+    before = fingerprint(p)
+    part = int(rng.choice([n for n in range(1, rows) if rows % n == 0]))
+    moved = movement(p).bytes
+    assert apply_everywhere(p, [FusedLossHead(rows=part)]).applied == 1
+    verify(p)
+    assert moved - movement(p).bytes - p.log[-1].notes["saves"] == 0
+    assert_same(p, inputs, expected)
+    after = p.clone()
+    p.undo()
+    assert fingerprint(p) == before
+    optimize(after, Options(4), check=True)
+    library = [n for n in after.nodes if isinstance(n, LibraryCall)]
+    assert library or any(isinstance(n, Loop) for n in after.nodes)
+
+
 def test_transformations_say_what_they_are() -> None:
     """Level, before and after in the docstring, parameters that are logged."""
-    everything: list[Any] = [*ALL, *LIBRARY, AliasViews(), InPlace(), *default_fusions()]
+    everything: list[Any] = [*ALL, *LIBRARY, FusedLossHead(), TileLayout(), AliasViews(), InPlace(), *default_fusions()]
     for t in everything:
         assert t.level in (1, 2, 3, 4)
         assert "before:" in (type(t).__doc__ or "") and "after:" in (type(t).__doc__ or ""), t.name

@@ -16,7 +16,7 @@ from shorthaul.ir.containers import Container
 from shorthaul.ir.dtypes import DType, float64
 from shorthaul.ir.fingerprint import fingerprint
 from shorthaul.ir.interpreter import interpret
-from shorthaul.ir.nodes import Map
+from shorthaul.ir.nodes import Map, Operator
 from shorthaul.ir.program import Program, Signature
 from shorthaul.ir.verify import verify
 from shorthaul.ops.builder import OpBuilder
@@ -81,8 +81,13 @@ def values(p: Program, seed: int = 0, sizes: Mapping[Symbol, int] | None = None)
 
 
 def results(p: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs, gradients and updates."""
-    computed = interpret(p, inputs, library=library_for_interpreter())
+    """Outputs, gradients and updates; operators are run as their maps."""
+
+    def lower(program: Program, operator: Operator) -> None:
+        if program.node_is_current(operator):
+            expand(program, choose_maps)
+
+    computed = interpret(p, inputs, library=library_for_interpreter(), expand=lower)
     return {k: computed[k] for k in sorted(p.results)}
 
 

@@ -55,8 +55,8 @@ class BatchTiling(Transformation):
     need (weights, sums, and the slices in use at once), of the described machine if 0. least: bytes that an intermediate must have to be
     worth the loop's own time, half of the cache if 0; a smaller one may stay in the cache without it. dims: leading dimensions that are
     run over. With two, an iteration works on a part of one sample, where whole samples do not fit: some positions of a sequence, or some
-    heads of attention. As library calls and maps, with dropout or any mask, attention then never has the scores of all heads in memory,
-    forward or backward:
+    heads of attention. large: only chains with a node of which not even one whole sample fits. As library calls and maps, with dropout or
+    any mask, attention then never has the scores of all heads in memory, forward or backward:
 
         before:  s = q k^T;  map b, h, i, j: w = dropout(softmax(s));  y = w v          s, w: [batch, heads, length, length] in memory
         after:   loop over b, h in steps of k:  s' = q' k'^T;  map: w' = ...;  y[b, h:h+k] = w' v'
@@ -66,10 +66,11 @@ class BatchTiling(Transformation):
     allowed = {"cache": range(1 << 40), "least": range(1 << 40), "dims": (1, 2)}
     tunable = {"cache": (1, 1 << 19, 1 << 21, 1 << 23)}  # 1: nothing fits, it is off
 
-    def __init__(self, cache: int = 0, least: int = 0, dims: int = 1) -> None:
+    def __init__(self, cache: int = 0, least: int = 0, dims: int = 1, large: bool = False) -> None:
         self.cache = cache
         self.least = least
         self.dims = dims
+        self.large = large
 
     @property
     def _budget(self) -> int:
@@ -115,17 +116,23 @@ class BatchTiling(Transformation):
                     behind += 1
                     if behind > PATIENCE:
                         break
-            if len(region.nodes) > 1 and not self._whole_samples_fit(p, region):
+            if len(region.nodes) > 1 and not self._whole_samples_do(p, region):
                 taken = {n.id for n in region.nodes}
                 following = next((i for i in range(at, len(nodes)) if nodes[i].id not in taken), len(nodes))
                 return region, max(following, at + 1)
         return None, len(nodes)
 
-    def _whole_samples_fit(self, p: Program, region: Region) -> bool:
-        """Whether the nodes of a region over several dimensions could as well run over the first alone."""
+    def _whole_samples_do(self, p: Program, region: Region) -> bool:
+        """Whether the nodes of a region over several dimensions could as well run over the first alone, together or (`large`) each."""
         first = region.rows[:1]
-        roles = roles_together(p, region.nodes, first) if len(region.rows) > 1 and first[0] > 1 else None
-        return roles is not None and self.tile(p, region.nodes, roles, first) is not None
+        if len(region.rows) == 1 or first[0] == 1:
+            return False
+
+        def fits(nodes: Sequence[Node]) -> bool:
+            roles = roles_together(p, nodes, first)
+            return roles is not None and self.tile(p, nodes, roles, first) is not None
+
+        return all(fits([n]) for n in region.nodes) if self.large else fits(region.nodes)
 
     def _rows(self, p: Program, n: Node) -> tuple[int, ...] | None:
         """The rows of a node that can begin a region: it writes something large that has them, which a region may hold."""
