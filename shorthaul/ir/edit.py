@@ -93,29 +93,7 @@ class Edit:
         Nodes between the first and the last that depend on one of `nodes` move behind `new`; containers that share memory count as one.
         Raises EditError if one of `nodes` depends on another one through a third node: fusing them would close a cycle.
         """
-        p = self.program
-        gone = {n.id for n in nodes}
-        positions = [self.program.position(n) for n in nodes]
-        lo, hi = min(positions), max(positions)
-        tainted: set[Any] = set()
-        before: list[Node] = []
-        behind: list[Node] = []
-        has_runtime_sizes = any(n.defines for n in p.nodes[lo : hi + 1])
-        for n in p.nodes[lo : hi + 1]:
-            reads, writes = (p.roots(names) for names in p._uses[n.id])
-            # a size that a node defines is a value like any other
-            needs: frozenset[Any] = reads | node_sizes(n, p.containers) if has_runtime_sizes else reads
-            gives: frozenset[Any] = writes | {d.symbol for d in n.defines}
-            depends = not tainted.isdisjoint(needs)
-            if n.id in gone:
-                if depends and any(not (p.roots(p._uses[d.id][1]) | {s.symbol for s in d.defines}).isdisjoint(needs) for d in behind):
-                    raise EditError(f"{n} depends on another of the fused nodes through a node between them")
-                tainted |= gives
-            elif depends:
-                behind.append(n)
-                tainted |= gives
-            else:
-                before.append(n)
+        lo, hi, before, behind = fusing_order(self.program, nodes)
         self._splice(lo, hi + 1 - lo, [*before, *new, *behind])
 
     def schedule(self) -> None:
@@ -219,3 +197,33 @@ def _swap(program: Program, at: int, old: list[Node], new: list[Node]) -> None:
     for n in new:
         if id(n) not in staying:
             program._register(n)
+
+
+def fusing_order(p: Program, nodes: Sequence[Node]) -> tuple[int, int, list[Node], list[Node]]:
+    """(first position, last position, nodes between them that go before, those that go behind) for fusing several nodes into one.
+
+    Raises EditError if one of them depends on another one through a third node.
+    """
+    gone = {n.id for n in nodes}
+    positions = [p.position(n) for n in nodes]
+    lo, hi = min(positions), max(positions)
+    tainted: set[Any] = set()
+    before: list[Node] = []
+    behind: list[Node] = []
+    has_runtime_sizes = any(n.defines for n in p.nodes[lo : hi + 1])
+    for n in p.nodes[lo : hi + 1]:
+        reads, writes = (p.roots(names) for names in p._uses[n.id])
+        # a size that a node defines is a value like any other
+        needs: frozenset[Any] = reads | node_sizes(n, p.containers) if has_runtime_sizes else reads
+        gives: frozenset[Any] = writes | {d.symbol for d in n.defines}
+        depends = not tainted.isdisjoint(needs)
+        if n.id in gone:
+            if depends and any(not (p.roots(p._uses[d.id][1]) | {s.symbol for s in d.defines}).isdisjoint(needs) for d in behind):
+                raise EditError(f"{n} depends on another of the fused nodes through a node between them")
+            tainted |= gives
+        elif depends:
+            behind.append(n)
+            tainted |= gives
+        else:
+            before.append(n)
+    return lo, hi, before, behind

@@ -8,12 +8,12 @@ this not fused".
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Union
 
 from shorthaul.ir.containers import Container
-from shorthaul.ir.edit import Edit, EditError
+from shorthaul.ir.edit import Edit, EditError, fusing_order
 from shorthaul.ir.location import common_prefix, container_reference, find, module_of, reference
 from shorthaul.ir.nodes import Map, Node, Operator
 from shorthaul.ir.program import Form, Program
@@ -30,6 +30,14 @@ def require(condition: bool | None, reason: str) -> None:
     """Raise Refusal unless the condition is proven (None, "don't know", counts as no)."""
     if not condition:
         raise Refusal(reason)
+
+
+def require_no_cycle(program: Program, nodes: Sequence[Node]) -> None:
+    """Raise Refusal if one of the nodes needs what another one makes by way of a third node: fused they would close a cycle."""
+    try:
+        fusing_order(program, nodes)
+    except EditError as e:
+        raise Refusal(str(e)) from None
 
 
 @dataclass

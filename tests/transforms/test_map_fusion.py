@@ -260,3 +260,14 @@ def test_16_bit_values_that_stay_in_a_kernel_keep_their_precision() -> None:
     (k,) = kernels(p)
     (code,) = k.tasklet.code.values()  # type: ignore[union-attr]
     assert [s.dtype.name for s in walk(code) if s.op == "cast"] == ["float32", "bfloat16"]
+
+
+def test_refuses_a_cycle_through_a_third_node() -> None:
+    """The consumer needs a sum over what the producer makes, too: by hand as in the fusion stage the check says so."""
+
+    def build(b: Any, x: Any) -> Any:
+        t = b.op("tanh", x=x)
+        return b.op("mul", a=t, b=b.op("sum", {"dims": (1,), "keepdim": True}, x=t))
+
+    p = network(build, train=False, x=(4, 6))
+    assert_refuses(MapFusion("keep"), only(matches(MapFusion("keep"), p, first="tanh", second="mul")), "through a node between them")

@@ -12,7 +12,7 @@ from shorthaul.ir.scalar import reads_of, substitute_indices
 from shorthaul.symbolic import Expr, prove_le
 
 from .. import traffic
-from ..base import Data, MapNode, Match, Path, Transformation, hint_value, require
+from ..base import Data, MapNode, Match, Path, Transformation, hint_value, require, require_no_cycle
 from .compose import code_cost, is_injection, never, reading, substitute_producer, used_reads, written_params
 
 IntLike = Union[int, Expr]
@@ -96,6 +96,8 @@ class MapFusion(Transformation):
 
     def check(self, m: Match) -> None:
         m.derived["plan"] = self.plan(m)
+        if not m.plan[1]:
+            require_no_cycle(m.program, [m.first, m.second])
 
     def saves(self, m: Match) -> IntLike:
         """The consumer's read of `mid`, its write if that disappears, what the producer read for other elements than the consumer needs or

@@ -12,7 +12,7 @@ from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, Symbol
 
 from .. import traffic
-from ..base import Match, Transformation, hint_value, require
+from ..base import Match, Transformation, hint_value, require, require_no_cycle
 from .compose import match_params, merge_same_domain, same_size
 
 IntLike = Union[int, Expr]
@@ -49,6 +49,7 @@ class SiblingFusion(Transformation):
         renaming = same_points(p, a, b, m.mid)
         m.derived["renaming"] = renaming
         m.derived["fused"] = merge_same_domain(a, b, renaming)
+        require_no_cycle(p, [a, b])
 
     def saves(self, m: Match) -> IntLike:
         """One read of the elements that both read."""

@@ -13,7 +13,7 @@ from shorthaul.ir.nodes import Node
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr
 
-from ..base import Match, Transformation, require
+from ..base import Match, Transformation, require, require_no_cycle
 from .batch_rows import (
     SLICED,
     SUMMED,
@@ -214,6 +214,7 @@ class BatchTiling(Transformation):
         require(tile is not None, f"one sample and the weights do not fit the {self._budget} bytes of the cache")
         m.derived.update(roles=roles, rows=rows, tile=tile, saved=saved(p, nodes, roles, rows))
         require(m.saved > 0, "they share nothing that would stay in the cache")
+        require_no_cycle(p, nodes)
 
     def saves(self, m: Match) -> IntLike:
         """What the nodes hand each other and nobody else needs is neither written nor read; what several read is read once."""
