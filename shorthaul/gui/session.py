@@ -289,6 +289,7 @@ class Session:
             except FAILURES as e:
                 raise SessionError(f"{transformation} cannot be applied here: {e}") from e
             if not done:
+                self._applied(self.current.program, transformation, where, parameters)  # says why
                 raise SessionError(f"{transformation} applies nowhere alike: it was done already, or is refused everywhere")
             more = f" and {len(done) - 1} alike" if len(done) > 1 else ""
             self._move(self._add(self.current, program, f"{transformation} at {_words(done[0])}{more}"), new=True)

@@ -38,6 +38,8 @@ VERSION = 1
 class SerializeError(ValueError):
     """A value that cannot be written, or input that is no program of this version."""
 
+REFUSALS = "refusals"  # the attribute with what was not applied and why: said to people after a run, no part of the program
+
 
 def to_json(program: Program) -> dict[str, Json]:
     """The program as nested dicts and lists of JSON types. Raises SerializeError for an attribute of a type that is not supported."""
@@ -97,7 +99,7 @@ class _Writer:
             "constants": {name: _array(np.asarray(v)) for name, v in p.constants.items()},
             "log": [self.rewrite(r) for r in p.log],
             "revision": p.version,
-            "attributes": self.value(p.attributes),
+            "attributes": self.value({k: v for k, v in p.attributes.items() if k != REFUSALS}),
         }
 
     def expr(self, e: IntLike | None) -> Json:

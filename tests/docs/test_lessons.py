@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LESSONS = sorted((ROOT / "docs" / "lessons").glob("*.md"))
+LESSONS = sorted((ROOT / "docs" / "lessons").glob("*.md"), key=lambda p: int(p.name.split("_")[0]))
 
 
-def test_there_are_nine() -> None:
-    assert [p.name.split("_")[0] for p in LESSONS] == list("123456789")
+def test_there_are_ten() -> None:
+    assert [p.name.split("_")[0] for p in LESSONS] == [str(n) for n in range(1, 11)]
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda p: p.stem)

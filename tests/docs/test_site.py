@@ -30,7 +30,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_there(site: Path) -> None:
     pages = {p.relative_to(site).as_posix() for p in site.rglob("*.html")}
     assert {"index.html", "usage.html", "transformations.html", "extension.html", "lessons/9_efficientnet.html"} <= pages
-    assert len([p for p in pages if p.startswith("lessons/")]) == 9
+    assert len([p for p in pages if p.startswith("lessons/")]) == 10
 
 
 def test_every_transformation_is_described_with_before_and_after(site: Path) -> None:

@@ -25,8 +25,8 @@ def find_browser() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module", name="browser")
+def one_browser() -> Iterator[Any]:
     """One for the tests of a file: starting it takes longer than most of them."""
     from playwright.sync_api import sync_playwright
 
@@ -60,6 +60,26 @@ def open_page(context: Any, url: str) -> Any:
 def total(page: Any, name: str) -> str:
     """A number of the bar as it is written."""
     return page.locator(f'[data-total="{name}"] b').inner_text().split("\n")[0].split("▼")[0].split("▲")[0].strip()
+
+
+def choose(page: Any, text: str) -> None:
+    """Search, take the first that is found, and wait until the side panel shows it."""
+    page.fill("#search", text)
+    page.wait_for_selector("#found li")
+    page.press("#search", "Enter")
+    shown(page)
+
+
+def shown(page: Any) -> None:
+    """Wait until the side panel shows the selection as it is in the current state."""
+    until(page, "document.querySelector('#panel').dataset.shows === `${studio.d.version} ${studio.selection() ?? ''}` && "
+                "studio.d.version === studio.line.version")  # fmt: skip
+
+
+def card(page: Any, transformation: str, button: str) -> None:
+    """Press a button of the first card of a transformation in the side panel."""
+    found = page.locator("#panel .card", has=page.locator(f"b:text-is('{transformation}')")).first
+    found.get_by_role("button", name=button, exact=True).click()
 
 
 def until(page: Any, condition: str, seconds: float = 60) -> None:

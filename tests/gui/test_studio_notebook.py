@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from studio_browser import browsing, until
+from studio_browser import browsing, one_browser, until  # noqa: F401
 from studio_networks import small
 
 import shorthaul as sh
@@ -20,8 +20,6 @@ from shorthaul.gui import Session
 
 comm = pytest.importorskip("comm", reason="anywidget is not installed: requirements-dev.txt has it")
 StudioWidget = pytest.importorskip("shorthaul.gui.notebook", reason="anywidget is not installed: requirements-dev.txt has it").StudioWidget
-
-pytest_plugins = ("studio_browser",)  # the fixture `browser`
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studio_browser import browsing, main_thread, open_page, total, until
+from studio_browser import browsing, choose, main_thread, one_browser, open_page, until  # noqa: F401
 from studio_networks import flat, small
 
 import shorthaul as sh
 from shorthaul.gui import Session
 from shorthaul.gui.server import Studio
-from shorthaul.ir.fingerprint import fingerprint
 
 GENEROUS = 60.0  # seconds: opening is only kept from hanging, since others use the machine; the time is printed
-
-pytest_plugins = ("studio_browser",)  # the fixture `browser`
 
 
 @pytest.fixture(scope="module")
@@ -37,62 +34,6 @@ def studio(captured: Any) -> Iterator[Studio]:
     yield opened
     opened.close()
     session.close()
-
-
-def choose(page: Any, text: str) -> None:
-    """Search, and take the first that is found."""
-    page.fill("#search", text)
-    page.wait_for_selector("#found li")
-    page.press("#search", "Enter")
-
-
-def apply_first(page: Any, transformation: str, button: str) -> None:
-    card = page.locator("#panel .card", has=page.locator(f"b:text-is('{transformation}')")).first
-    card.get_by_role("button", name=button, exact=True).click()
-
-
-def test_see_change_undo_measure_export_and_replay(browser: Any, studio: Studio, captured: Any, tmp_path: Path) -> None:
-    session = studio.session
-    with browsing(browser) as context:
-        page = open_page(context, studio.url)
-        before = total(page, "Bytes moved")
-        choose(page, "blocks.0")  # a block, and its bytes
-        page.wait_for_selector("#panel h2:text-is('blocks.0')")
-        facts = page.locator("#panel .facts").inner_text()
-        assert "Bytes moved" in facts and "MiB" in facts
-        assert page.locator("#panel").get_by_text("blocks.1").count()  # built alike
-
-        apply_first(page, "MapFusion", "Apply")  # one fusion: totals fall, undo brings them back
-        until(page, "studio.d.current === 2")
-        assert session.current.totals["bytes"] < session.states[1].totals["bytes"]
-        assert total(page, "Bytes moved") != before
-        page.wait_for_selector("#totals .badge.good")  # the numbers were checked
-        page.keyboard.press("Control+z")
-        until(page, "studio.d.current === 1")
-        assert total(page, "Bytes moved") == before
-
-        choose(page, "blocks.0")
-        page.wait_for_selector("#panel h2:text-is('blocks.0')")
-        apply_first(page, "MapFusion", "Apply to all alike")  # a branch, in both blocks
-        until(page, "studio.d.current === 3")
-        assert len([r for r in session.current.program.log if r.name == "MapFusion"]) == 2
-
-        page.click("#measure")
-        until(page, "studio.d.states[3].totals.measured", 180)
-        assert "ms" in total(page, "Measured") or "µs" in total(page, "Measured")
-        page.click('[data-tab="history"]')
-        assert page.locator(".tree .state").count() == 4
-        page.click('[data-tab="diff"]')
-        page.wait_for_selector("#sheet table")
-        assert "blocks.1" in page.locator("#sheet").inner_text()
-
-        with page.expect_download() as download:
-            page.select_option("#export", "recipe")
-        download.value.save_as(tmp_path / "recipe.py")
-    again = sh.capture(*small())
-    again.replay(tmp_path / "recipe.py")  # type: ignore[attr-defined]
-    assert fingerprint(again) == fingerprint(session.current.program)
-    assert again.movement().bytes == session.current.totals["bytes"]  # type: ignore[attr-defined]
 
 
 def test_everything_of_a_node_is_shown(browser: Any, studio: Studio) -> None:

@@ -253,10 +253,10 @@ export class App {
   }
 
   async panel() {
-    const panel = byId("panel"), i = this.selected, it = this.model.items[i];
+    const panel = byId("panel"), i = this.selected, it = this.model.items[i], version = String(this.d.version);
     try {
-      if (!it) return showProgram(panel, this.d, this.graph, this.best, this.actions);
-      if (it.node >= 0) {
+      if (!it) showProgram(panel, this.d, this.graph, this.best, this.actions);
+      else if (it.node >= 0) {
         const node = this.graph.nodes[it.node], d = await this.line.call("node", { what: nameOf(node) });
         if (this.selected === i) showNode(panel, d, this.actions, { info: this.info, value: this.values[node.id] });
       } else {
@@ -266,6 +266,7 @@ export class App {
     } catch (e) {
       panel.replaceChildren(el("p", { class: "soft" }, /** @type {Error} */ (e).message));
     }
+    if (this.selected === i && version === String(this.d.version)) panel.dataset.shows = `${version} ${this.selection() ?? ""}`; // for whoever waits for it
   }
 
   /** @param {number} i @param {number} x @param {number} y */
