@@ -41,6 +41,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     eliminate_common_subexpressions,
 )
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
+from shorthaul.transforms.level4_global.early_update import EarlyUpdate
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.recompute import Recompute
@@ -108,7 +109,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 3:
         apply_everywhere(program, choices.adjust([StackWeights()]))
     if level >= 4:
-        apply_everywhere(program, choices.adjust([InPlace(), UpdateInPlace()]))
+        apply_everywhere(program, choices.adjust([InPlace(), UpdateInPlace(), EarlyUpdate()]))
         if not choices.inside:  # it is a plan for the whole program
             apply_everywhere(program, choices.adjust([ShareBuffers()]))
     choices.take(program, choices.last)

@@ -70,7 +70,8 @@ class UpdateInPlace(Transformation):
         require(set(write.subset) >= {q for q in around if q.size != 1}, "it does not visit every element once")
         for a in node.accesses():
             if not a.is_write and a.memlet.container in family:
-                same = a.memlet.container == m.operand and a.memlet.subset == write.subset and not a.memlet.guard
+                pairs = zip(a.memlet.subset, write.subset, x.shape, strict=False)
+                same = a.memlet.container == m.operand and all(s == t or n == 1 for s, t, n in pairs) and not a.memlet.guard
                 require(a.tasklet is tasklet and same, "it reads other elements of the old value than it overwrites")
 
     def saves(self, m: Match) -> IntLike:
