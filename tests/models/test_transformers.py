@@ -55,10 +55,10 @@ def arguments(name: str, seed: int) -> tuple[list[Tensor], TreeSpec]:
 
 def train(name: str, dtype: torch.dtype, seeds: tuple[int, ...]) -> tuple[Agreement, list[Record]]:
     """The verdict, and the reports of the optimized models, one a seed."""
-    reports: list[Any] = []
+    modules: list[Any] = []  # kept: a report dies with its module
 
     def engine(caller: Caller) -> Caller:
-        reports.append(sh.optimize(caller.model, strict=name in NATIVE).report)
+        modules.append(sh.optimize(caller.model, strict=name in NATIVE))
         return caller
 
     structure = arguments(name, 0)[1]
@@ -71,7 +71,7 @@ def train(name: str, dtype: torch.dtype, seeds: tuple[int, ...]) -> tuple[Agreem
         seeds=seeds,
         title=f"{name}, {dtype}",
     )
-    return verdict, [report() for report in reports]
+    return verdict, [m.report() for m in modules]
 
 
 @pytest.mark.filterwarnings("ignore::shorthaul.FallbackWarning")  # what runs in eager mode is asserted below
