@@ -8,7 +8,7 @@ from typing import Union
 from shorthaul.ir.containers import Container
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.fingerprint import node_structure
-from shorthaul.ir.nodes import Map, Node, Operator
+from shorthaul.ir.nodes import Loop, Map, Node, Operator
 from shorthaul.ir.program import Program
 from shorthaul.ir.rewrite import rename
 from shorthaul.symbolic import Expr
@@ -64,8 +64,8 @@ class CommonSubexpressions(Transformation):
         total = traffic.all_moved(p, m.second)
         for kept, gone in m.pairs.items():
             for r in p.readers(gone):
-                if r not in p.readers(kept):
-                    continue
+                if r not in p.readers(kept) or isinstance(r, Loop):
+                    continue  # a loop reads through its connectors, which stay two
                 if isinstance(r, Map):
                     reads = traffic.reads_of_map(r)
                     a, b = reads.get(kept, []), reads.get(gone, [])
