@@ -9,8 +9,8 @@ from benchmarks.networks import BASIC, TEN, network
 from shorthaul.levels import LevelRow, level_row
 
 # largest share of eager's bytes at level 4, at full size
-LEVEL_4 = {"resnet50": 0.56, "wide_resnet50_2": 0.60, "mobilenet_v2": 0.5, "efficientnet_b0": 0.43, "mlp_mixer_b16": 0.43,
-           "fcn8s_vgg16": 0.73, "wavenet": 0.54, "bert_large": 0.65, "dlrm": 0.95, "yolov4": 0.66}  # fmt: skip
+LEVEL_4 = {"resnet50": 0.545, "wide_resnet50_2": 0.555, "mobilenet_v2": 0.496, "efficientnet_b0": 0.421, "mlp_mixer_b16": 0.42,
+           "fcn8s_vgg16": 0.685, "wavenet": 0.535, "bert_large": 0.66, "dlrm": 0.83, "yolov4": 0.63}  # fmt: skip
 
 
 def row(name: str, **options: object) -> LevelRow:
