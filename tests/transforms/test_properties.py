@@ -89,7 +89,8 @@ def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int, choice:
     assert fingerprint(p) == marks.pop()
 
 
-# networks that once were fused wrongly, claimed too little or raised: concatenations in a nest, padded and sliced intermediates, prefixes, loops
+# networks that once were fused wrongly, claimed too little or raised: concatenations in a nest, padded and sliced
+# intermediates, prefixes, loops
 # that read equal results
 FOUND = (119, 204, 502, 2168, 2170, 2331, 3163, 3528, 3722, 3779)
 
