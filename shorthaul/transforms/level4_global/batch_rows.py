@@ -18,6 +18,7 @@ from shorthaul.ir.nodes import LibraryCall, Loop, Map, Node, Schedule, Tasklet
 from shorthaul.ir.program import Form, Program, Signature
 from shorthaul.ir.rewrite import rename
 from shorthaul.ir.scalar import Scalar, read, rewrite, symbols_of, walk
+from shorthaul.ir.sizes import node_sizes
 from shorthaul.symbolic import Expr, Symbol, affine, free_symbols
 
 from ..base import apply_everywhere
@@ -284,7 +285,9 @@ def loop_of(p: Program, nodes: Sequence[Node], roles: Mapping[str, str], rows: R
     numbered = any(number.name in x.read_containers() for x in parts if isinstance(x, Map))
     if numbered:
         containers[number.name] = number
-    body = Program("rows", Form.SCHEDULED, containers, parts, Signature((*inputs, *([number.name] if numbered else ())), tuple(outputs)))
+    used = {s for x in parts for s in node_sizes(x, containers)}  # a mean divides by a size, for example
+    signature = Signature((*inputs, *([number.name] if numbered else ())), tuple(outputs))
+    body = Program("rows", Form.SCHEDULED, containers, parts, signature, tuple(s for s in p.symbols if s in used))
     apply_everywhere(body, [AliasViews(), InPlace()])
     body.log.clear()
     return Loop(body, math.prod(grid(tile, [tuple(rows)])), (), tuple(c for c in inputs if roles[c] == SLICED),
