@@ -330,8 +330,9 @@ class NumericCheck:
     """Two programs run by the interpreter on the same random values.
 
     error: the largest difference of a result, relative to the largest value of that result, which is `container`; limit: what rounding
-    may cause. whole: the programs were run as a whole, not only what differs between them. nodes: how many were run. reason: why nothing
-    was run, empty where it was.
+    may cause. whole: the programs were run as a whole, not only what differs between them. nodes: how many were run. wide: they were run
+    in float64, because in its own type a result (a gradient that is nothing but rounding, of a bias before a batch norm) could not be
+    judged. reason: why nothing was run, empty where it was.
     """
 
     error: float = 0.0
@@ -339,6 +340,7 @@ class NumericCheck:
     container: str = ""
     whole: bool = False
     nodes: int = 0
+    wide: bool = False
     reason: str = ""
 
     @property
@@ -351,7 +353,7 @@ class NumericCheck:
             return f"not checked: {self.reason}"
         what = "the whole program" if self.whole else f"{self.nodes} node{'s' if self.nodes != 1 else ''}"
         found = f"largest difference {self.error:.1e} (limit {self.limit:.0e})" + (f" in {self.container}" if self.container else "")
-        return f"{'agrees' if self.ok else 'DIFFERS'}: {found}, by interpreting {what} on random values"
+        return f"{'agrees' if self.ok else 'DIFFERS'}: {found}, by interpreting {what} on random values{' in float64' if self.wide else ''}"
 
 
 ROUNDS = 8  # of looking for what else belongs to the part that is interpreted
@@ -391,7 +393,12 @@ def check_numbers(before: Program, after: Program, *, work: int = WORK) -> Numer
     values = _values(left) | {n: v for n, v in _values(right).items() if n not in left.containers}
     a, b = (interpret(p, {n: values[n] for n in p.containers if n in values}, library=library_for_interpreter()) for p in (left, right))
     name, error, limit = _difference(left, a, b)
-    return NumericCheck(error, limit, name, whole, len(right.nodes))
+    wide = error > limit
+    if wide:  # wrong, or rounding alone: where that is, it is gone in float64, measured by the size that the result had
+        c, d = (interpret(p, {n: values[n] for n in p.containers if n in values}, library=library_for_interpreter(), wide=True)
+                for p in (left, right))  # fmt: skip
+        name, error, limit = _difference(left, c, d, a)
+    return NumericCheck(error, limit, name, whole, len(right.nodes), wide)
 
 
 def _given(program: Program, nodes: list[Node]) -> set[str]:
@@ -432,8 +439,9 @@ def _values(program: Program) -> dict[str, np.ndarray]:
     return given
 
 
-def _difference(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> tuple[str, float, float]:
-    """The result that differs most by its limit: its name, the difference relative to its largest value, the limit."""
+def _difference(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray],
+                sizes: Mapping[str, np.ndarray] | None = None) -> tuple[str, float, float]:  # fmt: skip
+    """The result that differs most by its limit: its name, the difference relative to its largest value (or that in `sizes`), the limit."""
     worst = ("", 0.0, 1e-4)
     for name in sorted(program.results):
         a, b = np.asarray(before[name], np.float64), np.asarray(after[name], np.float64)
@@ -441,7 +449,8 @@ def _difference(program: Program, before: Mapping[str, np.ndarray], after: Mappi
         known = np.isfinite(a)
         if a.shape != b.shape or not np.array_equal(known, np.isfinite(b)):
             return name, float("inf"), limit
-        scale = max(float(np.abs(a[known]).max(initial=0.0)), 1e-30)
+        of = [a] if sizes is None else [a, np.asarray(sizes[name], np.float64)]
+        scale = max(1e-30, *(float(np.abs(x[np.isfinite(x)]).max(initial=0.0)) for x in of))
         error = float(np.abs(a[known] - b[known]).max(initial=0.0)) / scale
         if error / limit > worst[1] / worst[2] or not worst[0]:
             worst = (name, error, limit)

@@ -90,7 +90,8 @@ class Session:
         made = frozenset[int]()
         if parent is not None:
             made = frozenset(n.id for n in program.nodes if not parent.program.node_is_current(n))
-        state = State(len(self.states), parent, program, step, kind, made, machine=self.machine, closed=self._closed)
+        state = State(len(self.states), parent, program, step, kind, made, machine=self.machine, checked=self.checks,
+                      closed=self._closed)  # fmt: skip
         state.totals  # noqa: B018  computed now: a program that cannot be counted is refused before it is a state
         self.states.append(state)
         if parent is not None:

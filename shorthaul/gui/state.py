@@ -38,6 +38,7 @@ class State:
     children: list[State] = field(default_factory=list)
     next: State | None = None  # where redo goes
     machine: str = "cpu"
+    checked: bool = True  # whether it is, or will be
     closed: threading.Event = field(default_factory=threading.Event)  # of the session
 
     @cached_property
@@ -108,6 +109,8 @@ class State:
         if self.kind == "lowered":
             badge |= {"text": "the meaning of the operators, by which later states are judged; sh.verify compares it with eager PyTorch",
                       "done": True, "word": "reference"}
+        elif not self.checked:
+            badge |= {"text": "not checked: this session was opened without checks", "done": True}
         elif c is not None:
             badge |= {"ok": c.ok, "text": str(c), "done": True}
         return {"id": self.id, "parent": None if self.parent is None else self.parent.id, "step": self.step, "kind": self.kind,

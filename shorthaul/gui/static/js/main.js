@@ -219,7 +219,8 @@ export class App {
     this.model.reveal(i, this.open);
     if (this.open.size !== before || !this.view.at.has(i)) await this.relayout("keep");
     this.select(i);
-    this.view.show(i);
+    const it = this.model.items[i];
+    this.view.show(i, it.node < 0 ? (this.model.byPath.get(it.path) ?? []).filter((j) => j !== i) : []); // a module with its gradient
   }
 
   /** @param {number} i */
@@ -249,7 +250,17 @@ export class App {
       }
     }
     await this.relayout("keep", i);
+    this.showWhole(i);
     this.address.remember();
+  }
+
+  /** An item that has grown out of the window moves back into it, if it fits. @param {number} i */
+  showWhole(i) {
+    const view = this.view, k = view.at.get(i), [w, h] = view.size;
+    if (k === undefined) return;
+    const [x, y, bw, bh] = view.boxes.subarray(4 * k, 4 * k + 4), left = x * view.k + view.x, top = y * view.k + view.y;
+    const over = left + bw * view.k - (w - 20), below = top + bh * view.k - (h - 20);
+    view.pan(over > 0 ? -Math.min(over, Math.max(0, left - 20)) : 0, below > 0 ? -Math.min(below, Math.max(0, top - 90)) : 0);
   }
 
   async panel() {
@@ -309,6 +320,7 @@ export class App {
   setTab(tab) {
     const sheet = byId("sheet");
     sheet.hidden = this.tab === tab && !sheet.hidden && tab !== "diff";
+    if (this.tab !== tab) sheet.scrollTop = 0;
     this.tab = tab;
     this.sheet();
     this.address.remember();

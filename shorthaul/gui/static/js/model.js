@@ -20,10 +20,11 @@ export class Model {
       const column = node.phase === "forward" ? 0 : 1;
       let parent = this.roots[column], path = "";
       for (const part of homes[at] ? homes[at].split(".") : []) {
+        const label = /^\d+$/.test(part) && path ? `${path.split(".").pop()}.${part}` : part; // a number alone says little
         path = path ? `${path}.${part}` : part;
         const key = `${column}:${path}`;
         let g = groups.get(key);
-        if (g === undefined) groups.set(key, g = this.add(path, column, parent, part));
+        if (g === undefined) groups.set(key, g = this.add(path, column, parent, label));
         parent = g;
       }
       const it = this.add(homes[at], column, parent, node.label);

@@ -53,7 +53,7 @@ export function costliest(into, rows, by, select, selected) {
 /** @param {HTMLElement} into @param {PlaceInfo[]} rows @param {{ sort: number, down: boolean }} by @param {import("studio/panel.js").Actions} on @param {boolean} refused @param {(refused: boolean) => void} turn */
 export function opportunities(into, rows, by, on, refused, turn) {
   const top = el("div", { class: "bar-top" },
-    el("span", {}, refused ? `${rows.length} places where a transformation does not apply, most bytes at stake first` : `${rows.length} places where a transformation applies now, by what it is predicted to save`),
+    el("span", {}, (rows.length >= 200 ? "The first " : "") + (refused ? `${rows.length} places where a transformation does not apply, most bytes at stake first` : `${rows.length} places where a transformation applies now, by what it is predicted to save`)),
     el("button", { onclick: () => turn(!refused) }, refused ? "Show what applies" : "Show what does not apply"));
   table(into, [
     { name: refused ? "At stake" : "Saves", get: (r) => (refused ? r.at_stake : r.saves), number: true, show: (r) => bytes(refused ? r.at_stake : r.saves) },
@@ -79,7 +79,7 @@ export function roofline(into, d, select, selected) {
   for (let e = Math.ceil(Math.log10(low)); e <= Math.log10(high); e++) svg.append(s("line", { class: "axis", x1: left, x2: w - right, y1: Y(10 ** e), y2: Y(10 ** e) }), s("text", { x: left - 8, y: Y(10 ** e) + 4, "text-anchor": "end" }, `${count(10 ** e).replace(".00", "")}flop/s`));
   for (const [peak, name] of /** @type {[number, string][]} */ ([[d.peak, "peak"], [d.contraction, "peak of products"]])) {
     const knee = peak / d.bandwidth;
-    svg.append(s("path", { d: `M${X(lo)} ${Y(d.bandwidth * lo)}L${X(knee)} ${Y(peak)}L${X(hi)} ${Y(peak)}`, fill: "none", stroke: "var(--text)", "stroke-width": 1.5 }), s("text", { x: w - right, y: Y(peak) - 5, "text-anchor": "end" }, name));
+    svg.append(s("path", { d: `M${X(lo)} ${Y(d.bandwidth * lo)}L${X(knee)} ${Y(peak)}L${X(hi)} ${Y(peak)}`, fill: "none", stroke: "var(--text)", "stroke-width": 1.5 }), s("text", { class: "halo", x: w - right, y: Y(peak) + (peak < Math.max(d.peak, d.contraction) ? 14 : -5), "text-anchor": "end" }, name));
   }
   svg.append(s("text", { x: (left + w) / 2, y: h - 6, "text-anchor": "middle" }, `operations per byte on ${d.machine}; ${d.without} nodes whose operations are not known are left out`));
   const most = Math.max(...d.points.map((p) => p.bytes), 1);
@@ -137,6 +137,7 @@ export function history(into, d, on) {
   };
   for (const st of below.get(null) ?? d.states.slice(0, 1)) walk(st, 0, null);
   into.replaceChildren(out);
+  out.querySelector(".now")?.scrollIntoView({ block: "nearest" });
 }
 
 /** @param {HTMLElement} into @param {DiffInfo} d @param {(id: number) => void} select */

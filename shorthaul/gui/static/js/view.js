@@ -141,12 +141,21 @@ export class View {
     return x;
   }
 
-  /** @param {number} i item; moves so that it is in the window, at a size that can be read */
-  show(i) {
+  /** Moves so that an item is in the window, at a size that can be read. @param {number} i @param {number[]} [beside] what is shown with it if both fit */
+  show(i, beside = []) {
     const k = this.at.get(i);
     if (k === undefined) return;
-    const [x, y, bw, bh] = this.boxes.subarray(4 * k, 4 * k + 4), [w, h] = this.size;
+    const [w, h] = this.size;
+    let [x, y, bw, bh] = this.boxes.subarray(4 * k, 4 * k + 4);
+    for (const j of beside) {
+      const n = this.at.get(j);
+      if (n === undefined) continue;
+      const [u, v, uw, vh] = this.boxes.subarray(4 * n, 4 * n + 4), left = Math.min(x, u), top = Math.min(y, v);
+      const wide = Math.max(x + bw, u + uw) - left, high = Math.max(y + bh, v + vh) - top;
+      if (wide * 0.6 < w - 80 && high * 0.6 < h - 160) [x, y, bw, bh] = [left, top, wide, high];
+    }
     if (this.k < 0.6 || this.k * bw > w) this.k = Math.max(0.1, Math.min(1, (w - 80) / bw, Math.max(0.6, (h - 80) / bh)));
+    if (beside.length) this.k = Math.max(0.6, Math.min(this.k, (w - 80) / bw, (h - 140) / bh));
     this.x = w / 2 - (x + bw / 2) * this.k;
     this.y = bh * this.k > h - 120 ? 84 - y * this.k : h / 2 - (y + bh / 2) * this.k;
     this.moved();
