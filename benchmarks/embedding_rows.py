@@ -5,10 +5,13 @@
 
 The network is that of `benchmarks/networks/dlrm.py` with `--tables` equal tables of `--width` columns that have the given number of rows
 together. Every optimizer is measured for all numbers of rows in one process: steps are taken in turns, so that a change of the machine's
-speed hits all alike, and the medians are compared. Indices are drawn anew for every step, uniformly, which is the worst case: nearly every
-lookup is a row that is in no cache. Besides TrainStep with sparse updates ("sparse": exact for SGD without momentum, `sparse="lazy"` with
-momentum) there are TrainStep with dense gradients ("dense") and eager PyTorch ("eager"). The pass over all rows that `step.sync()` makes,
-by itself every 4096 steps, is timed apart and printed with its share of a step.
+speed hits all alike, and the medians are compared. Indices are drawn anew for every step, skewed as those of that network (a few rows are
+asked for far more often than the others), or with `--uniform` evenly, where nearly every lookup is a row that is in no cache.
+
+Besides TrainStep with sparse updates ("sparse": exact for SGD without momentum, `sparse="lazy"` with momentum) there are TrainStep with
+dense gradients ("dense") and eager PyTorch ("eager"). The pass over all rows that `step.sync()` makes, by itself every 4096 steps, is timed
+apart and printed with its share of a step. With `--cpu-time` a step takes the processor time of the process, which on a busy machine says
+more than the clock; use one thread then.
 Results go to `benchmarks/results/embedding_rows.json`.
 """
 
@@ -36,13 +39,15 @@ LOSS = torch.nn.functional.binary_cross_entropy_with_logits
 class Run:
     """A network of that many rows, trained by one engine."""
 
-    def __init__(self, engine: str, optimizer: str, rows: int, tables: int, width: int, batch: int) -> None:
+    def __init__(self, engine: str, optimizer: str, rows: int, tables: int, width: int, batch: int, skew: int,
+                 cpu_time: bool) -> None:  # fmt: skip
         torch.manual_seed(0)
-        self.each, self.tables, self.batch = rows // tables, tables, batch
+        self.each, self.tables, self.batch, self.skew = rows // tables, tables, batch, skew
         self.model = DLRM((self.each,) * tables, width)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, **OPTIMIZERS[optimizer])
         self.generator = torch.Generator().manual_seed(1)
         self.times: list[float] = []
+        self.clock = time.process_time if cpu_time else time.perf_counter
         self.lazy = engine == "sparse" and optimizer == "momentum"
         self.compiled: Any = None
         if engine != "eager":
@@ -58,22 +63,24 @@ class Run:
     def step(self) -> float:
         """Seconds of one step."""
         dense = torch.rand(self.batch, DENSE, generator=self.generator)
-        index = torch.randint(0, self.each, (self.tables, self.batch), generator=self.generator)
+        drawn = torch.rand(self.tables, self.batch, generator=self.generator, dtype=torch.float64) ** self.skew
+        index = (drawn * self.each).long().clamp(max=self.each - 1)
         clicks = torch.randint(0, 2, (self.batch,), generator=self.generator).float()
-        begin = time.perf_counter()
+        begin = self.clock()
         self.call(dense, index, clicks)
-        return time.perf_counter() - begin
+        return self.clock() - begin
 
     def sync(self) -> float:
         """Seconds of the pass over all rows."""
-        begin = time.perf_counter()
+        begin = self.clock()
         self.compiled.sync()
-        return time.perf_counter() - begin
+        return self.clock() - begin
 
 
 def measure(optimizer: str, engine: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of the table for every number of rows."""
-    runs = {rows: Run(engine, optimizer, rows, args.tables, args.width, args.batch) for rows in args.rows}
+    runs = {rows: Run(engine, optimizer, rows, args.tables, args.width, args.batch, 1 if args.uniform else 4, args.cpu_time)
+            for rows in args.rows}  # fmt: skip
     for run in runs.values():
         for _ in range(3):
             run.step()
@@ -98,6 +105,8 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=8)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of the clock's")
+    parser.add_argument("--uniform", action="store_true", help="ask for all rows equally often")
     parser.add_argument("--steps", type=int, default=40, help="measured steps of each run")
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--engines", nargs="+", choices=["sparse", "dense", "eager"], default=["sparse"])

@@ -13,6 +13,7 @@ import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from shorthaul.frontends.host_scalars import Expr
 from shorthaul.ir.interpret_values import Arithmetic
 from shorthaul.ir.pointwise_program import codes_of, folded
 from shorthaul.ir.program import Program
-from shorthaul.ir.scalar import const
+from shorthaul.ir.scalar import Scalar, const
 
 WINDOW = 4096  # steps after which every row is brought up to date: one pass over a table, and the length of `decay`
 CHUNK = 1 << 18  # rows that are brought up to date at a time
@@ -48,12 +49,17 @@ class Change:
         """Equal for changes by the same numbers: traces of one optimizer with the same options and numbers do the same."""
         return tuple(self.tables.values()), tuple(self.scalars.values())
 
-    def matrix(self, value: Callable[[Expr], float]) -> np.ndarray:
-        """A: the new values of the tables (rows) from the old ones (columns), in float64."""
+    @cached_property
+    def _codes(self) -> dict[str, Scalar]:
+        """The code of each new value without a gradient, by the input that it replaces."""
         made = codes_of(self.body)
         assert made is not None
         nothing = {g: const(0, self.body.containers[g].dtype) for g in self.gradients}
-        codes = {i: folded(made[o], nothing) for i, o in zip(self.updated, self.body.signature.outputs, strict=True)}
+        return {i: folded(made[o], nothing) for i, o in zip(self.updated, self.body.signature.outputs, strict=True)}
+
+    def matrix(self, value: Callable[[Expr], float]) -> np.ndarray:
+        """A: the new values of the tables (rows) from the old ones (columns), in float64."""
+        codes = self._codes
         arithmetic, names = Arithmetic(wide=True), list(self.tables)
         columns = []
         for one in names:

@@ -46,6 +46,7 @@ class Variant:
         self._bound = self._states()
         updated = {old for old, _ in graph.program.signature.updates}
         self._lazy = {p: change for p, (change, _, last) in step.lazy.items() if last in updated}
+        self._changes = {change.key: change for change in self._lazy.values()}
         self._parts = {p: [(listing[i], name) for i, name in states] for p, (_, states, _) in step.lazy.items()}
         self._unused: dict[str, torch.Tensor] = {}
 
@@ -82,7 +83,7 @@ class Variant:
             self.numbers.commit(found)
             if owner.lazy is not None and self._lazy:
                 value = dict(zip(self.step.scalars, values, strict=True))
-                owner.lazy.advance({change.key: change.matrix(value.__getitem__) for change in self._lazy.values()})
+                owner.lazy.advance({key: change.matrix(value.__getitem__) for key, change in self._changes.items()})
             owner.stepped(found)
         for p, g in zip(self._given, extra, strict=True):
             p.grad = g

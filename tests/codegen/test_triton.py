@@ -46,6 +46,10 @@ def test_kernels_of_a_network_compile_without_a_gpu() -> None:
     assert "chain: " in run(str(HERE / "triton_network_cubins.py"), "chain", interpret=False)
 
 
+def test_kernels_of_sparse_updates_compile_without_a_gpu() -> None:
+    assert "lazy row_step: cubin" in run(str(HERE / "triton_row_cubins.py"), interpret=False)
+
+
 @pytest.mark.slow
 def test_kernels_of_networks_compile_without_a_gpu() -> None:
     names = ("mlp", "lenet", "mbconv", "bert", "resnet18", "wavenet", "unet")

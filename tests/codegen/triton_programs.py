@@ -218,3 +218,29 @@ def test_a_whole_step_updates_parameters_and_state_in_place() -> None:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-9)
     for (name, p), q in zip(ours.state_dict().items(), eager.state_dict().values(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_step_that_updates_touched_rows_alone(lazy: bool) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = nn.Embedding(150, 4, padding_idx=2), nn.Linear(4, 1)
+
+        def forward(self, i: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.table(i).sum(1)))
+
+    torch.manual_seed(0)
+    eager = Rows().double().to(DEVICE)
+    ours = copy.deepcopy(eager)
+    a, b = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9 if lazy else 0.0) for m in (ours, eager))
+    step = TrainStep(ours, nn.functional.mse_loss, a, target="triton", strict=True, sparse="lazy" if lazy else "exact")
+    for _ in range(4):
+        i, y = torch.randint(0, 9, (5, 3), device=DEVICE), torch.randn(5, 1, device=DEVICE).double()
+        step(i, y)
+        b.zero_grad()
+        nn.functional.mse_loss(eager(i), y).backward()
+        b.step()
+    assert step.program is not None and any(n.label == "write_rows" for n in step.program.nodes)
+    for (name, p), q in zip(ours.state_dict().items(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
