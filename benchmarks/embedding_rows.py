@@ -4,9 +4,10 @@
     python -m benchmarks.embedding_rows --rows 100000 1000000 --batch 2048 --engines sparse eager
 
 The network is that of `benchmarks/networks/dlrm.py` with `--tables` equal tables of `--width` columns that have the given number of rows
-together. Every optimizer is measured for all numbers of rows in one process: steps are taken in turns, so that a change of the machine's
-speed hits all alike, and the medians are compared. Indices are drawn anew for every step, skewed as those of that network (a few rows are
-asked for far more often than the others), or with `--uniform` evenly, where nearly every lookup is a row that is in no cache.
+together, or, with `--tables 0`, the 26 tables of the data scaled to that many (a few large ones, many small ones). Every optimizer is
+measured for all numbers of rows in one process: steps are taken in turns, so that a change of the machine's speed hits all alike, and the
+medians are compared. Indices are drawn anew for every step, skewed as those of that network (a few rows are asked for far more often than
+the others), or with `--uniform` evenly, where nearly every lookup is a row that is in no cache.
 
 Besides TrainStep with sparse updates ("sparse": exact for SGD without momentum, `sparse="lazy"` with momentum) there are TrainStep with
 dense gradients ("dense") and eager PyTorch ("eager"). The pass over all rows that `step.sync()` makes, by itself every 4096 steps, is timed
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 
 import shorthaul as sh
-from benchmarks.networks.dlrm import DENSE, DLRM
+from benchmarks.networks.dlrm import CRITEO, DENSE, DLRM
 from shorthaul.training.lazy import WINDOW
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -39,11 +40,11 @@ LOSS = torch.nn.functional.binary_cross_entropy_with_logits
 class Run:
     """A network of that many rows, trained by one engine."""
 
-    def __init__(self, engine: str, optimizer: str, rows: int, tables: int, width: int, batch: int, skew: int,
+    def __init__(self, engine: str, optimizer: str, rows: tuple[int, ...], width: int, batch: int, skew: int,
                  cpu_time: bool) -> None:  # fmt: skip
         torch.manual_seed(0)
-        self.each, self.tables, self.batch, self.skew = rows // tables, tables, batch, skew
-        self.model = DLRM((self.each,) * tables, width)
+        self.rows, self.batch, self.skew = torch.tensor(rows).unsqueeze(1), batch, skew
+        self.model = DLRM(rows, width)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, **OPTIMIZERS[optimizer])
         self.generator = torch.Generator().manual_seed(1)
         self.times: list[float] = []
@@ -63,8 +64,8 @@ class Run:
     def step(self) -> float:
         """Seconds of one step."""
         dense = torch.rand(self.batch, DENSE, generator=self.generator)
-        drawn = torch.rand(self.tables, self.batch, generator=self.generator, dtype=torch.float64) ** self.skew
-        index = (drawn * self.each).long().clamp(max=self.each - 1)
+        drawn = torch.rand(len(self.rows), self.batch, generator=self.generator, dtype=torch.float64) ** self.skew
+        index = torch.minimum((drawn * self.rows).long(), self.rows - 1)
         clicks = torch.randint(0, 2, (self.batch,), generator=self.generator).float()
         begin = self.clock()
         self.call(dense, index, clicks)
@@ -77,9 +78,16 @@ class Run:
         return self.clock() - begin
 
 
+def sizes(rows: int, tables: int) -> tuple[int, ...]:
+    """The rows of each table: equal ones, or for 0 tables those of the data, scaled to that many together."""
+    if tables:
+        return (rows // tables,) * tables
+    return tuple(max(3, round(n * rows / sum(CRITEO))) for n in CRITEO)
+
+
 def measure(optimizer: str, engine: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of the table for every number of rows."""
-    runs = {rows: Run(engine, optimizer, rows, args.tables, args.width, args.batch, 1 if args.uniform else 4, args.cpu_time)
+    runs = {rows: Run(engine, optimizer, sizes(rows, args.tables), args.width, args.batch, 1 if args.uniform else 4, args.cpu_time)
             for rows in args.rows}  # fmt: skip
     for run in runs.values():
         for _ in range(3):
@@ -102,7 +110,7 @@ def measure(optimizer: str, engine: str, args: argparse.Namespace) -> list[dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**7], help="of all tables together; ratios are to the first")
-    parser.add_argument("--tables", type=int, default=8)
+    parser.add_argument("--tables", type=int, default=8, help="equal tables; 0: those of the data, scaled")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of the clock's")
@@ -111,7 +119,7 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--engines", nargs="+", choices=["sparse", "dense", "eager"], default=["sparse"])
     args = parser.parse_args()
-    print(f"DLRM, {args.tables} tables of width {args.width}, batch {args.batch}; {torch.get_num_threads()} threads, {args.steps} steps")
+    print(f"DLRM, {args.tables or len(CRITEO)} tables of width {args.width}, batch {args.batch}, {torch.get_num_threads()} threads")
     print(f"{'optimizer':10} {'engine':8} {'rows':>10} {'step':>10} {'quartiles':>21} {'ratio':>7}  sync, and its share of a step")
     results = []
     for optimizer in args.optimizers:
