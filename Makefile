@@ -89,7 +89,7 @@ test: check-compiler check-browser venv-dev lint  ## lint, type check and the sa
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-all: check-compiler check-browser venv-dev lint  ## everything, slow tests too; resumes where it stopped for the same sources
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full --resume -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full --resume -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: venv-dev check-page  ## ruff, mypy, and the type check of the studio's page
 	$(BIN)/ruff check .
