@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shorthaul.ir.program import Program
+from shorthaul.ir.sizes import container_sizes, runtime_sizes
 
 from .liveness import hints, lifetimes, value
 
@@ -37,13 +38,13 @@ def arena_bytes(program: Program, plan: str, sizes: Mapping[Any, int] | None = N
     """Bytes of the arena of each phase of a scheduled program, at sizes (default: its size hints).
 
     Counted are all values that live in one phase and are not handed out; a library call that allocates its result itself needs no room
-    in the arena for it.
+    in the arena for it. What has a size that the program finds out as it runs is not planned.
     """
     known = hints(program, sizes)
-    results = program.results
+    results, late = program.results, runtime_sizes(program)
     found: dict[str, list[Block]] = {}
     for name, life in lifetimes(program).items():
-        if not life.is_saved and name not in results:
+        if not life.is_saved and name not in results and late.isdisjoint(container_sizes(life.container)):
             found.setdefault(program.nodes[life.first].phase, []).append((name, value(life.container.bytes, known), life.first, life.last))
     return {phase: plan_arena(blocks, plan)[1] for phase, blocks in found.items()}
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shorthaul.analysis.arena import PLANS, arena_bytes
+from shorthaul.analysis.liveness import hints
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.program import Form, Program
+from shorthaul.ir.sizes import runtime_sizes
 
 from ..base import Match, Transformation, require
 
@@ -40,6 +42,8 @@ class ShareBuffers(Transformation):
         require(p.form is Form.SCHEDULED, "the program is not scheduled yet, so its buffers are not known")
         now = p.attributes.get(ATTRIBUTE, "soon")
         require(now != self.plan, f"memory is planned {self.plan!r} already")
+        unknown = [s.name for s in p.symbols if s not in runtime_sizes(p) and s.name not in hints(p)]
+        require(not unknown, f"sizes have no hint: {', '.join(unknown)}")
         before, after = (arena_bytes(p, plan) for plan in (now, self.plan))
         m.derived["memory"] = sum(before.values()) - sum(after.values())
         require(self.plan != "tight" or m.memory > 0, "buffers share memory as tightly already")
