@@ -26,7 +26,7 @@ def test_a_small_network(tmp_path: Path) -> None:
     model, x = network(), torch.randn(32, 8)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    tuned = sh.tune(model, (x,), budget=20, database=tmp_path / "tuning.sqlite", progress=False)
+    tuned = sh.tune(model, (x,), budget=10, database=tmp_path / "tuning.sqlite", progress=False)
     assert tuned.ratio <= 1 and tuned.start is not None and tuned.start.seconds
     assert len(tuned.measured) >= 2
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and torch.equal(torch.get_rng_state(), state)
