@@ -31,6 +31,7 @@ from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
 from shorthaul.transforms.level3_layout.fold_scale import FoldScale
 from shorthaul.transforms.level3_layout.fold_transpose import FoldTranspose
 from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
+from shorthaul.transforms.level3_layout.narrow_storage import NarrowStorage
 from shorthaul.transforms.level3_layout.stack_weights import StackWeights
 from shorthaul.transforms.level3_layout.tile_layout import TileLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
@@ -105,6 +106,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         if level >= 3:
             apply_everywhere(program, choices.adjust([FoldScale()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
+    if level >= 3 and options.target == "triton":  # a CPU's kernels keep such sums in registers by fusion
+        apply_everywhere(program, choices.adjust([NarrowStorage()]))
     schedule_for(program, options.target)
     if level >= 3:
         apply_everywhere(program, choices.adjust([StackWeights()]))

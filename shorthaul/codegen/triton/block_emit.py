@@ -11,46 +11,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Union
 
-from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import DType, bool_, float32, float64
+from shorthaul.ir.dtypes import DType, bool_, float64
 from shorthaul.ir.memlet import Condition, Memlet
 from shorthaul.ir.nodes import Tasklet
-from shorthaul.ir.scalar import Scalar, cast, walk
+from shorthaul.ir.scalar import Scalar, walk
 from shorthaul.ir.scalar_ops import COMBINERS, identity
-from shorthaul.symbolic import Expr, Symbol
+from shorthaul.symbolic import Expr, Symbol, bounds, product
 
 from .accumulate import wide_type
+from .block_states import Deps, Partial, State, counting, partial_name
 from .blocks import BlockAxis, BlockPlan, Group, Stage
 from .contraction import strip_cast
 from .emit import pointer_name
 from .plan import NotSchedulable, free
-from .text import TRITON_TYPES, combiner_text, index_text, literal, operation_text
+from .text import TRITON_TYPES, alone, combiner_text, computed, index_text, literal
+from .windows import points
 
 IntLike = Union[int, Expr]
-Deps = frozenset[int]  # block dimensions along which a value varies
 NONE: Deps = frozenset()
-
-
-@dataclass
-class State:
-    """The running state of a combining group. level: "stage" (finished with the stage's own loops) or "kernel" (after the loop over a)."""
-
-    group: Group
-    tasklet: Tasklet
-    names: list[str]
-    dtypes: tuple[DType, ...]
-    codes: list[Scalar]
-    dims: Deps
-    level: str
-    axes: tuple[BlockAxis, ...]
-
-
-@dataclass
-class Partial:
-    """A state whose parts lie in scratch memory, one row a chunk; kept: the parameters along which a row runs."""
-
-    state: State
-    kept: tuple[Symbol, ...]
 
 
 @dataclass
@@ -70,7 +48,7 @@ class BlockEmitter:
         self.names: dict[Expr, str] = {}
         self.dims: dict[Symbol, Deps] = {}
         self.masks: dict[Symbol, str] = {}
-        self.locals: list[dict[str, tuple[str, Deps, tuple]]] = [{}]
+        self.locals: list[dict[tuple, tuple[str, Deps, tuple]]] = [{}]
         self.taken = {"tl", "pid", "triton", "libdevice", "chunk", "CHUNKS", "INDEX"}
         self.taken.update(f"{x.name}{end}" for x in self.plan.axes for end in ("", "_in", "_tile", "_step"))
         self.shape = tuple(self._block(d) for d in (0, 1))
@@ -93,8 +71,12 @@ class BlockEmitter:
     def named(self, hint: str, text: str) -> str:
         if text.isidentifier():
             return text
+        found = self.find(("text", text))
+        if found is not None:
+            return found[0]
         var = self.fresh(hint)
         self.line(f"{var} = {text}")
+        self.memo[-1]["text", text] = var, NONE
         return var
 
     def find(self, key: tuple) -> tuple[str, Deps] | None:
@@ -162,7 +144,7 @@ class BlockEmitter:
         if node.op == "const":
             text = literal(node.attr)
             return (f"tl.full([1, 1], {text}, tl.float64)", NONE) if node.dtype is float64 else (text, NONE)
-        key = ("value", id(t), node)
+        key = ("value", id(t), node, *self.plan.at.items())
         found = self.find(key)
         if found is not None:
             return found
@@ -172,9 +154,9 @@ class BlockEmitter:
         else:
             args = [self.value(t, a) for a in node.args]
             deps: Deps = frozenset().union(*(d for _, d in args))
-            texts = [f"tl.full([1, 1], {x}, {TRITON_TYPES[a.dtype.name]})" if a.op == "const" and a.dtype is not float64 and _alone(node)
+            texts = [f"tl.full([1, 1], {x}, {TRITON_TYPES[a.dtype.name]})" if a.op == "const" and a.dtype is not float64 and alone(node)
                      else x for (x, _), a in zip(args, node.args, strict=True)]  # fmt: skip
-            text = _computed(node, texts)
+            text = computed(node, texts)
             result = (self.named(hint or node.op, text) if self._shared(t, node) or len(text) > 60 else text), deps
         self.memo[-1][key] = result
         return result
@@ -208,8 +190,17 @@ class BlockEmitter:
             deps |= self.expr_dims(self.plan.expr(c.expr))
         texts = [self.masks[x.index] for x in self.plan.axes if x.index in self.masks and x.dim in deps and self._open(x)]
         for c in guard:
-            texts.append(f"({self.ix(self.plan.expr(c.expr))} {'>=' if c.relation == 'ge' else '=='} 0)")
+            if self.holds(c) is not True:
+                texts.append(f"({self.ix(self.plan.expr(c.expr))} {'>=' if c.relation == 'ge' else '=='} 0)")
         return texts, deps
+
+    def holds(self, c: Condition) -> bool | None:
+        """Whether a condition holds for all points of the block or for none; None: that depends."""
+        low, high = bounds(self.plan.expr(c.expr))
+        if c.relation == "ge":
+            return True if low is not None and low >= 0 else False if high is not None and high < 0 else None
+        inside = (low is None or low <= 0) and (high is None or high >= 0)
+        return True if low == high == 0 else None if inside else False
 
     def _open(self, axis: BlockAxis) -> bool:
         return axis is self.plan.a or self.stage is None or axis is self.stage.b
@@ -221,6 +212,10 @@ class BlockEmitter:
         m = t.reads[name]
         if m.container in self.plan.local_names:
             return self.read_local(m)
+        c = self.plan.containers[m.container]
+        zero: object = False if c.dtype is bool_ else 0
+        if any(self.holds(x) is False for x in m.guard):
+            return f"tl.full([1, 1], {literal(zero if m.fill is None else m.fill)}, {TRITON_TYPES[c.dtype.name]})", NONE
         place, deps = self.place(t, m)
         texts, full = self.conditions(t, m.guard, deps)
         pointer = self.pointer(m.container)
@@ -231,9 +226,7 @@ class BlockEmitter:
         target = f"{pointer} + {place}" if place != "0" else pointer
         if full != deps or place == "0" or not deps:
             target += f" + tl.zeros({self.block_shape(full, self.stage)}, tl.int32)"
-        c = self.plan.containers[m.container]
         if texts:
-            zero: object = False if c.dtype is bool_ else 0
             other = zero if m.fill is None else m.fill
             if isinstance(other, float) and not math.isfinite(other) and not c.dtype.is_float:
                 raise NotSchedulable(f"{m} is filled with {other}")
@@ -246,8 +239,8 @@ class BlockEmitter:
     def read_local(self, m: Memlet) -> tuple[str, Deps]:
         subset = tuple(self.plan.expr(s) for s in m.subset)  # type: ignore[arg-type]
         for scope in reversed(self.locals):
-            if m.container in scope:
-                var, deps, held = scope[m.container]
+            if (key := self.copy_of(m.container)) in scope:
+                var, deps, held = scope[key]
                 if m.guard or any(a is not b and a != b for a, b in zip(held, subset, strict=True)):
                     break
                 return var, deps
@@ -265,7 +258,8 @@ class BlockEmitter:
         if a is None or a.mode != "loop":
             self.stages([])
             return
-        late = [self.start(s, g, "kernel") for s in self.plan.stages for g in s.groups if g.combine and not g.scatters and self._late(g)]
+        late = [x for s in self.plan.stages for g in s.groups if g.combine and not g.scatters and self._late(g)
+                for x in self.start(s, g, "kernel")]  # fmt: skip
         self.hoist(a)
         with self.loop(a):
             self.stages(late)
@@ -294,7 +288,8 @@ class BlockEmitter:
 
     def hoist(self, axis: BlockAxis) -> None:
         """Load before a loop what does not change in it."""
-        inner = [axis.index, *(x.index for x in self.plan.axes if x.index not in self.names and x is not axis)]
+        written_out = [x.inner for x in self.plan.splits]
+        inner = [axis.index, *written_out, *(x.index for x in self.plan.axes if x.index not in self.names and x is not axis)]
         for s in self.plan.stages:
             written = {m.container for m in s.tasklet.writes.values()}
             self.stage = s
@@ -313,7 +308,7 @@ class BlockEmitter:
             for o in s.tasklet.origins:
                 self.line(f"# {o}"[: 118 - 4 * self.indent])
             mine = [x for x in late if x.tasklet is s.tasklet]
-            own = [self.start(s, g, "stage") for g in s.groups if g.combine and not g.scatters and not self._late(g)]
+            own = [x for g in s.groups if g.combine and not g.scatters and not self._late(g) for x in self.start(s, g, "stage")]
             loops = [x for x in ((s.b,) if s.b is not None else ()) if x.mode == "loop"] + list(s.serial)
             self.nested(s, loops, [*mine, *own])
             for state in own:
@@ -326,15 +321,26 @@ class BlockEmitter:
             with self.loop(loops[0]):
                 self.nested(s, loops[1:], states)
             return
-        for g in s.groups:
-            if g.combine and g.scatters and self.plan.form == "serial":
-                self.read_modify_write(s.tasklet, g)
-            elif g.combine and g.scatters:
-                self.atomic(s.tasklet, g)
-            elif not g.combine:
-                self.write(s, g.connectors[0])
-        for state in states:
-            self.add(state)
+        for at in points(self.plan.copies):
+            with self.point(at):
+                for g in s.groups:
+                    if g.combine and g.scatters and self.plan.form == "serial":
+                        self.read_modify_write(s.tasklet, g)
+                    elif g.combine and g.scatters:
+                        self.atomic(s.tasklet, g)
+                    elif not g.combine:
+                        self.write(s, g.connectors[0])
+        for tap in points(s.taps):
+            for state in states:
+                with self.point({**state.at, **tap}):
+                    self.add(state)
+
+    @contextmanager
+    def point(self, at: dict[Symbol, int]) -> Iterator[None]:
+        """Write for these values of what is written out of a window."""
+        before, self.plan.at = self.plan.at, at
+        yield
+        self.plan.at = before
 
     # writes -----------------------------------------------------------------------------------------------------------
     def write(self, s: Stage, name: str) -> None:
@@ -354,7 +360,11 @@ class BlockEmitter:
 
     def keep(self, name: str, value: str, deps: Deps, subset: tuple) -> None:
         """A local's value: known until the loop over rows ends."""
-        self.locals[1 if self.plan.a is not None and self.plan.a.mode == "loop" else 0][name] = value, deps, subset
+        self.locals[1 if self.plan.a is not None and self.plan.a.mode == "loop" else 0][self.copy_of(name)] = value, deps, subset
+
+    def copy_of(self, name: str) -> tuple:
+        """A local of the copy that is written now."""
+        return name, *(self.plan.at[x.inner] for x in self.plan.copies)
 
     def store(self, t: Tasklet, m: Memlet, place: str, deps: Deps, value: str, guard: Sequence[Condition] | None = None) -> None:
         texts, full = self.conditions(t, m.guard if guard is None else guard, deps)
@@ -407,7 +417,11 @@ class BlockEmitter:
         self.line("tl.debug_barrier()")
 
     # reductions -------------------------------------------------------------------------------------------------------
-    def start(self, s: Stage, g: Group, level: str) -> State:
+    def start(self, s: Stage, g: Group, level: str) -> list[State]:
+        """The states of a group, one for each copy."""
+        return [self._start(s, g, level, at) for at in points(self.plan.copies)]
+
+    def _start(self, s: Stage, g: Group, level: str, at: dict[Symbol, int]) -> State:
         t = s.tasklet
         codes = [strip_cast(t.code[c]) for c in g.connectors]
         dtypes = tuple(wide_type(c.dtype) for c in codes)
@@ -415,12 +429,15 @@ class BlockEmitter:
         scope = [x for x in axes if level == "kernel" or x is not self.plan.a]
         dims = frozenset(x.dim for x in axes if x.dim is not None)  # type: ignore[misc]
         names = [self.fresh(f"{c}_state") for c in g.connectors]
-        state = State(g, t, names, dtypes, codes, dims, level, axes)
-        loops = any(x.mode in ("loop", "serial") for x in scope)
+        counted = frozenset(x.dim for x in axes if x.dim is not None and self.plan.reduces(g, x))
+        counts = counting(str(g.combine), codes) if g.scan is None else frozenset()
+        each = tuple(counted if i in counts else dims for i in range(len(codes)))
+        state = State(g, t, names, dtypes, codes, dims, level, axes, at, each)  # type: ignore[arg-type]
+        loops = bool(s.taps) or any(x.mode in ("loop", "serial") for x in scope)
         if loops or g.scan is not None:
-            for at, name in enumerate(names):
-                neutral = self.neutral(state, at)
-                self.line(f"{name} = tl.full({self.block_shape(dims, s)}, {neutral}, {TRITON_TYPES[dtypes[at].name]})")
+            for i, name in enumerate(names):
+                neutral = self.neutral(state, i)
+                self.line(f"{name} = tl.full({self.block_shape(each[i], s)}, {neutral}, {TRITON_TYPES[dtypes[i].name]})")
         else:
             state.level = "once"
         return state
@@ -452,7 +469,16 @@ class BlockEmitter:
             out.append(text)
         return out
 
+    def vanishes(self, t: Tasklet, node: Scalar) -> bool:
+        """Whether an element is zero here, whatever is read: where a stride leaves a tap without an element."""
+        if node.op == "read":
+            m = t.reads[str(node.attr)]
+            return not m.fill and any(self.holds(c) is False for c in m.guard)
+        return node.op in ("cast", "mul") and any(self.vanishes(t, a) for a in node.args)
+
     def add(self, s: State) -> None:
+        if s.group.combine == "sum" and s.level != "once" and self.vanishes(s.tasklet, s.codes[0]):
+            return
         elements = self.elements(s)
         if s.level == "once":
             for name, text in zip(s.names, elements, strict=True):
@@ -484,14 +510,18 @@ class BlockEmitter:
 
     def finish(self, s: State) -> None:
         """Merge across the block and write the result: a local, the container, or a partial result."""
+        if s.group.scan is None:
+            with self.point(s.at):
+                self._finish(s)
+
+    def _finish(self, s: State) -> None:
         g = s.group
-        if g.scan is not None:
-            return
         names = list(s.names)
         dims = sorted(x.dim for x in s.axes if x.dim is not None and self.plan.reduces(g, x))  # type: ignore[type-var]
-        if dims and len(names) > 1 and s.level == "once":
+        if dims and len(names) > 1:
             full = self.block_shape(s.dims, self.stage or self._stage_of(s))
-            names = [self.named(f"{n}_all", f"tl.broadcast_to({n}, {full})") for n in names]
+            names = [n if s.level != "once" and d == s.dims else self.named(f"{n}_all", f"tl.broadcast_to({n}, {full})")
+                     for n, d in zip(names, s.each, strict=True)]  # fmt: skip
         for d in dims:
             out = [self.fresh(f"{c}_total") for c in g.connectors]
             if g.combine == "sum":
@@ -532,38 +562,19 @@ class BlockEmitter:
         if len(kept) > 1:
             raise NotSchedulable(f"map {self.plan.map.label}: partial results along two axes")
         before, self.stage = self.stage, self._stage_of(s)
-        params = kept[0].params if kept else ()
-        place = f"{kept[0].name} + chunk.to(INDEX) * ({self.ix(kept[0].size)})" if kept else "chunk"
+        rows = tuple(x.inner for x in self.plan.copies)
+        params = (*rows, *(kept[0].params if kept else ()))
+        row: IntLike = 0
+        for p in rows:
+            row = row * p.size + s.at[p]
+        size = product(p.size for p in params)
+        parts = [kept[0].name if kept else "", self.ix(row * (kept[0].size if kept else 1)) if rows else ""]
+        place = " + ".join([*filter(None, parts), f"chunk.to(INDEX) * ({self.ix(size)})" if params else "chunk"])
         deps: Deps = frozenset([kept[0].dim]) if kept else NONE  # type: ignore[list-item]
         texts, _ = self.conditions(s.tasklet, (), deps)
         for c, name in zip(s.group.connectors, names, strict=True):
             target = self.target(partial_name(s.tasklet.writes[c]), place, deps, deps)
             self.line(f"tl.store({target}, {name}{self.masked(texts)})")
         self.stage = before
-        self.partials.append(Partial(s, params))
-
-
-def partial_name(m: Memlet) -> str:
-    return f"{m.container}_partial"
-
-
-def _computed(node: Scalar, texts: Sequence[str]) -> str:
-    """The text of an operation; 16-bit floats are computed in float32 and rounded, which gives the same for one operation."""
-    narrow = [a.dtype.is_float and a.dtype.bits == 16 for a in node.args]
-    if node.op in ("cast", "where") or not any(narrow):
-        return operation_text(node, list(texts))
-    wide = tuple(cast(a, float32) if n else a for a, n in zip(node.args, narrow, strict=True))
-    rounded = node.dtype.is_float and node.dtype.bits == 16
-    args = [f"{x}.to(tl.float32)" if n and a.op != "const" else x for x, n, a in zip(texts, narrow, node.args, strict=True)]
-    text = operation_text(Scalar(node.op, wide, float32 if rounded else node.dtype, node.attr), args)
-    return f"{text}.to({TRITON_TYPES[node.dtype.name]})" if rounded else text
-
-
-def _alone(node: Scalar) -> bool:
-    """Operations in which a bare number would not become a block."""
-    return node.op not in ("add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne") or all(a.op == "const" for a in node.args)
-
-
-def partial_container(m: Memlet, dtype: DType, kept: Sequence[Symbol], parts: Symbol) -> Container:
-    """The scratch memory of a partial result: a row a chunk, dense along the kept parameters."""
-    return Container(partial_name(m), dtype, (parts, *(p.size for p in kept)))
+        if not any(s.at.values()):  # once for all copies
+            self.partials.append(Partial(s, params))

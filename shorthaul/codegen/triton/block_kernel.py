@@ -14,11 +14,12 @@ from shorthaul.ir.nodes import Map, Tasklet
 from shorthaul.ir.scalar import Scalar, cast, read
 from shorthaul.symbolic import Expr, Symbol, evaluate
 
-from .block_emit import BlockEmitter, Partial, partial_container
-from .blocks import BlockPlan, choose_blocks, plan_flat, plan_nest
+from .block_emit import BlockEmitter
+from .block_states import Partial, partial_container
+from .blocks import BlockPlan, choose_blocks, plan_flat, plan_nest, plan_window
 from .emit import pointer_name
 from .kernel import HEADER, PARTS, TritonKernel, wrapped
-from .plan import Plan, free
+from .plan import NotSchedulable, Plan, free
 
 IntLike = Union[int, Expr]
 
@@ -43,10 +44,17 @@ class BlockKernel(TritonKernel):
 
 def emit_block_kernels(m: Map, containers: Mapping[str, Container], split: bool = True) -> list[BlockKernel]:
     """The kernels of a map, in the order in which they run. Raises NotSchedulable with the reason."""
-    plans = plan_flat(m, containers, split) if m.tasklet is not None else [plan_nest(m, containers, split)]
+    plans = plan_flat(m, containers, split) if m.tasklet is not None else [_plan_nest(m, containers, split)]
     label = re.sub(r"\W", "_", m.name or "map").strip("_") or "map"
     label = f"map_{label}" if label[0].isdigit() else label
     return [_emit(plan, f"{label}_{i}_kernel" if i else f"{label}_kernel") for i, plan in enumerate(plans)]
+
+
+def _plan_nest(m: Map, containers: Mapping[str, Container], split: bool) -> BlockPlan:
+    try:
+        return plan_window(m, containers)
+    except NotSchedulable:
+        return plan_nest(m, containers, split)
 
 
 def _emit(plan: BlockPlan, name: str) -> BlockKernel:
@@ -96,7 +104,7 @@ def _merge(name: str, group: list[Partial], plan: BlockPlan, scratch: dict[str, 
     part = fresh_params((PARTS,))[0]
     new = fresh_params([p.size for p in old])
     # other maps of a nest call the same parameters by other names
-    there = {plan.values[o]: n for o, n in zip(old, new, strict=True)}
+    there = {plan.values.get(o, o): n for o, n in zip(old, new, strict=True)}
     values: dict[Symbol, IntLike] = {p: there.get(v, v if isinstance(v, int) else p) for p, v in plan.values.items()}
     reads: dict[str, Memlet] = {}
     writes: dict[str, Memlet] = {}

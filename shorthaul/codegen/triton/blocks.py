@@ -10,6 +10,8 @@ Modes of an axis:
     loop     a loop over blocks; `chunked`, the blocks are dealt to several programs whose partial results a second kernel merges
     serial   a loop over single values (taps of a window, the steps of a scan): no block axis
 
+Parameters of a window may be written out instead (`windows`): they are on no axis, and the plan's `at` says where the emitter stands.
+
 Forms: *elementwise* (a tile, b tile), *rows* (a kept: tile; b reduced: whole or loop), *columns* (a reduced: loop; b kept: tile), *nests*
 (a the rows of the outer map, b the parameters of the inner maps, whole).
 """
@@ -27,6 +29,7 @@ from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, bounds, evaluate, index, product, substitute
 
 from .plan import NotSchedulable, address, coefficient, free, next_power_of_two
+from .windows import Split, Window, choose_window, points
 
 IntLike = Union[int, Expr]
 TAPS = 64  # reduced points up to which a window's taps are a loop of single values
@@ -76,17 +79,24 @@ class Group:
 
 @dataclass
 class Stage:
-    """A tasklet with the axes that its loops run over (beside `a`), and those of its writes that this kernel computes."""
+    """A tasklet with the axes that its loops run over (beside `a`), and those of its writes that this kernel computes.
+
+    taps: what is written out of what it sums.
+    """
 
     tasklet: Tasklet
     b: BlockAxis | None
     serial: tuple[BlockAxis, ...]
     groups: tuple[Group, ...]
+    taps: tuple[Split, ...] = ()
 
 
 @dataclass
 class BlockPlan:
-    """A kernel: its map, the axes, the stages in order. values: map parameters as expressions of axis indices."""
+    """A kernel: its map, the axes, the stages in order. values: map parameters as expressions of axis indices.
+
+    copies: what is written out of the results; at: the values of what is written out (see `windows`) where the emitter stands.
+    """
 
     map: Map
     containers: Mapping[str, Container]
@@ -95,6 +105,8 @@ class BlockPlan:
     local_names: frozenset[str] = frozenset()
     values: dict[Symbol, IntLike] = field(default_factory=dict)
     form: str = "elementwise"
+    copies: tuple[Split, ...] = ()
+    at: dict[Symbol, int] = field(default_factory=dict)
 
     def finish(self) -> BlockPlan:
         for p in _params(self.map):
@@ -104,7 +116,14 @@ class BlockPlan:
             for at, p in enumerate(axis.params):
                 after = product(q.size for q in axis.params[at + 1 :])
                 self.values[p] = (p.lower or 0) + (axis.index // after if at == 0 else axis.index // after % p.size)
+        for x in self.splits:
+            self.values[x.param] = substitute(x.expr, self.values)
         return self
+
+    @property
+    def splits(self) -> list[Split]:
+        """All that is written out."""
+        return [*self.copies, *(x for s in self.stages for x in s.taps)]
 
     @property
     def axes(self) -> list[BlockAxis]:
@@ -124,7 +143,10 @@ class BlockPlan:
         return any(axis.index in free(self.values[p]) for p in g.reduced)
 
     def expr(self, e: IntLike) -> IntLike:
-        return e if isinstance(e, int) else substitute(e, self.values)
+        if isinstance(e, int):
+            return e
+        e = substitute(e, self.values)
+        return substitute(e, self.at) if self.at and not isinstance(e, int) else e
 
     def address(self, m: Memlet) -> tuple[IntLike, tuple[tuple[str, IntLike], ...]]:
         """Offset of an element in axis indices, and its indirect subscripts with their strides."""
@@ -296,30 +318,52 @@ def _flat(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ...
     kept = [p for p in params if p not in reduced]
     summed = [p for p in params if p in reduced]
     taps = product(p.size for p in summed)
-    serial: tuple[BlockAxis, ...] = ()
-    if summed and kept and isinstance(taps, int) and taps <= TAPS and _number(product(p.size for p in kept)) >= 16 * taps:
-        serial = tuple(make_axis(f"s{i}", [p], "serial", None) for i, p in enumerate(summed))
-        summed = []
-    votes = weights(m, containers, (), [*kept, *summed])
+    few = summed and kept and isinstance(taps, int) and taps <= TAPS and _number(product(p.size for p in kept)) >= 16 * taps
+    votes = weights(m, containers, (), kept if few else [*kept, *summed])
     lane = max(votes, key=lambda p: votes[p], default=None)
+    window = None
+    if lane is not None and all(g.combine and not g.scatters and g.reduced == reduced for g in groups):
+        window = choose_window(t.reads.values(), containers, kept, summed, lane)
+    serial: tuple[BlockAxis, ...] = ()
+    if few:
+        serial = () if window else tuple(make_axis(f"s{i}", [p], "serial", None) for i, p in enumerate(summed))
+        summed = []
+
+    def plan(a: Sequence[Symbol], b: Sequence[Symbol], modes: tuple[str, str], form: str, chunked: str = "") -> BlockPlan:
+        row = make_axis("a", a, modes[0], 0, chunked == "a") if (a := _outer(a, window)) else None
+        taps = window.taps if window else ()
+        stage = Stage(t, make_axis("b", b, modes[1], 1, chunked == "b") if b else None, serial, tuple(groups), taps)
+        return BlockPlan(m, containers, row, [stage], form=form, copies=window.copies if window else ()).finish()
+
     if lane is None:
-        return BlockPlan(m, containers, None, [Stage(t, None, serial, tuple(groups))]).finish()
+        return plan([], [], ("tile", "tile"), "elementwise")
     if not summed:
-        b, a, form = [lane], ordered(m, containers, [p for p in kept if p is not lane]), "elementwise"
-        while a and _merges(m, containers, a[-1], b[0]):
-            b.insert(0, a.pop())
-        if isinstance(n := product(p.size for p in b), int) and n < 32:  # too few lanes: all of it is one axis
-            a, b = [], [*a, *b]
-        row = make_axis("a", a, "tile", 0) if a else None
-        return BlockPlan(m, containers, row, [Stage(t, make_axis("b", b, "tile", 1), serial, tuple(groups))], form=form).finish()
+        return plan(*_tiled(m, containers, kept, lane, window), ("tile", "tile"), "elementwise")
     chunked = split and not any(g.scatters and g.combine for g in groups if not g.combine)
     if lane in summed:
-        row = make_axis("a", ordered(m, containers, kept), "tile", 0) if kept else None
-        col = make_axis("b", ordered(m, containers, summed, lane), "loop", 1, chunked)
-        return BlockPlan(m, containers, row, [Stage(t, col, serial, tuple(groups))], form="rows").finish()
-    row = make_axis("a", ordered(m, containers, summed), "loop", 0, chunked)
-    col = make_axis("b", ordered(m, containers, kept, lane), "tile", 1)
-    return BlockPlan(m, containers, row, [Stage(t, col, serial, tuple(groups))], form="columns").finish()
+        b = _outer(ordered(m, containers, summed, lane), window)
+        return plan(ordered(m, containers, kept), b, ("tile", "loop"), "rows", "b" if chunked else "")
+    b = _outer(ordered(m, containers, kept, lane), window)
+    return plan(ordered(m, containers, summed), b, ("loop", "tile"), "columns", "a" if chunked else "")
+
+
+def _tiled(
+    m: Map, containers: Mapping[str, Container], kept: Sequence[Symbol], lane: Symbol, window: Window | None
+) -> tuple[list[Symbol], list[Symbol]]:
+    """The parameters of the two axes of an elementwise map."""
+    b, a = [lane], ordered(m, containers, [p for p in kept if p is not lane])
+    while not window and a and _merges(m, containers, a[-1], b[0]):
+        b.insert(0, a.pop())
+    if not window and isinstance(n := product(p.size for p in b), int) and n < 32:  # too few lanes: all of it is one axis
+        a, b = [], [*a, *b]
+    return a, b
+
+
+def _outer(params: Sequence[Symbol], window: Window | None) -> list[Symbol]:
+    """What remains of parameters where some are written out."""
+    splits = {x.param: x for x in (*window.copies, *window.taps)} if window else {}
+    rest = [splits[p].outer if p in splits else p for p in params]
+    return [p for p in rest if p is not None]
 
 
 def _merges(m: Map, containers: Mapping[str, Container], outer: Symbol, inner: Symbol) -> bool:
@@ -330,7 +374,15 @@ def _merges(m: Map, containers: Mapping[str, Container], outer: Symbol, inner: S
             p, q = coefficient(e, outer), coefficient(e, inner)
             if p is None or q is None or p != q * inner.size:
                 return False
-    return not any(n.has_index for t in [m.tasklet] if t for n in t.code.values())
+    return not any(n.has_index for t in _tasklets(m) for n in t.code.values())
+
+
+def _tasklets(m: Map) -> Iterable[Tasklet]:
+    for node in m.body:
+        if isinstance(node, Map):
+            yield from _tasklets(node)
+        elif isinstance(node, Tasklet):
+            yield node
 
 
 def _steps(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ...], groups: list[Group], steps: Sequence[Symbol],
@@ -344,6 +396,44 @@ def _steps(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ..
     b = make_axis("b", ordered(m, containers, rest, lane), "tile", 1) if rest else None
     serial = tuple(make_axis(f"s{i}", [p], "serial", None) for i, p in enumerate(p for p in steps if not _unit(p)))
     return BlockPlan(m, containers, None, [Stage(t, b, serial, tuple(groups))], form=form).finish()
+
+
+def plan_window(m: Map, containers: Mapping[str, Container]) -> BlockPlan:
+    """The kernel of a nest whose inner maps sum windows into single values: its own parameters run along both axes, as in a flat map.
+
+    Raises NotSchedulable where that is not what it is.
+    """
+    outer = [p for p in m.params if not _unit(p)]
+    every = {**containers, **m.locals}
+    local = {name: frozenset(m.params) for name in m.locals}
+    votes = weights(m, every, m.locals, [*outer, *(p for n in m.body if isinstance(n, Map) for p in n.params)])
+    lane = max(votes, key=lambda p: votes[p], default=None)
+    if lane is None or lane not in outer or any(c.size != 1 for c in m.locals.values()):
+        raise NotSchedulable(f"map {m.label}: it does not sum windows into single values")
+    window: Window | None = None
+    stages: list[Stage] = []
+    for node in m.body:
+        t = node.tasklet if isinstance(node, Map) else node
+        params = [p for p in node.params if not _unit(p)] if isinstance(node, Map) else []
+        taps = product(p.size for p in params)
+        if not isinstance(t, Tasklet) or not isinstance(taps, int) or taps > TAPS:
+            raise NotSchedulable(f"map {m.label}: its inner maps are no windows")
+        groups = write_groups(t, frozenset([*outer, *params]), local, every)
+        for g in groups:
+            if g.scan is not None or g.scatters or (g.combine is None) == bool(params) or g.reduced != frozenset(params):
+                raise NotSchedulable(f"map {m.label}: it writes or sums otherwise than a window")
+        found = choose_window(t.reads.values(), containers, outer, params, lane) if params and window is None else None
+        window = window or found
+        serial = () if found else tuple(make_axis(f"s{len(stages)}_{i}", [p], "serial", None) for i, p in enumerate(params))
+        stages.append(Stage(t, None, serial, tuple(groups), found.taps if found else ()))
+    if not any(g.combine for s in stages for g in s.groups):
+        raise NotSchedulable(f"map {m.label}: it has no window")
+    a, b = _tiled(m, every, outer, lane, window)
+    col = make_axis("b", b, "tile", 1)
+    for s in stages:
+        s.b = col
+    row = make_axis("a", rows, "tile", 0) if (rows := _outer(a, window)) else None
+    return BlockPlan(m, every, row, stages, frozenset(m.locals), copies=window.copies if window else ()).finish()
 
 
 def plan_nest(m: Map, containers: Mapping[str, Container], split: bool = True) -> BlockPlan:
@@ -416,13 +506,17 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     for x in plan.axes:
         if x.dim == 1:
             if x.mode == "tile":
-                tiles[x.block] = _lanes(at[x.name], min(512 if plan.form != "columns" else 128, changes.get("budget", 512)))
+                # operands without rows, as a window's weights, are loaded as vectors where a row of the block is shorter than the warps
+                most = 64 if plan.copies else 128 if plan.form == "columns" else 512
+                tiles[x.block] = _lanes(at[x.name], min(most, changes.get("budget", 512)))
             else:
                 tiles[x.block] = min(next_power_of_two(at[x.name]), WHOLE if x.mode == "whole" else 2048)
             wide = max(wide, tiles[x.block])
     budget = {"elementwise": 1024, "nest": 2048}.get(plan.form, 2048)
     if plan.form == "elementwise" and n_a * n_b >= 1 << 22:
         budget = 2048
+    if plan.copies:  # each has an accumulator in registers
+        budget = 1024 if len(list(points(plan.copies))) <= 9 else 512
     budget, programs = changes.get("budget", budget), changes.get("programs", PROGRAMS)
     if a is None and plan.form == "elementwise" and "b" in at:
         tiles["BLOCK_B"] = wide = min(budget, next_power_of_two(at["b"]))
@@ -432,7 +526,7 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     if a is not None:
         tiles[a.block] = max(1, min(budget // wide, next_power_of_two(n_a)))
     total = wide * tiles.get("BLOCK_A", 1)
-    tiles["num_warps"] = 1 if total <= 256 else 4 if total <= 4096 else 8 if total <= 8192 else 16
+    tiles["num_warps"] = 1 if total <= 256 and not plan.copies else 4 if total <= 4096 else 8 if total <= 8192 else 16
     tiles.update({k: v for k, v in changes.items() if k not in ("budget", "programs")})
     others = 1
     for x in plan.axes:

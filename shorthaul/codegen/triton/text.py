@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Union
 
-from shorthaul.ir.dtypes import DType, bool_, float64
-from shorthaul.ir.scalar import Scalar, walk
+from shorthaul.ir.dtypes import DType, bool_, float32, float64
+from shorthaul.ir.scalar import Scalar, cast, walk
 from shorthaul.ir.scalar_ops import SCALAR_OPS
 from shorthaul.symbolic import Expr, FloorDiv, Max, Min, Mod, Symbol, bounds
 
@@ -109,3 +109,20 @@ def combiner_text(name: str, parameters: list[Scalar], results: tuple[Scalar, ..
             lines.append(f"    {known[n]} = {operation_text(n, [known[a] for a in n.args])}")
     lines.append(f"    return {', '.join(known[r] for r in results)}")
     return "\n".join(lines)
+
+
+def computed(node: Scalar, texts: Sequence[str]) -> str:
+    """The text of an operation; 16-bit floats are computed in float32 and rounded, which gives the same for one operation."""
+    narrow = [a.dtype.is_float and a.dtype.bits == 16 for a in node.args]
+    if node.op in ("cast", "where") or not any(narrow):
+        return operation_text(node, list(texts))
+    wide = tuple(cast(a, float32) if n else a for a, n in zip(node.args, narrow, strict=True))
+    rounded = node.dtype.is_float and node.dtype.bits == 16
+    args = [f"{x}.to(tl.float32)" if n and a.op != "const" else x for x, n, a in zip(texts, narrow, node.args, strict=True)]
+    text = operation_text(Scalar(node.op, wide, float32 if rounded else node.dtype, node.attr), args)
+    return f"{text}.to({TRITON_TYPES[node.dtype.name]})" if rounded else text
+
+
+def alone(node: Scalar) -> bool:
+    """Operations in which a bare number would not become a block."""
+    return node.op not in ("add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne") or all(a.op == "const" for a in node.args)

@@ -55,9 +55,10 @@ class ChannelsLast(Transformation):
         seeds = _seeds(m.program)
         require(bool(seeds), "there is no convolution or pooling of images whose layout is ours")
         chosen = _spread(m.program, seeds)
+        weights = {w for _, w in _windows(m.program, chosen)}
         m.derived["chosen"] = frozenset(
             c
-            for c in chosen
+            for c in chosen - weights
             if m.program.containers[c].actual_strides != channels_last_strides(m.program.containers[c].shape)
         )
         require(bool(m.chosen), "the images are laid out channels-last already")
@@ -67,7 +68,8 @@ class ChannelsLast(Transformation):
         writes weights and the caller's images once."""
         p, total = m.program, self._reorders(m)
         for name in {weight for _, weight in _windows(p, m.chosen)}:
-            total = total - 2 * p.containers[name].bytes
+            if p.containers[name].is_external:
+                total = total - 2 * p.containers[name].bytes
         for name in _foreign_inputs(p):
             total = total - 2 * p.containers[name].bytes
         return total
@@ -133,28 +135,34 @@ def _same_points(node: Map, a: str, b: str) -> bool:
 
 
 def _windows(program: Program, chosen: Collection[str]) -> Iterator[tuple[Map, str]]:
-    """Depthwise windows over the images, each with a weight of the caller's that it reads channel by channel."""
+    """Depthwise windows over the images, each with a weight that it reads channel by channel."""
     for node in list(program.nodes):
-        if not isinstance(node, Map) or node.tasklet is None or program.reads_of(node).isdisjoint(chosen):
+        if not isinstance(node, Map) or program.reads_of(node).isdisjoint(chosen):
             continue
-        images = [m for m in node.tasklet.reads.values() if m.container in chosen]
-        channels = {m.subset[1] for m in images if isinstance(m.subset[1], Symbol)}
-        for name in sorted(
-            {
-                m.container
-                for m in node.tasklet.reads.values()
-                if m.container not in chosen and m.subset and m.subset[0] in channels
-            }
-        ):
+        reads = [a.memlet for a in node.accesses() if not a.is_write and not a.is_local]
+        channels = {m.subset[1] for m in reads if m.container in chosen and isinstance(m.subset[1], Symbol)}
+        for name in sorted({m.container for m in reads if m.subset and m.subset[0] in channels}):
             c = program.containers[name]
-            if c.role in ("parameter", "input") and len(c.shape) >= 3 and c.shape[1] == 1:
+            if len(c.shape) >= 3 and c.shape[1] == 1 and (c.role in ("parameter", "input") or _is_ours(program, name)):
                 yield node, name
 
 
+def _is_ours(program: Program, name: str) -> bool:
+    """A transient between maps, whose strides can be changed in place: a weight that was rounded to a narrower type, say."""
+    c = program.containers[name]
+    if c.is_external or c.alias is not None or name in program.results or program.aliases(name):
+        return False
+    return all(isinstance(n, Map) for n in (*program.readers(name), *program.writers(name)))
+
+
 def _pack_weights(program: Program, edit: Edit, chosen: Collection[str]) -> None:
-    """Weights of depthwise windows get a copy with the channels innermost, so that a vector of channels is one load."""
+    """Weights of depthwise windows have the channels innermost, so that a vector of channels is one load; the caller's get a copy."""
     packed: dict[str, str] = {}
     for node, weight in _windows(program, chosen):
+        c = program.containers[weight]
+        if not c.is_external:
+            edit.set_container(c.with_(strides=_innermost_first(c.shape)))
+            continue
         if weight not in packed:
             packed[weight] = _pack(program, edit, weight, _innermost_first(program.containers[weight].shape))
         current = program.node(node.id)
