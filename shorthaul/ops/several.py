@@ -7,7 +7,8 @@ from typing import Any, Union
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import float32
+from shorthaul.ir.dtypes import float32, float64, promote
+from shorthaul.ir.scalar import cast
 from shorthaul.symbolic import Expr, prove_eq, summation
 
 from .builder import Expansion, Gradient
@@ -121,7 +122,7 @@ class Unbind(Parts):
 
 @register
 class Stack(OperatorDefinition):
-    """Operands x0, x1, ... of one shape along a new dimension; each is written in place, by a map of its own."""
+    """Operands x0, x1, ... of one shape along a new dimension, in their common dtype; each is written in place, by a map of its own."""
 
     name = "stack"
     operands = ("x*",)
@@ -142,24 +143,25 @@ class Stack(OperatorDefinition):
                 prove_eq(a, b) is not False for a, b in zip(x.shape, first.shape, strict=True)
             )
             self.require(same, f"operand {k} of shape {list(x.shape)} differs from the first of {list(first.shape)}")
-            self.require(x.dtype is first.dtype, f"operand {k} is {x.dtype}, the first is {first.dtype}")
-        return {"y": TensorType(first.dtype, (*first.shape[:dim], len(xs), *first.shape[dim:]))}
+        return {"y": TensorType(promote(*(x.dtype for x in xs)), (*first.shape[:dim], len(xs), *first.shape[dim:]))}
 
     def maps(self, c: Expansion) -> None:
         y, d = c.output(), c.attr("dim")
         for i, x in enumerate(c.inputs()):
             p = c.params(x.shape)
-            c.map(p, {"x": at(x, *p)}, {"y": at(y, *p[:d], i, *p[d:])}, lambda x: {"y": x})
+            c.map(p, {"x": at(x, *p)}, {"y": at(y, *p[:d], i, *p[d:])}, lambda x: {"y": cast(x, y.dtype)})
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy = g.grad()
-        if gy is None:
-            return {}
-        return {
-            k: g.op("select", {"dim": g.attr("dim"), "index": i}, x=gy) for i, k in enumerate(g.inputs()) if g.needs(k)
-        }
+        result: dict[str, Container | None] = {}
+        for i, (k, x) in enumerate(g.inputs().items()):
+            if gy is not None and g.needs(k):
+                part = g.op("select", {"dim": g.attr("dim"), "index": i}, x=gy)
+                result[k] = g.cast(part, x.dtype)
+        return result
 
     def samples(self) -> Iterable[Sample]:
         x = TensorType(float32, (2, 3))
         yield Sample({"x0": x, "x1": x}, {"dim": 1})
+        yield Sample({"x0": x, "x1": TensorType(float64, (2, 3))}, {"dim": 0})
         yield Sample({"x0": x, "x1": TensorType(float32, (3, 2))}, {"dim": 0}, error="differs")

@@ -11,8 +11,9 @@ from typing import Any, Union
 
 from shorthaul.ir.builder import at, inside
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import float32
+from shorthaul.ir.dtypes import float32, float64, promote
 from shorthaul.ir.memlet import Condition
+from shorthaul.ir.scalar import cast
 from shorthaul.symbolic import Expr, floordiv, maximum, minimum, mod, product, prove_eq, prove_le
 
 from .builder import Expansion, Gradient
@@ -368,7 +369,7 @@ class Flip(View):
 
 @register
 class Concatenate(OperatorDefinition):
-    """Operands x0, x1, ... one after another along `dim`; each is written in place, by a map of its own."""
+    """Operands x0, x1, ... one after another along `dim`, in their common dtype; each is written in place, by a map of its own."""
 
     name = "cat"
     operands = ("x*",)
@@ -390,16 +391,16 @@ class Concatenate(OperatorDefinition):
             sizes = enumerate(zip(x.shape, first.shape, strict=False))
             same = len(x.shape) == len(first.shape) and all(e == d or prove_eq(n, m) is not False for e, (n, m) in sizes)
             self.require(same, f"operand {k} of shape {list(x.shape)} does not fit {list(first.shape)} along dimension {d}")
-            self.require(x.dtype is first.dtype, f"operand {k} is {x.dtype}, the first is {first.dtype}")
             total = total + x.shape[d]
-        return {"y": TensorType(first.dtype, (*first.shape[:d], total, *first.shape[d + 1 :]))}
+        return {"y": TensorType(promote(*(x.dtype for x in xs)), (*first.shape[:d], total, *first.shape[d + 1 :]))}
 
     def maps(self, c: Expansion) -> None:
         y, d = c.output(), c.attr("dim")
         offset: IntLike = 0
         for x in c.inputs():
             params = c.params(x.shape)
-            c.map(params, {"x": at(x, *params)}, {"y": at(y, *params[:d], params[d] + offset, *params[d + 1 :])}, lambda x: {"y": x})
+            place = at(y, *params[:d], params[d] + offset, *params[d + 1 :])
+            c.map(params, {"x": at(x, *params)}, {"y": place}, lambda x: {"y": cast(x, y.dtype)})
             offset = offset + x.shape[d]
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
@@ -408,12 +409,14 @@ class Concatenate(OperatorDefinition):
         offset: IntLike = 0
         for k, x in g.inputs().items():
             if gy is not None and g.needs(k):
-                result[k] = g.op("slice", {"dim": d, "start": offset, "stop": offset + x.shape[d], "step": 1}, x=gy)
+                part = g.op("slice", {"dim": d, "start": offset, "stop": offset + x.shape[d], "step": 1}, x=gy)
+                result[k] = g.cast(part, x.dtype)
             offset = offset + x.shape[d]
         return result
 
     def samples(self) -> Iterable[Sample]:
         yield Sample({"x0": TensorType(float32, (2, 3)), "x1": TensorType(float32, (2, 4))}, {"dim": 1})
+        yield Sample({"x0": TensorType(float32, (2, 3)), "x1": TensorType(float64, (2, 4))}, {"dim": 1})
         yield Sample({"x0": TensorType(float32, (2, 3)), "x1": TensorType(float32, (3, 4))}, {"dim": 1}, error="does not fit")
 
 

@@ -49,7 +49,8 @@ class BlockEmitter:
         self.dims: dict[Symbol, Deps] = {}
         self.masks: dict[Symbol, str] = {}
         self.locals: list[dict[tuple, tuple[str, Deps, tuple]]] = [{}]
-        self.taken = {"tl", "pid", "triton", "libdevice", "chunk", "CHUNKS", "INDEX"}
+        self.looped: dict[str, int] = {}  # bytes an element of the blocks that are loaded in the loops that are open
+        self.taken = {"tl", "pid", "triton", "libdevice", "chunk", "CHUNKS", "INDEX", "STAGES"}
         self.taken.update(f"{x.name}{end}" for x in self.plan.axes for end in ("", "_in", "_tile", "_step"))
         self.shape = tuple(self._block(d) for d in (0, 1))
 
@@ -234,6 +235,9 @@ class BlockEmitter:
         var = self.fresh(name)
         self.line(f"{var} = tl.load({target})")
         self.memo[-1][key] = var, full
+        if len(full) == sum(size != "1" for size in self.shape):
+            for axis in self.looped:
+                self.looped[axis] += c.dtype.itemsize
         return var, full
 
     def read_local(self, m: Memlet) -> tuple[str, Deps]:
@@ -280,11 +284,13 @@ class BlockEmitter:
                 yield
             return
         step = self.fresh(f"{axis.name}_step")
-        self.line(f"for {step} in range({axis.steps}):")
+        self.line(f"for {step} in tl.range({axis.steps}, num_stages=STAGES):")
         with self.scope():
+            self.looped[axis.name] = 0
             first = f"(chunk.to(INDEX) * {axis.steps} + {step})" if axis.chunked else f"tl.cast({step}, INDEX)"
             self.define(axis, f"{first} * {axis.block}")
             yield
+            self.plan.loop_bytes = max(self.plan.loop_bytes, self.looped.pop(axis.name))
 
     def hoist(self, axis: BlockAxis) -> None:
         """Load before a loop what does not change in it."""
@@ -461,6 +467,8 @@ class BlockEmitter:
             elif code.dtype is not dtype:
                 text = f"{text}.to({TRITON_TYPES[dtype.name]})"
             neutral = self.neutral(s, at)
+            if g.combine == "sum" and not guard and s.level != "once" and reduced <= deps and self.zero_outside(t, code, reduced):  # type: ignore[operator]
+                texts = []  # what is loaded there is zero already
             if texts and not (code.op == "const" and literal(code.attr) == neutral):
                 text = f"tl.where({' & '.join(texts)}, {text}, {neutral})"
                 deps |= reduced
@@ -475,6 +483,16 @@ class BlockEmitter:
             m = t.reads[str(node.attr)]
             return not m.fill and any(self.holds(c) is False for c in m.guard)
         return node.op in ("cast", "mul") and any(self.vanishes(t, a) for a in node.args)
+
+    def zero_outside(self, t: Tasklet, node: Scalar, dims: Deps) -> bool:
+        """Whether an element is zero where the block passes the ends of these dimensions, because what it is made of is loaded as zero.
+
+        Every factor has to be: an infinite one would give a NaN.
+        """
+        if node.op == "read":
+            m = t.reads[str(node.attr)]
+            return m.container not in self.plan.local_names and not m.fill and dims <= self.expr_dims(self.plan.address(m)[0])
+        return node.op in ("cast", "mul", "neg", "add", "sub") and all(self.zero_outside(t, a, dims) for a in node.args)
 
     def add(self, s: State) -> None:
         if s.group.combine == "sum" and s.level != "once" and self.vanishes(s.tasklet, s.codes[0]):

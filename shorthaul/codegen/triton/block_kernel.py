@@ -65,7 +65,7 @@ def _emit(plan: BlockPlan, name: str) -> BlockKernel:
     sizes = tuple(e.sizes.values())
     words = set(re.findall(r"\b[A-Z][A-Z0-9_]*\b", used))
     constexprs = [*(f"{s.name}_m" for s in sizes), *(x.block for x in plan.axes if x.block in words),
-                  *(x.steps for x in plan.axes if x.steps in words), *(c for c in ("CHUNKS", "INDEX") if c in words)]  # fmt: skip
+                  *(x.steps for x in plan.axes if x.steps in words), *(c for c in ("CHUNKS", "INDEX", "STAGES") if c in words)]  # fmt: skip
     arguments = tuple(e.pointers)
     runtime = [*(pointer_name(c) for c in arguments), *(f"{s.name}_q" for s in sizes)]
     signature = ", ".join([*runtime, *(f"{c}: tl.constexpr" for c in constexprs)])

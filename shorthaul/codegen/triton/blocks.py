@@ -34,6 +34,7 @@ from .windows import Split, Window, choose_window, points
 IntLike = Union[int, Expr]
 TAPS = 64  # reduced points up to which a window's taps are a loop of single values
 WHOLE = 8192  # elements of a row up to which it stays in registers
+SHARED = 96 * 1024  # bytes of shared memory for what loops load ahead: two programs a multiprocessor
 PROGRAMS = 528  # programs that fill a large GPU: four for each of 132 multiprocessors
 
 
@@ -95,6 +96,7 @@ class Stage:
 class BlockPlan:
     """A kernel: its map, the axes, the stages in order. values: map parameters as expressions of axis indices.
 
+    loop_bytes: bytes that are loaded for every element of a block in its loop (known once the kernel is written).
     copies: what is written out of the results; at: the values of what is written out (see `windows`) where the emitter stands.
     """
 
@@ -105,6 +107,7 @@ class BlockPlan:
     local_names: frozenset[str] = frozenset()
     values: dict[Symbol, IntLike] = field(default_factory=dict)
     form: str = "elementwise"
+    loop_bytes: int = 0
     copies: tuple[Split, ...] = ()
     at: dict[Symbol, int] = field(default_factory=dict)
 
@@ -516,7 +519,7 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     if plan.form == "elementwise" and n_a * n_b >= 1 << 22:
         budget = 2048
     if plan.copies:  # each has an accumulator in registers
-        budget = 1024 if len(list(points(plan.copies))) <= 9 else 512
+        budget = 512 if plan.form == "elementwise" or len(list(points(plan.copies))) > 9 else 1024
     budget, programs = changes.get("budget", budget), changes.get("programs", PROGRAMS)
     if a is None and plan.form == "elementwise" and "b" in at:
         tiles["BLOCK_B"] = wide = min(budget, next_power_of_two(at["b"]))
@@ -528,6 +531,9 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     total = wide * tiles.get("BLOCK_A", 1)
     tiles["num_warps"] = 1 if total <= 256 and not plan.copies else 4 if total <= 4096 else 8 if total <= 8192 else 16
     tiles.update({k: v for k, v in changes.items() if k not in ("budget", "programs")})
+    total = tiles.get("BLOCK_A", 1) * max((tiles[x.block] for x in plan.axes if x.dim == 1), default=1)
+    # loads of the next steps are under way while a step computes, as far as shared memory holds them
+    tiles.setdefault("STAGES", max(1, min(3, SHARED // max(1, plan.loop_bytes * total))))
     others = 1
     for x in plan.axes:
         if x.mode == "tile":
