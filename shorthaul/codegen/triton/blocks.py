@@ -520,7 +520,10 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
         budget = 2048
     if plan.copies:  # each has an accumulator in registers
         budget = 512 if plan.form == "elementwise" or len(list(points(plan.copies))) > 9 else 1024
-    budget, programs = changes.get("budget", budget), changes.get("programs", PROGRAMS)
+    programs = PROGRAMS
+    if plan.form == "columns" and (plan.loop_bytes > 2 or plan.copies):  # several operands: more of them under way, in more programs
+        budget, programs = budget if plan.copies else 4096, 2 * PROGRAMS
+    budget, programs = changes.get("budget", budget), changes.get("programs", programs)
     if a is None and plan.form == "elementwise" and "b" in at:
         tiles["BLOCK_B"] = wide = min(budget, next_power_of_two(at["b"]))
     if plan.form == "columns" and a is not None and not a.chunked:  # a merge of partial results: few elements, latency counts
