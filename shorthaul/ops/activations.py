@@ -30,6 +30,14 @@ def _softplus(x: Scalar, *, beta: float = 1.0, threshold: float = 20.0) -> Scala
     return where(x * beta > threshold, x, apply("log1p", apply("exp", x * beta)) / beta)
 
 
+def _mish(x: Scalar) -> Scalar:
+    # tanh(softplus(x)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1) with e = exp(x): one exponential instead of three functions. It is 1 to the
+    # last bit from x = 20 on, where the exponential need not grow any more
+    e = apply("exp", where(x > 20, 20, x))
+    n = e * (e + 2)
+    return x * (n / (n + 2))
+
+
 def _clipped(low: float, high: float) -> Callable[[Scalar], Scalar]:
     return lambda x: where(x <= low, low, where(x >= high, high, x))
 
@@ -48,7 +56,7 @@ elementwise(
 )
 elementwise("silu", lambda x: x * apply("sigmoid", x), "silu.default")
 elementwise("gelu", _gelu, "gelu.default")
-elementwise("mish", lambda x: x * apply("tanh", _softplus(x)), "mish.default")
+elementwise("mish", _mish, "mish.default")
 elementwise("softplus", _softplus, "softplus.default")
 elementwise(
     "elu",

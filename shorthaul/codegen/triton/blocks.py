@@ -29,10 +29,9 @@ from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, bounds, evaluate, index, product, substitute
 
 from .plan import NotSchedulable, address, coefficient, free, next_power_of_two
-from .windows import Split, Window, choose_window, points
+from .windows import TAPS, Split, Window, choose_window, points
 
 IntLike = Union[int, Expr]
-TAPS = 64  # reduced points up to which a window's taps are a loop of single values
 WHOLE = 8192  # elements of a row up to which it stays in registers
 SHARED = 96 * 1024  # bytes of shared memory for what loops load ahead: two programs a multiprocessor
 PROGRAMS = 528  # programs that fill a large GPU: four for each of 132 multiprocessors

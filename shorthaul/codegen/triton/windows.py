@@ -22,6 +22,7 @@ from shorthaul.symbolic import Expr, Symbol, evaluate, index, substitute
 from .plan import address, free
 
 IntLike = Union[int, Expr]
+TAPS = 256  # reduced points up to which a window's taps are taken one by one
 MOST_COPIES = 8  # results that a thread computes together, each with an accumulator
 MOST_TAPS = 32  # accumulators of a window whose taps are the results
 MOST_LOADS = 80  # blocks that are loaded for them; with more, registers overflow into memory
@@ -60,7 +61,7 @@ def choose_window(
     """
     reads = [r for r in reads if not r.is_indirect and r.container in containers]
     pairs = {(p, q) for r in reads for s in r.subset for p in free(s) for q in free(s) if p is not q}
-    few = math.prod(_known(p) or SOME**2 for p in summed) <= 64
+    few = 0 < math.prod(_known(p) for p in summed) <= TAPS
     positions, taps = (kept, summed) if few else (summed, kept)
     taps = [t for t in taps if t is not lane and 0 < _known(t) <= WIDEST]
     taps = [t for t in taps if any((p, t) in pairs for p in positions if p is not lane)]

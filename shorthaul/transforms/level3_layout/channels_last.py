@@ -21,12 +21,12 @@ _SPATIAL = ("conv", "pool")
 
 
 def is_image(program: Program, name: str) -> bool:
-    """A transient of rank 3 to 5 of floating dtype whose layout is ours to choose."""
+    """A transient of rank 3 to 5 whose layout is ours to choose: of floating dtype, or between maps alone, as the places of maxima."""
     c = program.containers[name]
     if any(isinstance(w, Map) and w.schedule.get("pack") for w in program.writers(name)):
         return False
     return (
-        c.dtype.is_float
+        (c.dtype.is_float or _is_ours(program, name))
         and 3 <= len(c.shape) <= 5
         and not c.is_external
         and c.role != "output"
