@@ -244,3 +244,45 @@ def test_a_step_that_updates_touched_rows_alone(lazy: bool) -> None:
     assert step.program is not None and any(n.label == "write_rows" for n in step.program.nodes)
     for (name, p), q in zip(ours.state_dict().items(), eager.state_dict().values(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# windows ----------------------------------------------------------------------------------------------------------------
+def of_window(layer: Callable[[], nn.Module], channels: int, size: tuple[int, ...]) -> Make:
+    def make(seed: int) -> tuple[nn.Module, tuple[Any, ...], Callable[[Any], Tensor]]:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.SiLU(), layer(), nn.SiLU())
+        return model, (torch.randn(2, channels, *size),), lambda y: y.float().square().mean()
+
+    return make
+
+
+WINDOWS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
+    "3x3": (lambda: nn.Conv2d(32, 32, 3, 1, 1, groups=32, bias=False), 32, (8, 8)),
+    "5x5 in steps of two": (lambda: nn.Conv2d(40, 40, 5, 2, 2, groups=40), 40, (14, 12)),
+    "3x3 in steps of two, odd": (lambda: nn.Conv2d(32, 32, 3, 2, 1, groups=32, bias=False), 32, (7, 7)),
+    "dilated": (lambda: nn.Conv2d(32, 32, 3, 1, 2, dilation=2, groups=32, bias=False), 32, (8, 8)),
+    "a row": (lambda: nn.Conv2d(48, 48, (1, 7), 1, (0, 3), groups=48, bias=False), 48, (4, 12)),
+    "one dimension": (lambda: nn.Conv1d(32, 32, 4, 1, 2, groups=32), 32, (16,)),
+    "average": (lambda: nn.AvgPool2d(3, 1, 1), 32, (8, 8)),
+    "maximum": (lambda: nn.MaxPool2d(3, 2, 1), 32, (8, 8)),
+    "maximum of many": (lambda: nn.MaxPool2d(9, 1, 4), 32, (5, 5)),
+}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows(name: str, bf16: bool) -> None:
+    assert_agrees(of_window(*WINDOWS[name]), bf16=bf16)
+
+
+def test_neighbouring_results_of_a_window_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shorthaul.codegen.triton import blocks
+
+    found = []
+    choose = blocks.choose_window
+    monkeypatch.setattr(blocks, "choose_window", lambda *given: found.append(choose(*given)) or found[-1])
+    make = of_window(lambda: nn.Conv2d(33, 33, 3, 2, 1, groups=33, bias=False), 33, (24, 16))
+    assert_agrees(make, bf16=True)
+    factors = {(tuple(s.factor for s in w.copies), tuple(s.factor for s in w.taps)) for w in found if w is not None}
+    # forward; the gradient of the input, where a stride of two meets every other tap; that of the weights, a state for each of them
+    assert ((2, 4), (3, 3)) in factors and any(copies == (3, 3) for copies, _ in factors), factors

@@ -325,7 +325,7 @@ def _flat(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ...
     lane = max(votes, key=lambda p: votes[p], default=None)
     window = None
     if lane is not None and all(g.combine and not g.scatters and g.reduced == reduced for g in groups):
-        window = choose_window(t.reads.values(), containers, kept, summed, lane)
+        window = choose_window(t.reads.values(), containers, kept, summed, lane, bool(few))
     serial: tuple[BlockAxis, ...] = ()
     if few:
         serial = () if window else tuple(make_axis(f"s{i}", [p], "serial", None) for i, p in enumerate(summed))
@@ -424,7 +424,7 @@ def plan_window(m: Map, containers: Mapping[str, Container]) -> BlockPlan:
         for g in groups:
             if g.scan is not None or g.scatters or (g.combine is None) == bool(params) or g.reduced != frozenset(params):
                 raise NotSchedulable(f"map {m.label}: it writes or sums otherwise than a window")
-        found = choose_window(t.reads.values(), containers, outer, params, lane) if params and window is None else None
+        found = choose_window(t.reads.values(), containers, outer, params, lane, True) if params and window is None else None
         window = window or found
         serial = () if found else tuple(make_axis(f"s{len(stages)}_{i}", [p], "serial", None) for i, p in enumerate(params))
         stages.append(Stage(t, None, serial, tuple(groups), found.taps if found else ()))

@@ -53,15 +53,16 @@ class Window:
 
 
 def choose_window(
-    reads: Iterable[Memlet], containers: Mapping[str, Container], kept: Sequence[Symbol], summed: Sequence[Symbol], lane: Symbol
+    reads: Iterable[Memlet], containers: Mapping[str, Container], kept: Sequence[Symbol], summed: Sequence[Symbol], lane: Symbol,
+    few: bool,
 ) -> Window | None:
     """How to write out a map that keeps some parameters and sums over others; None where that saves no loads.
 
-    reads: what its tasklet reads. lane: the parameter along which a block's neighbours lie; it is never written out.
+    reads: what its tasklet reads. lane: the parameter along which a block's neighbours lie; it is never written out. few: the taps are
+    what is summed, one value at a time; otherwise they are results, and long sums run over the positions.
     """
     reads = [r for r in reads if not r.is_indirect and r.container in containers]
     pairs = {(p, q) for r in reads for s in r.subset for p in free(s) for q in free(s) if p is not q}
-    few = 0 < math.prod(_known(p) for p in summed) <= TAPS
     positions, taps = (kept, summed) if few else (summed, kept)
     taps = [t for t in taps if t is not lane and 0 < _known(t) <= WIDEST]
     taps = [t for t in taps if any((p, t) in pairs for p in positions if p is not lane)]
