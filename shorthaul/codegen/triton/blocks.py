@@ -29,11 +29,11 @@ from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, bounds, evaluate, index, product, substitute
 
 from .plan import NotSchedulable, address, coefficient, free, next_power_of_two
-from .windows import TAPS, Split, Window, choose_window, points
+from .windows import TAPS, Split, Window, choose_window, is_window, points
 
 IntLike = Union[int, Expr]
 WHOLE = 8192  # elements of a row up to which it stays in registers
-SHARED = 96 * 1024  # bytes of shared memory for what loops load ahead: two programs a multiprocessor
+SHARED = 144 * 1024  # bytes of shared memory for what a loop loads ahead
 PROGRAMS = 528  # programs that fill a large GPU: four for each of 132 multiprocessors
 
 
@@ -320,7 +320,8 @@ def _flat(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ...
     kept = [p for p in params if p not in reduced]
     summed = [p for p in params if p in reduced]
     taps = product(p.size for p in summed)
-    few = summed and kept and isinstance(taps, int) and taps <= TAPS and _number(product(p.size for p in kept)) >= 16 * taps
+    most = TAPS if is_window(t.reads.values(), kept, summed) else 64
+    few = summed and kept and isinstance(taps, int) and taps <= most and _number(product(p.size for p in kept)) >= 16 * taps
     votes = weights(m, containers, (), kept if few else [*kept, *summed])
     lane = max(votes, key=lambda p: votes[p], default=None)
     window = None
@@ -518,10 +519,10 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     if plan.form == "elementwise" and n_a * n_b >= 1 << 22:
         budget = 2048
     if plan.copies:  # each has an accumulator in registers
-        budget = 512 if plan.form == "elementwise" or len(list(points(plan.copies))) > 9 else 1024
+        budget = 512 if plan.form == "elementwise" or len(list(points(plan.copies))) > 9 else 2048
     programs = PROGRAMS
-    if plan.form == "columns" and (plan.loop_bytes > 2 or plan.copies):  # several operands: more of them under way, in more programs
-        budget, programs = budget if plan.copies else 4096, 2 * PROGRAMS
+    if plan.form == "columns" and plan.loop_bytes > 2 and not plan.copies:  # several operands: more of them under way, in more programs
+        budget, programs = 4096, 2 * PROGRAMS
     budget, programs = changes.get("budget", budget), changes.get("programs", programs)
     if a is None and plan.form == "elementwise" and "b" in at:
         tiles["BLOCK_B"] = wide = min(budget, next_power_of_two(at["b"]))
@@ -535,7 +536,7 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     tiles.update({k: v for k, v in changes.items() if k not in ("budget", "programs")})
     total = tiles.get("BLOCK_A", 1) * max((tiles[x.block] for x in plan.axes if x.dim == 1), default=1)
     # loads of the next steps are under way while a step computes, as far as shared memory holds them
-    tiles.setdefault("STAGES", max(1, min(3, SHARED // max(1, plan.loop_bytes * total))))
+    tiles.setdefault("STAGES", min(3, 1 + SHARED // max(1, plan.loop_bytes * total)))
     others = 1
     for x in plan.axes:
         if x.mode == "tile":

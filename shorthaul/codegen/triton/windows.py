@@ -87,6 +87,12 @@ def choose_window(
     return Window(tuple(whole), tuple(splits))
 
 
+def is_window(reads: Iterable[Memlet], kept: Sequence[Symbol], summed: Sequence[Symbol]) -> bool:
+    """Whether everything that is summed meets what is kept in a subscript, as the taps of a window do."""
+    met = {q for r in reads if not r.is_indirect for s in r.subset if free(s) & set(kept) for q in free(s)}
+    return met >= set(summed)
+
+
 def _known(p: Symbol) -> int:
     """The size of a parameter; 0 where it is not known."""
     return p.size if isinstance(p.size, int) else 0
