@@ -24,7 +24,6 @@ from shorthaul.codegen.triton.launch import Configuration, compile_for, configur
 from shorthaul.errors import DeviceError
 
 from .executable import Binding
-from .streams import place, run_side_by_side
 
 LEAST_CAPABILITY = (8, 0)
 # the interpreter takes as long for a large block as for a small one
@@ -92,29 +91,16 @@ class TritonTarget:
     # binding ----------------------------------------------------------------------------------------------------------
     def prepare(self, segment: Segment, binding: Binding, table: Any, slots: Mapping[str, int]) -> Step:
         """A function that runs the segment on what the pointer table holds when it is called. slots: entry of each container."""
-        steps: list[Step] = []
-        touched: list[list[str]] = []
-        written: list[list[str]] = []
+        steps = []
         for node, _, c in self.configurations(segment, binding.sizes, binding.wide):
             if c.programs:
                 names = [scratch_name(node, a) if scratch_name(node, a) in slots else a for a in c.kernel.arguments]
                 bind = self._interpreted if self.interprets else self._launch
                 steps.append(bind(c, names, binding, table, slots))
-                results = c.kernel.plan.map.written_containers() | c.scratch.keys()
-                touched.append(names)
-                written.append([n for n, a in zip(names, c.kernel.arguments, strict=True) if a in results])
         if len(steps) == 1:
             return steps[0]
 
-        def ranges(names: Sequence[str]) -> list[tuple[int, int]]:
-            starts = [(int(table[slots[n]]), self._scratch_bytes.get(n) or binding.bytes[n]) for n in names]
-            return [(a, a + size) for a, size in starts]
-
         def run(address: int, sizes: int) -> None:
-            if len(steps) > 2 and not self.interprets and torch.cuda.is_current_stream_capturing():
-                placed = place([ranges(n) for n in touched], [ranges(n) for n in written])
-                run_side_by_side(steps, placed, self.device, address, sizes)
-                return
             for step in steps:
                 step(address, sizes)
 
