@@ -212,10 +212,12 @@ def test_lazy_training_is_dense_training(name: str) -> None:
             o.param_groups[0]["momentum"] *= 0.99
 
     b.train(0, 40, after)
-    assert b.sparse >= ALL and len(b.step.report().regions) <= 2
+    # two programs at most: with dampening the first step is PyTorch's own
+    assert b.sparse >= ALL and sum(r.compiled is not None for r in b.step.report().regions) <= 2
     behind = b.ours.plain.detach().clone()
     b.check()  # state_dict brings the rows up to date
-    assert name == "rmsprop" or not torch.equal(behind, b.ours.plain)
+    # without a gradient these two move their state only
+    assert name in ("rmsprop", "adadelta") or not torch.equal(behind, b.ours.plain)
     b.train(40, 45, after)
     b.check()
 

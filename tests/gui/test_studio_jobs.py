@@ -181,3 +181,29 @@ def test_the_bodies_of_loops_and_branches_are_drawn_searched_and_shown(browser: 
     finally:
         studio.close()
         session.close()
+
+
+def test_an_answer_that_comes_late_does_not_replace_the_table_that_is_shown(browser: Any, captured: Any) -> None:
+    session = Session(captured, checks=False)
+    studio = Studio(session)
+    studio.start()
+    try:
+        with browsing(browser) as context:
+            page = open_page(context, studio.url)
+            page.evaluate("""(() => {
+                const call = studio.line.call.bind(studio.line), late = new Promise((go) => { window.go = go; });
+                studio.line.call = async (method, params) => {
+                    const answer = await call(method, params);
+                    if (method === 'roofline') await late;
+                    return answer;
+                };
+            })()""")
+            page.click('[data-tab="roofline"]')
+            page.click('[data-tab="history"]')
+            page.wait_for_selector(".tree .state")
+            page.evaluate("window.go()")
+            page.wait_for_timeout(300)
+            assert page.locator("#sheet .tree .state").count() == 1
+    finally:
+        studio.close()
+        session.close()

@@ -533,6 +533,8 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
         tiles[a.block] = max(1, min(budget // wide, next_power_of_two(n_a)))
     total = wide * tiles.get("BLOCK_A", 1)
     tiles["num_warps"] = 1 if total <= 256 and not plan.copies else 4 if total <= 4096 else 8 if total <= 8192 else 16
+    if plan.form == "nest" and any(x.mode == "loop" for x in plan.axes if x.dim == 1):  # long rows: many warps, nothing loaded ahead
+        tiles |= {"num_warps": 16, "STAGES": 1}
     tiles.update({k: v for k, v in changes.items() if k not in ("budget", "programs")})
     total = tiles.get("BLOCK_A", 1) * max((tiles[x.block] for x in plan.axes if x.dim == 1), default=1)
     # loads of the next steps are under way while a step computes, as far as shared memory holds them

@@ -32,6 +32,7 @@ export class App {
     this.tab = "costliest";
     this.sort = { costliest: { sort: 4, down: true }, opportunities: { sort: 0, down: true } };
     this.refused = false;
+    this.sheets = 0; // how many tables were asked for
     /** @type {[number, number] | null} */ this.compare = null;
     /** @type {PlaceInfo[] | null} */ this.best = null;
     this.overlay = "bytes";
@@ -294,24 +295,36 @@ export class App {
   }
 
   async sheet() {
-    const into = byId("sheet");
+    const into = byId("sheet"), turn = ++this.sheets;
+    // an answer that comes when another table is shown already is not drawn
+    const ask = async (/** @type {string} */ method, /** @type {Record<string, unknown>} */ params = {}) => { const answer = await this.line.call(method, params); return turn === this.sheets ? answer : null; };
     for (const b of document.querySelectorAll("#tabs button[role=tab]")) b.setAttribute("aria-selected", String(/** @type {HTMLElement} */ (b).dataset.tab === this.tab));
     if (into.hidden) return;
     const pick = (/** @type {number} */ id) => this.find(id), it = this.model.items[this.selected], chosen = it && it.node >= 0 ? this.graph.nodes[it.node].id : -1;
     try {
-      if (this.tab === "costliest") tables.costliest(into, await this.line.call("costliest"), this.sort.costliest, pick, chosen);
-      else if (this.tab === "opportunities") {
+      if (this.tab === "costliest") {
+        const rows = await ask("costliest");
+        if (rows) tables.costliest(into, rows, this.sort.costliest, pick, chosen);
+      } else if (this.tab === "opportunities") {
         if (!this.refused && this.best === null) into.replaceChildren(el("div", { class: "bar-top" }, "Looking at every place of every transformation …"));
-        else tables.opportunities(into, this.refused ? await this.line.call("opportunities", { refused: true }) : this.best ?? [], this.sort.opportunities, this.actions, this.refused, (r) => { this.refused = r; this.sheet(); });
-      } else if (this.tab === "roofline") tables.roofline(into, await this.line.call("roofline"), pick, chosen);
-      else if (this.tab === "memory") tables.memory(into, await this.line.call("memory"), pick);
-      else if (this.tab === "history") tables.history(into, this.d, { goto: (id) => this.change("goto", { state: id }), diff: (a, b) => { this.compare = [a, b]; this.setTab("diff"); }, readOnly: this.line.readOnly });
+        else {
+          const rows = this.refused ? await ask("opportunities", { refused: true }) : this.best ?? [];
+          if (rows) tables.opportunities(into, rows, this.sort.opportunities, this.actions, this.refused, (r) => { this.refused = r; this.sheet(); });
+        }
+      } else if (this.tab === "roofline") {
+        const rows = await ask("roofline");
+        if (rows) tables.roofline(into, rows, pick, chosen);
+      } else if (this.tab === "memory") {
+        const rows = await ask("memory");
+        if (rows) tables.memory(into, rows, pick);
+      } else if (this.tab === "history") tables.history(into, this.d, { goto: (id) => this.change("goto", { state: id }), diff: (a, b) => { this.compare = [a, b]; this.setTab("diff"); }, readOnly: this.line.readOnly });
       else if (this.line.readOnly) into.replaceChildren(el("div", { class: "bar-top" }, "An offline page holds one state."));
       else {
         const parent = this.d.states.find((s) => s.id === this.d.current)?.parent;
         const pair = this.compare ?? (parent === null || parent === undefined ? null : [parent, this.d.current]);
-        if (pair) tables.diff(into, await this.line.call("diff", { before: pair[0], after: pair[1] }), pick);
-        else into.replaceChildren(el("div", { class: "bar-top" }, "This is the first state: change something, or choose Compare beside a state in the history."));
+        const changed = pair && await ask("diff", { before: pair[0], after: pair[1] });
+        if (changed) tables.diff(into, changed, pick);
+        else if (!pair) into.replaceChildren(el("div", { class: "bar-top" }, "This is the first state: change something, or choose Compare beside a state in the history."));
       }
     } catch (e) { this.fail(e); }
   }
