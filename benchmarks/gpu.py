@@ -192,8 +192,10 @@ def check(name: str, precision: str, options: dict[str, Any]) -> None:
 
     def run(engine: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         net = network(name, options["small"], dropout=0.0, size=options["size"])
-        module = net.module.cuda().to(dtype)
+        layout = torch.channels_last if engine.endswith("channels-last") else torch.preserve_format
+        module = net.module.cuda().to(dtype, memory_format=layout)
         inputs = [x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for x in net.inputs]
+        inputs = [x.contiguous(memory_format=layout) if x.dim() == 4 and layout is torch.channels_last else x for x in inputs]
         targets = net.targets.cuda().to(dtype) if net.targets.is_floating_point() else net.targets.cuda()
         runnable: Any = module
         if engine == "shorthaul":
@@ -214,9 +216,11 @@ def check(name: str, precision: str, options: dict[str, Any]) -> None:
     try:
         begin = time.perf_counter()
         exact, eager = run("eager", torch.float64), run("eager", torch.float32)
+        # cuDNN takes TF32 in one layout where it has none in the other: eager's error is the larger of the two
+        spread = run("eager channels-last", torch.float32) if precision == "tf32" else None
         found = run("shorthaul", torch.float32)
         missing = sorted(exact.keys() ^ found.keys())
-        verdict = compare(found, eager, exact)
+        verdict = compare(found, eager, exact, spread=spread, chaotic=spread is not None)
         row |= {"ok": verdict.ok and not missing, "missing": missing[:5], "verdict": str(verdict)[:1500]}
         row["seconds"] = time.perf_counter() - begin
     except Exception as error:
