@@ -26,8 +26,8 @@ WITH_JUMPS = {"resnet50", "wide_resnet50_2", "mobilenet_v2", "fcn8s_vgg16", "wav
 # How many tokens an expert gets is known at run time only: Dynamo breaks the graph there, and PyTorch finds the tokens.
 BREAKS = {"mixture_of_experts"}
 # Each step of the small YOLOv4 multiplies rounding errors by a thousand, so that after eight steps eager and eager in another memory
-# layout have nothing in common, in float64 too (tested below): each of its steps starts from eager's state. Even so float32 jumps at
-# times: with inputs half a unit in the last place off, eager's gradients of one step differ from float64 by 4e-3 instead of 6e-5.
+# layout have nothing in common, in float64 too (tested below): each of its steps starts from eager's state. Even so one float32
+# step in ten jumps, eager's too: one activation rounds to the other side of a leaky ReLU's kink.
 CHAOTIC = {"yolov4"}
 FEW = STEPS if full() else 3  # of their steps: four runs side by side take a while
 NAMES = [*TEN, *FURTHER]

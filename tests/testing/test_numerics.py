@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -235,6 +236,45 @@ def test_in_lockstep_every_step_is_judged_by_itself() -> None:
     failures = judge_training(small_network, LOSS, batches, engine=wrong_once, dtype=torch.float64, **options).failures
     assert {f.split(" ")[0] + " " + f.split(" ")[1] for f in failures} == {
         "gradient/1.bias[step 1]", "parameter/1.bias[step 1]"}, failures  # fmt: skip
+
+
+class Jumps(nn.Module):
+    """Where its input lies otherwise in memory it gives something else, as a network does of which a value lies at a kink."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small_network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * (1.0 if self.body[4].weight.is_contiguous() else 1.001)
+
+
+@pytest.mark.parametrize(("first", "attempts"), [(0, 2), (1, 3)])  # the calls of the last two steps are wrong, or those of all three
+def test_in_lockstep_a_jump_may_be_repeated_and_a_fault_remains(first: int, attempts: int) -> None:
+    """Of a network with kinks, in float32, what one call in two makes wrong is rounding's; what every call makes wrong is a fault."""
+
+    def wrong(every: int) -> Any:
+        calls = first
+
+        def engine(module: nn.Module) -> nn.Module:
+            def scale(g: Tensor) -> Tensor:
+                nonlocal calls
+                calls += 1
+                return g * (1.5 if calls % every == 0 else 1.0)
+
+            module.get_parameter("body.1.bias").register_hook(scale)
+            return module
+
+        return engine
+
+    def judge(engine: Any, **options: Any) -> Agreement:
+        return judge_training(Jumps, LOSS, batches, engine=engine, seeds=(0,), lockstep=True, **options)
+
+    verdict = judge(wrong(2), chaotic=True)
+    assert verdict.ok and f"{attempts} attempts of 3 steps repeated" in verdict.title, verdict
+    assert not judge(wrong(1), chaotic=True).ok
+    assert not judge(wrong(2)).ok, "only networks with kinks are given another chance"
+    assert not judge(wrong(2), chaotic=True, dtype=torch.float64).ok
 
 
 def test_a_missing_gradient_and_a_stale_buffer_fail() -> None:
