@@ -22,6 +22,7 @@ from shorthaul.ir.program import Form, Program
 from shorthaul.ir.rewrite import inline
 from shorthaul.ops.builder import Gradient, OpBuilder
 from shorthaul.ops.registry import definition
+from shorthaul.symbolic import prove_eq
 
 from .control import branch_gradient, loop_gradient
 from .map_reversal import reverse_operator
@@ -116,8 +117,13 @@ class _Reverse:
                 continue
             c = self.program.containers[node.reads[operand].container]
             if tuple(g.shape) != tuple(c.shape):
-                what = f"gradient of operand {operand} of {node.label} ({node.origin})"
-                raise DifferentiationError(f"{what} has shape {g.shape}, not {c.shape}")
+                # Sizes that only a guard of the capture knows to be equal, such as (n + 1)//2 and 3, are written differently.
+                if len(g.shape) != len(c.shape) or any(prove_eq(a, b) is False for a, b in zip(g.shape, c.shape, strict=True)):
+                    what = f"gradient of operand {operand} of {node.label} ({node.origin})"
+                    raise DifferentiationError(f"{what} has shape {g.shape}, not {c.shape}")
+                b = OpBuilder(self.edit, "backward", node.origins, hint="grad")
+                g = b.op("expand", {"shape": c.shape}, x=g)
+                self.edit.add(*b.nodes)
             if g.dtype is not c.dtype:
                 b = OpBuilder(self.edit, "backward", node.origins, hint="grad")
                 g = b.cast(g, c.dtype)

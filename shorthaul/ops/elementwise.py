@@ -38,7 +38,18 @@ def broadcast_shapes(op: str, shapes: Iterable[Sequence[IntLike]]) -> tuple[IntL
                 result[d] = n
             elif prove_eq(result[d], n) is False:
                 raise OperatorError(f"{op}: shapes {', '.join(str(list(s)) for s in listing)} do not broadcast: {result[d]} against {n}")
+            else:
+                result[d] = agreed(result[d], n)
     return tuple(result)
+
+
+def agreed(a: IntLike, b: IntLike) -> IntLike:
+    """One of two sizes that are not provably different, such as n and 2 (n // 2), which a guard of the capture knows to be equal.
+
+    The same one in either order, so that what is inferred from operands in another order has the same shape: a number, else what is
+    written more shortly.
+    """
+    return min(a, b, key=lambda n: (not isinstance(n, int), len(str(n)), str(n)))
 
 
 def broadcast_at(x: Container, params: Sequence[IntLike]) -> Memlet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any, Union
 
 from shorthaul.ir.builder import at
@@ -12,6 +13,7 @@ from shorthaul.ir.scalar import cast
 from shorthaul.symbolic import Expr, prove_eq, summation
 
 from .builder import Expansion, Gradient
+from .elementwise import agreed
 from .registry import AtenCall, OperatorDefinition, Sample, TensorType, register
 from .views import wrap_dim
 
@@ -143,7 +145,8 @@ class Stack(OperatorDefinition):
                 prove_eq(a, b) is not False for a, b in zip(x.shape, first.shape, strict=True)
             )
             self.require(same, f"operand {k} of shape {list(x.shape)} differs from the first of {list(first.shape)}")
-        return {"y": TensorType(promote(*(x.dtype for x in xs)), (*first.shape[:dim], len(xs), *first.shape[dim:]))}
+        shape = [reduce(agreed, sizes) for sizes in zip(*(x.shape for x in xs), strict=True)]
+        return {"y": TensorType(promote(*(x.dtype for x in xs)), (*shape[:dim], len(xs), *shape[dim:]))}
 
     def maps(self, c: Expansion) -> None:
         y, d = c.output(), c.attr("dim")

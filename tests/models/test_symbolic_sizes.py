@@ -75,6 +75,13 @@ def attended(m: Net, x: torch.Tensor) -> Any:
     return m.norm(x + y), y.cumsum(1), torch.arange(x.shape[1], dtype=x.dtype) * y[..., 0]
 
 
+def skipped(m: Net, x: torch.Tensor) -> Any:
+    """Halved, doubled, and joined with what it came from: that the sizes are equal only a guard knows."""
+    wide = torch.cat([x, x[:, :1]], 1)
+    h = F.interpolate(m.conv(x), scale_factor=2.0)
+    return h * wide, (wide + h.sin()).exp(), torch.cat([h, wide], 1).sin(), torch.stack([wide, h]).cos(), torch.where(h > 0, wide, h)
+
+
 def reduced(m: Net, x: torch.Tensor) -> Any:
     return x.sum(0), x.flatten(0, 1).var(0), x.std(1), x.logsumexp(1), (x - x.mean((0, 1))).square().mean(), x.amin(1)
 
@@ -89,6 +96,7 @@ CASES: list[tuple[Callable[..., Any], Callable[[int, int], Sequence[torch.Tensor
     (images, lambda n, k: (randn(2, 3, 4 * n, 4 * k + 1),), {(0, 2), (0, 3)}, 1),
     (attended, lambda n, k: (randn(n, k, 8),), {(0, 0), (0, 1)}, 1),
     (reduced, lambda n, k: (randn(n, k, 8),), {(0, 0), (0, 1)}, 1),
+    (skipped, lambda n, k: (randn(2, 3, 2 * n, 4 * k),), {(0, 2), (0, 3)}, 1),
 ]
 
 
