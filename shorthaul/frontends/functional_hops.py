@@ -222,6 +222,8 @@ def fresh(fake_mode: FakeTensorMode, value: Any) -> Any:
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
+INLINED = {"tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "wrap_with_set_grad_enabled", "wrap_with_autocast",
+           "invoke_subgraph"}  # fmt: skip
 HIGHER_ORDER: dict[str, Callable] = {
     "tag_activation_checkpoint": _checkpoint,
     "wrap_activation_checkpoint": _checkpoint,

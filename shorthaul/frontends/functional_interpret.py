@@ -21,12 +21,20 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from shorthaul.frontends.functional import FunctionalGraph, InputSpec, Origin, Unsupported
-from shorthaul.frontends.functional_composites import REDIRECTED
 from shorthaul.frontends.functional_control import CONTROL_FLOW
-from shorthaul.frontends.functional_hops import HIGHER_ORDER
+from shorthaul.frontends.functional_hops import HIGHER_ORDER, INLINED
 from shorthaul.frontends.functional_origin import dotted_path, origin_of, readable_name, source_name
 from shorthaul.frontends.functional_outputs import finish
 from shorthaul.frontends.functional_record import Recorder, ours
+from shorthaul.frontends.functional_vmap import (
+    any_batched,
+    associative_scan,
+    innermost,
+    is_batched,
+    levels_closed,
+    redirected,
+    transformation,
+)
 
 _REFUSED_CALLS = {
     "requires_grad_": "Set requires_grad before the call.",
@@ -151,7 +159,7 @@ class Interpreter:
         self._autocast_changed()
         torch._enable_functionalization(reapply_views=True)
         try:
-            with torch.no_grad(), self.recorder, self._symbolic_kernels():
+            with torch.no_grad(), self.recorder, self._symbolic_kernels(), levels_closed():
                 yield
         finally:
             torch._disable_functionalization()
@@ -167,9 +175,10 @@ class Interpreter:
     def wrap(value: Any) -> Any:
         return torch._to_functional_tensor(value) if isinstance(value, torch.Tensor) else value
 
-    @staticmethod
-    def value_of(tensor: torch.Tensor) -> torch.Tensor:
+    def value_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The current fake value of a functional tensor, pending writes through its views applied."""
+        if is_batched(tensor):
+            raise Unsupported(f"{self.recorder.origin.call} inside a vmap is not supported", self.recorder.origin)
         if not torch._is_functional_tensor(tensor):
             return tensor
         torch._sync(tensor)
@@ -237,30 +246,30 @@ class Interpreter:
                 return self._detach_in_place(args[0])
             return self.call(getattr(type(args[0]), target, None) or getattr(args[0], target), args, kwargs)
         if isinstance(target, torch._ops.HigherOrderOperator):
-            handler = HIGHER_ORDER.get(target._name) or CONTROL_FLOW.get(target._name)
+            handler = _HANDLERS.get(target._name)
             if handler is None:
                 raise Unsupported(
                     f"the higher-order operator {target._name} is not supported",
                     self.recorder.origin,
                     "Leave this region to eager.",
                 )
+            if any_batched((args, kwargs)) and target._name not in INLINED:
+                raise Unsupported(f"the higher-order operator {target._name} inside a vmap is not supported", self.recorder.origin)
             return handler(self, args, kwargs)
         assert callable(target)
         marker = _MARKERS.get(target)
         if marker is not None:
             return marker(self, *args, **kwargs)
         if getattr(target, "__module__", None) in ("torch._C._functorch", "torch._functorch.predispatch"):
-            raise Unsupported(
-                f"torch.func transformations ({self.recorder.origin.call}) are not supported", self.recorder.origin
-            )
+            return transformation(self, target, args, kwargs)
         return self.call(target, args, kwargs)
 
     def call(self, function: Callable, args: tuple, kwargs: dict) -> Any:
         """Call a torch-level function; keep the gradient's meaning where it writes or views outside of autograd."""
-        function = REDIRECTED.get(function, function)
+        function = redirected(self, function, args, kwargs)
         if self.recorder.grad_enabled and not self._hidden_storages and function not in _DETACHING:
             return function(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if _is_functional(leaf)]
+        tensors = [inner for leaf in tree_leaves((args, kwargs)) if _is_functional(inner := innermost(leaf))]
         before = [self.node_of(tensor) for tensor in tensors]
         out = function(*args, **kwargs)
         for tensor, old in zip(tensors, before, strict=True):
@@ -299,12 +308,13 @@ class Interpreter:
         own = {id(tensor) for tensor in tensors}
 
         def hide(value: Any) -> Any:
-            if not _is_functional(value) or id(value) in own:
+            inner = innermost(value)
+            if not _is_functional(inner) or id(inner) in own:
                 return value
-            storage = _storage(value)
+            storage = _storage(inner)
             if storage not in storages and storage not in self._hidden_storages:
                 return value
-            node = self.node_of(value)
+            node = self.node_of(inner)
             if node.target is torch.ops.aten.detach.default:
                 self._hidden_storages.add(storage)
             elif not self.recorder.grad_enabled:
@@ -314,7 +324,7 @@ class Interpreter:
 
         if isinstance(out, torch.Tensor):
             return hide(out)
-        if isinstance(out, (list, tuple)) and any(_is_functional(item) for item in out):
+        if isinstance(out, (list, tuple)) and any(_is_functional(innermost(item)) for item in out):
             items = [hide(item) for item in out]
             return tuple(items) if type(out) is not list else items
         return out
@@ -385,6 +395,7 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+_HANDLERS: dict[str, Callable] = {**HIGHER_ORDER, **CONTROL_FLOW, "associative_scan": associative_scan}
 _DETACHING = {torch.Tensor.detach, torch.detach, torch.ops.aten.detach.default}
 _MARKERS: dict[Any, Callable] = {
     torch.ops.aten._assert_scalar.default: Interpreter.assert_size,
