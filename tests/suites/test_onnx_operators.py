@@ -143,12 +143,37 @@ def test_large_uint64_are_right_or_refused() -> None:
     a = np.array([2**63 + 5, 7], dtype=np.uint64)
     b = np.array([3, 2**64 - 1], dtype=np.uint64)
     np.testing.assert_array_equal(run(one_node("Add", {"a": a, "b": b}, 14, 1), {"a": a, "b": b}).numpy(), a + b)
-    for op, result in (("Div", None), ("Max", None), ("Less", TensorProto.BOOL)):
-        model = one_node(op, {"a": a, "b": b}, 14, 1, result)
-        with pytest.raises(sh.OnnxError, match=r"2\^63"):
-            run(model, {"a": a, "b": b})
-        small = {"a": np.array([9, 7], dtype=np.uint64), "b": np.array([2, 3], dtype=np.uint64)}
-        assert run(model, small).tolist() == {"Div": [4, 2], "Max": [9, 7], "Less": [False, False]}[op]
+    steps = np.array([0, 1, 2, 3, 7, 2**31, 2**62 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**63 + 5, 2**64 - 2, 2**64 - 1], dtype=np.uint64)
+    a, b = (x.reshape(-1) for x in np.meshgrid(steps, steps))
+    found = {"Max": np.maximum, "Min": np.minimum, "Less": np.less, "GreaterOrEqual": np.greater_equal,
+             "Div": np.floor_divide, "Mod": np.mod}  # fmt: skip
+    for op, f in found.items():
+        given = {"a": a[b > 0], "b": b[b > 0]}
+        result = TensorProto.BOOL if op in ("Less", "GreaterOrEqual") else None
+        y = run(one_node(op, given, 16, 1, result), given).numpy()
+        expected = f(given["a"], given["b"])
+        assert y.dtype == expected.dtype, op
+        np.testing.assert_array_equal(y, expected, op)
+    largest = {"x": steps[[3, 10, 0, 7]]}
+    assert run(one_node("ReduceMax", largest, 13, 0, keepdims=0), largest).item() == 2**63 + 5
+    assert run(one_node("ArgMax", largest, 13, 0, TensorProto.INT64, keepdims=0), largest).item() == 1
+    with pytest.raises(sh.OnnxError, match=r"2\^63"):
+        run(one_node("Sign", {"x": steps}, 13, 1), {"x": steps})
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+def test_several_unsigned_results_keep_their_type(bits: int) -> None:
+    x = np.array([3, 2**bits - 5, 1, 7], dtype=f"uint{bits}")
+    elem = helper.np_dtype_to_tensor_dtype(x.dtype)
+    for op, other, results, wanted in (("TopK", [2], (elem, TensorProto.INT64), ([2**bits - 5, 7], [1, 3])),
+                                       ("Split", [1, 3], (elem, elem), ([3], [2**bits - 5, 1, 7]))):  # fmt: skip
+        k = helper.make_tensor("k", TensorProto.INT64, [len(other)], other)
+        ends = [helper.make_tensor_value_info(n, t, [None]) for n, t in zip("ab", results, strict=True)]
+        start = helper.make_tensor_value_info("x", elem, [4])
+        graph = helper.make_graph([helper.make_node(op, ["x", "k"], ["a", "b"])], "g", [start], ends, [k])
+        found = sh.load_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10))(torch.from_numpy(x))
+        assert [y.numpy().tolist() for y in found] == list(wanted), op
+        assert found[0].numpy().dtype == x.dtype, op
 
 
 def test_types_of_the_newest_onnx_are_known_or_refused_by_name() -> None:

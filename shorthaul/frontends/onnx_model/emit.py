@@ -345,13 +345,16 @@ class Emitter:
                 arguments.append(source(v.literal))
                 continue
             data = self.data_of(block, n, where)
-            widen = "widen" if node.op_type in _SAME_BITS else "widen_ordered"
+            divides = node.op_type in _DIVISION and TensorProto.UINT64 in types
+            widen = "widen" if node.op_type in _SAME_BITS or divides else "widen_ordered" if node.op_type in _ORDERED else "widen_small"
             arguments.append(f"flow.{widen}({data})" if unsigned and data != "None" else data)
         if entry.scalars and len(arguments) == 2 and not on_host and all(is_number(a) for a in arguments):
             arguments[0] = self.data_of(block, operands[0], where)
         keywords = self.keywords(block, node, entry, attributes, types, operands, on_host, where)
         name = self.global_of(f"{node.op_type}", entry.function)
         call = f"{name}({', '.join(arguments + keywords)})"
+        if node.op_type in _DIVISION and TensorProto.UINT64 in types and not on_host:
+            call = f"flow.{_DIVISION[node.op_type]}({', '.join(arguments)})"
         if on_host and not always:
             assert entry.on_host is not None
             fast = self.global_of(f"{node.op_type}_on_host", entry.on_host)
@@ -359,9 +362,12 @@ class Emitter:
             call = f"host.either({', '.join([fast, name, 'device', repr(kept), *arguments, *keywords])})"
         several = _returns_tuple(entry)
         found = self.result_types(node, schema, attributes, types)
-        elem = elem_of(found[0])
-        if unsigned and not several and elem in _UNSIGNED:
-            call = f"flow.narrow({call}, {HELD[elem]})"
+        elems = [elem_of(t) for t in found]
+        ordered = node.op_type in _ORDERED
+        if unsigned and several:
+            call = f"flow.narrow_each({call}, [{', '.join(str(HELD[e]) if e in _UNSIGNED else 'None' for e in elems)}], {ordered})"
+        elif unsigned and elems[0] in _UNSIGNED:
+            call = f"flow.{'narrow_ordered' if ordered else 'narrow'}({call}, {HELD[elems[0]]})"
         self.assign(block, node, call, found, bool(on_host or always or node.op_type in _HOST_RESULTS), several)
 
     def kinds(self, entry: table.Entry, n: int) -> list[str]:
@@ -472,4 +478,6 @@ _HOST_RESULTS = {"SequenceLength", "OptionalHasElement", "SequenceAt", "Optional
 _SAME_BITS = {"Add", "Sub", "Mul", "Sum", "Neg", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "Equal", "Gather", "GatherElements",
               "GatherND", "Where", "Slice", "Pad", "Tile", "Split", "Compress", "ReverseSequence", "MatMul", "MatMulInteger", "Gemm",
               "ReduceSum", "CumSum", "SpaceToDepth", "DepthToSpace", "Trilu"}  # fmt: skip
+_ORDERED = {"Max", "Min", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "TopK"}
+_DIVISION = {"Div": "quotient", "Mod": "remainder"}  # of 64 bits: functions of `flow`
 _UNSIGNED = {TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64}

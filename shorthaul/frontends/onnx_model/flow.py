@@ -112,12 +112,47 @@ def widen(x: Any) -> Any:
     return x.to(_WIDE[x.dtype]) if x.dtype in _WIDE else x
 
 
-def widen_ordered(x: Any) -> Any:
-    """`widen` for operators that order, divide or convert. Raises OnnxError for values from 2^63 on, which int64 takes for negative."""
+def widen_small(x: Any) -> Any:
+    """`widen` for operators that neither of the others is right for. Raises OnnxError for values that int64 takes for negative."""
     wide = widen(x)
     if isinstance(x, torch.Tensor) and x.dtype is torch.uint64 and bool((wide < 0).any()):
-        raise OnnxError("a uint64 operand has values from 2^63 on, which only bits, sums, products and moves of elements are right for")
+        raise OnnxError("a uint64 operand has values from 2^63 on, which only bits, moves of elements, arithmetic and orders are right for")
     return wide
+
+
+_TOP = -(2**63)  # the highest bit of 64
+
+
+def widen_ordered(x: Any) -> Any:
+    """`widen` for operators that only compare: with the highest bit turned, int64 orders as uint64 does."""
+    return widen(x) ^ _TOP if isinstance(x, torch.Tensor) and x.dtype is torch.uint64 else widen(x)
+
+
+def narrow_ordered(x: Any, dtype: torch.dtype) -> Any:
+    """`narrow` for what comes out of them."""
+    return narrow(x ^ _TOP, dtype) if dtype is torch.uint64 else narrow(x, dtype)
+
+
+def narrow_each(results: Any, dtypes: Sequence[torch.dtype | None], ordered: bool) -> tuple:
+    """`narrow`, or `narrow_ordered`, for the results that have a type."""
+    back = narrow_ordered if ordered else narrow
+    return tuple(r if d is None else back(r, d) for r, d in zip(results, dtypes, strict=False))  # results that nobody names come last
+
+
+def quotient(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a / b of int64 tensors with the bits of uint64: twice the quotient of a / 2, which is no negative number, and one more or not.
+
+    A divisor from 2^63 on goes into a once or not at all. (Warren, Hacker's Delight, 9-3.)
+    """
+    large = b < 0
+    twice = torch.div((a >> 1) & ~_TOP, torch.where(large, 1, b), rounding_mode="trunc") << 1
+    twice = torch.where(large, 0, twice)
+    return twice + ((a - twice * b) ^ _TOP >= b ^ _TOP)
+
+
+def remainder(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a - b (a / b) of int64 tensors with the bits of uint64."""
+    return a - quotient(a, b) * b
 
 
 def narrow(x: Any, dtype: torch.dtype) -> Any:
