@@ -19,31 +19,51 @@ from torch.utils.checkpoint import (
 )
 
 import shorthaul as sh
-from shorthaul.testing import judge_training, sample
+from shorthaul.testing import compare, pool, sample
 
 
-@pytest.mark.parametrize("dtype", sample([torch.bfloat16, torch.float16], 1))
+def scaled_training(make: Callable[[], nn.Module], dtype: torch.dtype, seed: int, engine: str) -> dict[str, torch.Tensor]:
+    """Six steps under autocast with scaled losses, unscaled and clipped gradients; with engine "exact" the same in float64, unscaled."""
+    exact = engine == "exact"
+    torch.manual_seed(seed)
+    model = make().to(torch.float64 if exact else torch.float32)
+    if engine == "ours":
+        sh.optimize(model, strict=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2, enabled=not exact)
+    found: dict[str, torch.Tensor] = {}
+    losses = []
+    for k in range(6):
+        x = batch(10 * seed + k, 16, 36, dtype=torch.float64 if exact else torch.float32)
+        with torch.autocast("cpu", dtype=dtype, enabled=not exact):
+            loss = nn.functional.cross_entropy(model(x.unflatten(1, (1, 6, 6))), torch.arange(16) % 4)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        losses += [loss.detach(), norm.to(loss.dtype)]
+        if k == 0:
+            found.update((f"gradient/{n}", p.grad.clone()) for n, p in model.named_parameters() if p.grad is not None)
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+    assert exact or scaler.get_scale() == 256.0 * 8  # no step was skipped
+    if engine == "ours":
+        compiled(model)
+    found.update((f"parameter/{n}", p.detach()) for n, p in model.named_parameters())
+    return {**found, "loss/losses and norms": torch.stack(losses)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_with_gradient_scaling(dtype: torch.dtype) -> None:
-    """Scaled loss, unscaled and clipped gradients, judged against float64 beside eager's own error."""
+    """Judged against float64 beside eager's own error."""
 
-    class Scaled(torch.optim.SGD):
-        def __init__(self, parameters: Any) -> None:
-            super().__init__(parameters, 0.05, momentum=0.9)
-            self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(144, 8), nn.Tanh(),
+                             nn.LayerNorm(8), nn.Linear(8, 4))  # fmt: skip
 
-    class Autocast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = mlp()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if x.dtype == torch.float64:
-                return self.body(x)
-            with torch.autocast("cpu", dtype=dtype):
-                return self.body(x)
-
-    verdict = judge_training(Autocast, lambda y, t: (y.float() if y.dtype != torch.float64 else y).sub(t).square().mean() * 256.0,
-                             lambda seed: [((batch(seed, 16),), batch(seed + 9, 16, 4))], optimizer=Scaled)  # fmt: skip
+    verdict = pool([compare(*(scaled_training(make, dtype, seed, engine) for engine in ("ours", "eager", "exact"))) for seed in range(3)])
     assert verdict.ok, verdict
 
 
