@@ -27,6 +27,7 @@ from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsuppor
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
 from shorthaul.frontends.sparse_lookups import sparse_lookups
 from shorthaul.frontends.traced_gradient import traced_gradient
+from shorthaul.ir.nodes import Operator
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import runtime_sizes
 from shorthaul.modules import disable, optimize
@@ -304,7 +305,16 @@ def compiled_interface(graph: FunctionalGraph, imported: Imported) -> Interface:
 
 
 def _watched(program: Program) -> frozenset[str]:
-    return frozenset(n for n in program.signature.outputs if any(r.phase == "backward" for r in program.readers(n)))
+    """Outputs that the gradient formulas read, and buffers that they read, also through views: what eager mode saves, too."""
+    outputs = {n for n in program.signature.outputs if any(r.phase == "backward" for r in program.readers(n))}
+    read = {c for n in program.nodes if n.phase == "backward" for c in program.reads_of(n)}
+    for n in reversed(program.nodes):
+        if isinstance(n, Operator) and n.op in _VIEWS and not read.isdisjoint(program.writes_of(n)):
+            read |= set(program.reads_of(n))
+    return frozenset(outputs | {n for n in program.signature.inputs if n in read and program.containers[n].role == "buffer"})
+
+
+_VIEWS = {"reshape", "permute", "expand", "slice", "select", "diagonal"}
 
 
 def interface_of(

@@ -42,8 +42,9 @@ class Interface:
     gives each symbol. results: for every result of the graph its container, None for a constant. size_results: expressions of results
     that are sizes. rebuild: the caller's outputs from (results as tensors or numbers, inputs). mutations: (input, result) written back.
     random: the containers of seed and offset. depends: for every input with a gradient the outputs whose cotangents it comes from (all,
-    where it is not listed). where: where the graph begins in the user's code. watched: outputs that the gradient formulas read: changing
-    one in place before backward is an error, as in eager mode, also where the compiled backward phase recomputes it.
+    where it is not listed). where: where the graph begins in the user's code. watched: outputs and buffers that the gradient formulas
+    read: changing one in place before backward is an error, as in eager mode, also where the compiled backward phase recomputes it. A
+    buffer that only the compiled backward phase reads, for computing again what was made of it, may change: it is copied.
     """
 
     inputs: list[str | None]
@@ -76,6 +77,7 @@ class CompiledGraph:
         backward_reads |= {_base(program, c) for c in backward_reads}
         written = {interface.inputs[i] for i, _ in interface.mutations}
         named = [n for n, _, _ in self._tensors] + [n for n in interface.random if n in program.containers]
+        written |= {n for n in named if program.containers[n].role == "buffer" and n not in interface.watched}
         self._saved_inputs = [n for n in named if n in backward_reads and n not in written]
         self._copied_inputs = [n for n in named if n in backward_reads and n in written]
         outputs = dict.fromkeys((*signature.outputs, *(u for _, u in signature.updates)))

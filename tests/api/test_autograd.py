@@ -517,3 +517,41 @@ def test_parts_of_several_calls_interleave() -> None:
         return first, x.grad
 
     p.both(run)
+
+
+class Remembers(nn.Module):
+    """Computes with what it makes of a buffer."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.w, self.make = nn.Parameter(torch.linspace(0.5, 1.5, 8)), make
+        self.register_buffer("memory", torch.linspace(-1, 1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.make(self.memory) * self.w * x).sin()
+
+
+@pytest.mark.parametrize("make", [torch.clone, lambda b: b * 2, lambda b: b.flip(0), lambda b: b.view(2, 4).exp().flatten()])
+def test_a_buffer_that_eager_mode_does_not_save_may_change_before_backward(make: Any) -> None:
+    p = Pair(Remembers(make))
+
+    def run(m: Any) -> Any:
+        y = m(randn(3, 8))
+        with torch.no_grad():
+            m.memory.mul_(0.5)
+        y.sum().backward()
+        return y
+
+    for _ in range(2):
+        p.both(run)
+
+
+@pytest.mark.parametrize("make", [lambda b: b, lambda b: b.view(2, 4).flatten()])
+def test_a_buffer_that_eager_mode_saves_must_not_change_before_backward(make: Any) -> None:
+    p = Pair(Remembers(make))
+    for m in (p.eager, p.ours):
+        y = m(randn(3, 8))
+        with torch.no_grad():
+            m.memory.mul_(0.5)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()

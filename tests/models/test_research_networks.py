@@ -5,6 +5,7 @@ Like `test_in_the_wild`, with other networks: what they have in common is that n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -371,10 +372,171 @@ def hamiltonian(o: Optimize) -> list[Tensor]:
     return train(net, lambda: F.mse_loss(head(net(torch.randn(5, 4))), torch.randn(5, 4)), head)
 
 
+class Momentum(nn.Module):
+    """A second encoder follows the first, and its features fill a queue at a place that is a buffer (MoCo)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
+        self.register_buffer("queue", F.normalize(torch.randn(4, 12), dim=0))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    @torch.no_grad()
+    def keys(self, x: Tensor) -> Tensor:
+        for q, k in zip(self.query.parameters(), self.key.parameters(), strict=True):
+            k.data = k.data * 0.9 + q.data * 0.1
+        order = torch.arange(len(x)).flip(0)
+        return F.normalize(self.key(x[order]), dim=1)[order.argsort()]
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = F.normalize(self.query(x), dim=1), self.keys(y)
+        positive, negative = torch.einsum("nc,nc->n", q, k)[:, None], torch.einsum("nc,ck->nk", q, self.queue.clone().detach())
+        start = int(self.place)
+        self.queue[:, start : start + len(k)] = k.T
+        self.place[0] = (start + len(k)) % self.queue.shape[1]
+        return torch.cat([positive, negative], 1) / 0.2, torch.zeros(len(x), dtype=torch.long)
+
+
+def momentum_contrast(o: Optimize) -> list[Tensor]:
+    net = o(Momentum())
+    return train(net, lambda: F.cross_entropy(*net(torch.randn(4, 6), torch.randn(4, 6))))
+
+
+class Tagger(nn.Module):
+    """The likelihood of a path through tags, normalized by the sum over all paths of each length (a conditional random field)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emit, self.start, self.step = nn.Linear(5, 4), nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+        scores = self.emit(x)
+        path = self.start[tags[:, 0]] + scores[:, 0].gather(1, tags[:, :1]).squeeze(1)
+        total = self.start + scores[:, 0]
+        for t in range(1, x.shape[1]):
+            gain = self.step[tags[:, t - 1], tags[:, t]] + scores[:, t].gather(1, tags[:, t : t + 1]).squeeze(1)
+            path = path + gain * mask[:, t]
+            total = torch.where(mask[:, t, None], torch.logsumexp(total[:, :, None] + self.step + scores[:, t, None], 1), total)
+        return (torch.logsumexp(total, 1) - path).sum() / mask.sum()
+
+
+def conditional_random_field(o: Optimize) -> list[Tensor]:
+    net = o(Tagger())
+    mask = torch.arange(6) < torch.tensor([6, 4, 5])[:, None]
+    return train(net, lambda: net(torch.randn(3, 6, 5), torch.randint(0, 4, (3, 6)), mask))
+
+
+class Depths(nn.Module):
+    """Only the tokens with the highest scores pass through a block, and are added back in their places (mixture of depths)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.block, self.head = nn.Linear(6, 1), nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU()), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, index = self.score(x).squeeze(-1).topk(3, sorted=False)
+        index, order = index.sort(1)
+        weights = weights.gather(1, order)
+        place = index[..., None].expand(-1, -1, x.shape[-1])
+        x = x.scatter_add(1, place, self.block(x.gather(1, place)) * weights.sigmoid()[..., None])
+        return self.head(x.mean(1))
+
+
+def mixture_of_depths(o: Optimize) -> list[Tensor]:
+    net = o(Depths())
+    return train(net, lambda: F.cross_entropy(net(torch.randn(4, 7, 6)), torch.randint(0, 3, (4,))))
+
+
+class Equilibrium(nn.Module):
+    """A fixed point found without a graph; its gradient by a second iteration, in a hook (a deep equilibrium)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.head = nn.Linear(6, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def step(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.5 * self.inner(z) + self.outer(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            z = torch.zeros(len(x), 6)
+            for _ in range(20):
+                z = self.step(z, x)
+        z = self.step(z, x)
+        if self.training:
+            point = z.detach().requires_grad_()
+            again = self.step(point, x)
+
+            def solve(g: Tensor) -> Tensor:
+                total = g
+                for _ in range(10):
+                    total = torch.autograd.grad(again, point, total, retain_graph=True)[0] + g
+                return total
+
+            z.register_hook(solve)
+        return self.head(z)
+
+
+def equilibrium(o: Optimize) -> list[Tensor]:
+    """The layer needs autograd itself, and is left to eager mode; what is around it is optimized."""
+    net = nn.Sequential(o(nn.Sequential(nn.Linear(4, 4), nn.SiLU())), Equilibrium(), o(nn.Sequential(nn.Linear(2, 2), nn.LogSigmoid())))
+    return train(net, lambda: -net(torch.randn(5, 4)).mean())
+
+
+class Warp(nn.Module):
+    """A network says how to move the image that another one reads; convolutions with standardized weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, 6))
+        nn.init.zeros_(self.where[2].weight)
+        self.where[2].bias.data.copy_(torch.tensor([0.9, 0.1, 0.03, -0.1, 1.1, 0.02]))
+        self.conv, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = F.affine_grid(self.where(x).view(-1, 2, 3), list(x.shape), align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        deviation, mean = torch.std_mean(self.conv.weight, (1, 2, 3), keepdim=True, correction=0)
+        y = F.conv2d(x, (self.conv.weight - mean) / (deviation + 1e-5), self.conv.bias, padding=1)
+        return self.head(F.group_norm(F.softshrink(y, 0.1), 2).flatten(2).logsumexp(-1))
+
+
+def spatial_transformer(o: Optimize) -> list[Tensor]:
+    net = o(Warp())
+    return train(net, lambda: F.multilabel_soft_margin_loss(net(torch.randn(3, 2, 8, 8)), torch.randint(0, 2, (3, 3)) * 1.0))
+
+
+class Process(nn.Module):
+    """The likelihood of a Gaussian process over features that are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.noise = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        h = self.features(x)
+        kernel = torch.exp(-0.5 * (h[:, None] - h[None]).square().sum(-1)) + F.softplus(self.noise) * torch.eye(len(x))
+        root = torch.linalg.cholesky(kernel)
+        solved = torch.linalg.solve_triangular(root, y[:, None], upper=False)
+        return 0.5 * solved.square().sum() + root.diagonal().log().sum()
+
+
+def gaussian_process(o: Optimize) -> list[Tensor]:
+    net = o(Process())
+    return train(net, lambda: net(torch.randn(7, 3), torch.randn(7)))
+
+
 SCRIPTS = [vision_transformer, language_model, fourier_operator, image_flow, vector_quantization, masked_patches, point_cloud,
            radiance_field, hidden_domain, adapters, sharpness_aware, generated_kernels, translation, speech, actor_critic,
-           differential_equation, hamiltonian]  # fmt: skip
-OPERATORS = {image_flow: {"aten._linalg_slogdet.default has no registry entry"}}  # that PyTorch computes, and says so in the report
+           differential_equation, hamiltonian, momentum_contrast, conditional_random_field, mixture_of_depths, equilibrium,
+           spatial_transformer, gaussian_process]  # fmt: skip
+# what PyTorch computes, and the report says so
+OPERATORS = {
+    image_flow: {"aten._linalg_slogdet.default has no registry entry"},
+    spatial_transformer: {"aten.affine_grid_generator.default has no registry entry"},
+    gaussian_process: {f"aten.linalg_{n}.default has no registry entry" for n in ("cholesky_ex", "solve_triangular")},
+}
 EAGER = {fourier_operator: "dtype complex128 is not supported"}  # why a whole region runs in eager mode
 
 
