@@ -41,6 +41,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     CommonSubexpressions,
     eliminate_common_subexpressions,
 )
+from shorthaul.transforms.level4_global.compact_gradient import CompactGradient
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.early_update import EarlyUpdate
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
@@ -106,6 +107,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         if level >= 3:
             apply_everywhere(program, choices.adjust([FoldScale()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
+    if level >= 4:
+        apply_everywhere(program, choices.adjust([CompactGradient()]))
     if level >= 3 and options.target == "triton":  # a CPU's kernels keep such sums in registers by fusion
         apply_everywhere(program, choices.adjust([NarrowStorage()]))
     schedule_for(program, options.target)

@@ -41,6 +41,7 @@ from .level4_global.alias_views import AliasViews
 from .level4_global.batch_tiling import BatchTiling
 from .level4_global.checkpoint import Checkpoint
 from .level4_global.common_subexpressions import CommonSubexpressions
+from .level4_global.compact_gradient import CompactGradient
 from .level4_global.dead_code import DeadCode
 from .level4_global.early_update import EarlyUpdate
 from .level4_global.fused_loss_head import FusedLossHead
@@ -57,7 +58,8 @@ _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, MapFusion, ReductionFusion,
     LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast,
     FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, TileLayout, BatchTiling, Checkpoint,
-    FusedLossHead, CommonSubexpressions, SparseUpdate, Recompute, DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
+    FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, DeadCode, InPlace, UpdateInPlace, EarlyUpdate,
+    ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

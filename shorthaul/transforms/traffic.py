@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Union
 
 from shorthaul.analysis.footprint import footprint_of, footprints
-from shorthaul.analysis.movement import node_movement
+from shorthaul.analysis.movement import distinct, node_movement
 from shorthaul.ir.containers import Container
 from shorthaul.ir.memlet import Condition
 from shorthaul.ir.nodes import Access, Map, Node, Tasklet
@@ -31,6 +31,17 @@ def all_moved(p: Program, node: Node) -> IntLike:
     total: IntLike = 0
     for m in node_movement(node, p):
         total = total + m.footprint
+    return total
+
+
+def map_bytes(node: Map, containers: Mapping[str, Container]) -> IntLike:
+    """All bytes that a map reads and writes, with containers that the program need not have yet."""
+    found = footprints(node, containers)
+    total: IntLike = 0
+    for (name, side), f in found.items():
+        if side == "write" or (name, "write") not in found:
+            c = containers[name]
+            total = total + (f.elements if c.strides is None else distinct(c, f.elements)) * c.dtype.itemsize
     return total
 
 
