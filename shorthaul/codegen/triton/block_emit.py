@@ -397,7 +397,7 @@ class BlockEmitter:
             value = f"tl.full({self.block_shape(full, self.stage)}, {literal(code.attr)}, {TRITON_TYPES[dtype.name]})"
         elif code.dtype is not dtype:
             value = f"{value}.to({TRITON_TYPES[dtype.name]})"
-        op = {"sum": "add"}.get(str(g.combine), g.combine)
+        op = {"sum": "add", "max0": "max"}.get(str(g.combine), g.combine)
         self.line(f'tl.atomic_{op}({self.target(m.container, where, d, full)}, {value}{self.masked(texts)}, sem="relaxed")')
 
     def read_modify_write(self, t: Tasklet, g: Group) -> None:

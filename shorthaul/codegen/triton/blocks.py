@@ -300,7 +300,7 @@ def atomic(g: Group, t: Tasklet) -> bool:
     dtype = t.code[g.connectors[0]].dtype
     if g.combine == "sum":
         return dtype.is_float or dtype.bits >= 32
-    return g.combine in ("max", "min") and not dtype.is_float and dtype.bits >= 32
+    return g.combine in ("max", "max0", "min") and not dtype.is_float and dtype.bits >= 32
 
 
 def _index_params(t: Tasklet, m: Memlet) -> frozenset[Symbol]:

@@ -12,7 +12,7 @@ from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import Indirect, Memlet, Span
 from shorthaul.ir.nodes import Map, Node, Tasklet
 from shorthaul.ir.program import Form, Program
-from shorthaul.ir.scalar import cast, index_value, where
+from shorthaul.ir.scalar import cast, index_value
 from shorthaul.symbolic import Expr, Symbol, product
 
 from .. import traffic
@@ -20,7 +20,7 @@ from ..base import Match, Transformation, hint_value, require
 from ..level2_fusion.compose import used_reads
 
 IntLike = Union[int, Expr]
-LEAST = 1 << 24  # bytes: what pays for three small kernels more
+LEAST = 1 << 24  # bytes: what pays for two small kernels more
 TOO_MANY = 1 << 31  # lookups that the numbers of rows cannot count
 
 
@@ -29,8 +29,8 @@ class CompactGradient(Transformation):
 
     before:  map k, c: g[i[k], c] (sum) = gy[k, c]            (g: rows x width, mostly zeros)
              map r, c: w'[r, c] = step(w[r, c], g[r, c])
-    after:   map k: f[i[k]] (max) = k;  map r: s[r] = f[r] if any, else K;  map k: o[k] = s[i[k]]
-             map k, c: h[o[k], c] (sum) = gy[k, c]            (h: K + 1 rows, the last one stays zero)
+    after:   map k: s[i[k]] (max) = k + 1;  map k: o[k] = s[i[k]]
+             map k, c: h[o[k], c] (sum) = gy[k, c]            (h: K + 1 rows, the first one stays zero)
              map r, c: w'[r, c] = step(w[r, c], h[s[r], c])
 
     A table's dense gradient is written, and read by the optimizer, as often as the table itself; the number s of a row takes four bytes.
@@ -116,11 +116,10 @@ def _plan(p: Program, node: Map, t: Tasklet, g: Container, index: Memlet, q: tup
           ) -> tuple[list[list[Node]], list[Container]]:  # fmt: skip
     """What replaces the writer and each of its readers, and the containers that it needs."""
     rows, rest = g.shape[0], g.shape[1:]
-    first = Container(p.fresh(f"{g.name}_first"), int32, (rows,))
     slot = Container(p.fresh(f"{g.name}_slot"), int32, (rows,))
     own = Container(p.fresh(f"{g.name}_own"), int32, tuple(s.size for s in q))
     sums = Container(p.fresh(f"{g.name}_rows"), g.dtype, (count + 1, *rest))
-    containers = [first, slot, own, sums]
+    containers = [slot, own, sums]
     dtypes = {c.name: c.dtype for c in containers} | {index.container: p.containers[index.container].dtype}
 
     def build(sizes: tuple[IntLike, ...], made: Callable[..., tuple[Any, Any, Any]], name: str) -> Map:
@@ -138,10 +137,8 @@ def _plan(p: Program, node: Map, t: Tasklet, g: Container, index: Memlet, q: tup
 
     sizes = tuple(s.size for s in q)
     nodes: list[Node] = [
-        build(sizes, lambda *r: ({"i": looked_up(*r)}, {"f": at(first, Indirect("i"), combine="max")},
-                                 {"f": cast(index_value(number(*r)), int32)}), "lookups"),
-        build((rows,), lambda r: ({"f": at(first, r)}, {"s": at(slot, r)},
-                                  lambda f: {"s": where(f < 0, cast(index_value(count), int32), f)}), "rows"),
+        build(sizes, lambda *r: ({"i": looked_up(*r)}, {"s": at(slot, Indirect("i"), combine="max0")},
+                                 {"s": cast(index_value(number(*r) + 1), int32)}), "lookups"),
         build(sizes, lambda *r: ({"i": looked_up(*r), "s": at(slot, Indirect("i"))}, {"o": at(own, *r)},
                                  lambda i, s: {"o": s}), "places"),
     ]  # fmt: skip
