@@ -32,6 +32,7 @@ from shorthaul.transforms.level3_layout.fold_scale import FoldScale
 from shorthaul.transforms.level3_layout.fold_transpose import FoldTranspose
 from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
 from shorthaul.transforms.level3_layout.narrow_storage import NarrowStorage
+from shorthaul.transforms.level3_layout.pad_contraction import PadContraction
 from shorthaul.transforms.level3_layout.stack_weights import StackWeights
 from shorthaul.transforms.level3_layout.tile_layout import TileLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
@@ -77,6 +78,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     sparse = Result()
     if level >= 4 and options.sparse:
         sparse = apply_everywhere(program, choices.adjust([SparseUpdate(static=options.target == "triton")]))
+    if level >= 3 and options.target == "triton":  # sizes that tensor cores take
+        apply_everywhere(program, choices.adjust([PadContraction()]))
     _expand(program, options.target)
     eliminate_dead_code(program)
     if check:

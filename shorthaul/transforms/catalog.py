@@ -34,6 +34,7 @@ from .level3_layout.fold_scale import FoldScale
 from .level3_layout.fold_transpose import FoldTranspose
 from .level3_layout.library_layout import LibraryLayout
 from .level3_layout.narrow_storage import NarrowStorage
+from .level3_layout.pad_contraction import PadContraction
 from .level3_layout.stack_weights import StackWeights
 from .level3_layout.sum_of_repeated import SumOfRepeated
 from .level3_layout.tile_layout import TileLayout
@@ -57,9 +58,9 @@ T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, MapFusion, ReductionFusion,
     LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast,
-    FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, TileLayout, BatchTiling, Checkpoint,
-    FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, DeadCode, InPlace, UpdateInPlace, EarlyUpdate,
-    ShareBuffers,
+    FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, PadContraction, TileLayout, BatchTiling,
+    Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, DeadCode, InPlace, UpdateInPlace,
+    EarlyUpdate, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

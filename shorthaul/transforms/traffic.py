@@ -12,7 +12,7 @@ from typing import Union
 from shorthaul.analysis.footprint import footprint_of, footprints
 from shorthaul.analysis.movement import distinct, node_movement
 from shorthaul.ir.containers import Container
-from shorthaul.ir.memlet import Condition
+from shorthaul.ir.memlet import Condition, Memlet
 from shorthaul.ir.nodes import Access, Map, Node, Tasklet
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, Symbol
@@ -61,9 +61,10 @@ def reads_of_map(node: Map) -> dict[str, list[Access]]:
 
 
 def substituted(t: Tasklet, names: Iterable[str], values: Mapping[Symbol, IntLike], guard: tuple[Condition, ...],
-                params: tuple[Symbol, ...]) -> Iterator[Access]:  # fmt: skip
-    """The named reads of a tasklet as they are made from elsewhere: parameters replaced, under a further guard, over `params`."""
-    moved_here = t.with_(reads={k: m.substitute(values) for k, m in t.reads.items()})
+                params: tuple[Symbol, ...], indices: Mapping[str, Memlet]) -> Iterator[Access]:  # fmt: skip
+    """The named reads of a tasklet as they are made from elsewhere: parameters replaced, under a further guard, over `params`. indices:
+    reads there that the replaced parameters may refer to."""
+    moved_here = t.with_(reads={**indices, **{k: m.substitute(values) for k, m in t.reads.items()}})
     for k in names:
         m = moved_here.reads[k]
         yield Access(moved_here, k, m.with_(guard=(*m.guard, *guard)) if guard else m, params, False, False)

@@ -131,7 +131,7 @@ class ReductionFusion(Transformation):
 
     def _require_row_contiguous(self, c: Container, accesses: list[Access], outer: list[Symbol]) -> None:
         for x in accesses:
-            if (x.memlet.symbols & set(x.params)).issubset(outer):
+            if {q for q in x.memlet.symbols & set(x.params) if q.size != 1}.issubset(outer):
                 continue  # one element a row
             for s, stride, n in zip(x.memlet.subset, c.actual_strides, c.shape, strict=True):
                 if stride == 1 and n != 1 and isinstance(s, Symbol) and s in outer:

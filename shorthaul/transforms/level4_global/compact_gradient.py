@@ -66,14 +66,16 @@ class CompactGradient(Transformation):
         t, w = found[0]
         require(not w.guard and w.combine == "sum" and w.scan is None, "it is not a plain sum by index")
         require(not any(isinstance(s, (Indirect, Span)) for s in w.subset[1:]), "it is not a sum of rows")
-        index = t.reads[w.subset[0].name]
+        to = w.subset[0]
+        assert isinstance(to, Indirect)
+        index = t.reads[to.name]
         q = tuple(s for s in index.subset if isinstance(s, Symbol))
         plain = len(set(q)) == len(q) and all(isinstance(s, (Symbol, int)) for s in index.subset) and not index.guard
         require(plain, "its indices are not read one by one")
         count = product(s.size for s in q)
         require(hint_value(p, count) < TOO_MANY, "it has too many lookups to be numbered")
-        readers = p.readers(m.mid)
-        require(bool(readers) and all(isinstance(r, Map) for r in readers), "a library reads it")
+        readers = [r for r in p.readers(m.mid) if isinstance(r, Map)]
+        require(bool(readers) and len(readers) == len(p.readers(m.mid)), "a library reads it")
         for r in readers:
             for a in r.accesses():
                 if a.memlet.container == m.mid:
