@@ -47,6 +47,7 @@ from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.early_update import EarlyUpdate
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
+from shorthaul.transforms.level4_global.mask_from_result import MaskFromResult
 from shorthaul.transforms.level4_global.recompute import Recompute
 from shorthaul.transforms.level4_global.share_buffers import ShareBuffers
 from shorthaul.transforms.level4_global.sparse_update import SparseUpdate
@@ -94,7 +95,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         else:
             eliminate_common_subexpressions(program)
         # on a GPU a residual stream is not recomputed from its beginning for every layer
-        apply_everywhere(program, choices.adjust([Recompute(max_chain=24 if options.target == "triton" else None)]))
+        apply_everywhere(program, choices.adjust([Recompute(max_chain=24 if options.target == "triton" else None), MaskFromResult()]))
         eliminate_dead_code(program)
     if program.attributes.get("whole_step"):
         merge_phases(program)

@@ -47,6 +47,7 @@ from .level4_global.dead_code import DeadCode
 from .level4_global.early_update import EarlyUpdate
 from .level4_global.fused_loss_head import FusedLossHead
 from .level4_global.in_place import InPlace
+from .level4_global.mask_from_result import MaskFromResult
 from .level4_global.recompute import Recompute
 from .level4_global.share_buffers import ShareBuffers
 from .level4_global.sparse_update import SparseUpdate
@@ -59,8 +60,8 @@ _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, MapFusion, ReductionFusion,
     LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast,
     FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, PadContraction, TileLayout, BatchTiling,
-    Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, DeadCode, InPlace, UpdateInPlace,
-    EarlyUpdate, ShareBuffers,
+    Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, MaskFromResult, DeadCode, InPlace,
+    UpdateInPlace, EarlyUpdate, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

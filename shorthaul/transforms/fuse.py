@@ -25,7 +25,7 @@ def default_fusions(target: str = "cpp") -> list[Transformation]:
     registers of a block, and no cache of one core holds an image.
     """
     if target == "triton":
-        rows = ReductionFusion(row_bytes=64 * 1024)
+        rows = ReductionFusion(row_bytes=64 * 1024, interleaved=64)
         return [MapFusion("refuse"), rows, SiblingFusion(reductions_only=True), MapFusion("recompute"), LinearReductionFusion(),
                 MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), rows, RowSiblingFusion()]  # fmt: skip
     return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), LinearReductionFusion(),

@@ -39,7 +39,7 @@ class PadContraction(Transformation):
     level = 3
     pattern = Path(OperatorNode("node", "contract"))
 
-    def __init__(self, granule: int = 16, least_size: int = 256, least_flops: int = 1 << 34, least_flops_a_byte: int = 512) -> None:
+    def __init__(self, granule: int = 16, least_size: int = 128, least_flops: int = 1 << 33, least_flops_a_byte: int = 320) -> None:
         self.granule, self.least_size = granule, least_size
         self.least_flops, self.least_flops_a_byte = least_flops, least_flops_a_byte
 
