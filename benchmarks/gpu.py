@@ -3,6 +3,7 @@
     python benchmarks/gpu.py                                  # the ten networks in bfloat16, all engines
     python benchmarks/gpu.py --networks resnet50 dlrm --engines eager shorthaul
     python benchmarks/gpu.py --check                          # gradients against float64 instead of times
+    python benchmarks/gpu.py --train 20 --small               # twenty training steps against float64
 
 A row is (network, precision, engine). Every engine runs in a process of its own, so that one that crashes spoils no other; the engines of
 some networks are started together and compile at the same time, then the GPU is given to one after the other. Results are appended to
@@ -37,6 +38,7 @@ if str(ROOT) not in sys.path:  # run by its path: the networks, and Shorthaul wh
 ENGINES = ("eager", "eager channels-last", "torch.compile", "torch.compile channels-last", "torch.compile reduce-overhead",
            "torch.compile graph", "shorthaul", "shorthaul TrainStep")  # fmt: skip
 PRECISIONS = ("bf16", "tf32", "fp32")
+LOCKSTEP = ("yolov4",)  # see tests/models/test_ten.py
 TOGETHER = 10  # processes that compile at the same time
 
 
@@ -257,6 +259,64 @@ def check(name: str, precision: str, options: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
 
 
+def train(name: str, precision: str, options: dict[str, Any]) -> None:
+    """Losses, gradients, parameters and buffers after many steps against float64 and eager, by the rule of the tests on a CPU: a network
+    whose rounding errors explode takes each step from eager's state. Prints the row as JSON."""
+    import torch
+
+    from benchmarks.networks import batch, entry
+    from shorthaul.testing.numerics import compare
+    from shorthaul.testing.training import of_later_steps, train_in_lockstep, train_steps
+
+    row: dict[str, Any] = {"network": name, "precision": precision, "engine": "train"}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    found, count = entry(name), options["train"]
+
+    def factory() -> Any:
+        return found.build(options["small"], 0.0).cuda()
+
+    def moved(x: Any) -> Any:
+        return tuple(y.cuda() for y in x) if isinstance(x, tuple) else x.cuda()
+
+    def engine(optimized: bool) -> Any:
+        def make(module: Any) -> Any:
+            import shorthaul
+
+            run = shorthaul.optimize(module, strict=True) if optimized else module
+
+            def call(*inputs: Any) -> Any:
+                with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+                    return run(*inputs)
+
+            return call
+
+        return make
+
+    try:
+        begin = time.perf_counter()
+        batches = [tuple(map(moved, batch(name, options["small"], size=options["size"], seed=i))) for i in range(count)]
+        runs = [("eager", torch.float64, False), (engine(False), torch.float32, False), (engine(False), torch.float32, True),
+                (engine(True), torch.float32, False)]  # fmt: skip
+        if name in LOCKSTEP:
+            eager, exact, spread, ours = train_in_lockstep(factory, "sgd", batches, [runs[1], runs[0], *runs[2:]], loss_fn=found.loss_fn)
+        else:
+            exact, eager, spread, ours = (train_steps(factory, "sgd", batches, e, d, loss_fn=found.loss_fn, restride=r).tensors()
+                                          for e, d, r in runs)  # fmt: skip
+        verdict = compare(ours, eager, exact, spread=spread)
+        later = of_later_steps
+        if not verdict.ok and not compare(spread, eager, exact).ok:  # eager's two layouts do not agree by the rule: its larger error
+            verdict = compare(ours, eager, exact, spread=spread, chaotic=later)
+            row["chaotic"] = True
+        row |= {"ok": verdict.ok, "verdict": str(verdict)[:1500], "seconds": time.perf_counter() - begin}
+    except Exception as error:
+        import traceback
+
+        row |= {"ok": False, "error": f"{type(error).__name__}: {error}"[-1500:], "trace": traceback.format_exc()[-1500:]}
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(row), flush=True)
+
+
 # --- the run ------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=PRECISIONS)
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--check", action="store_true", help="compare with float64 instead of timing")
+    parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="train that many steps and compare with float64")
     parser.add_argument("--size", type=int, help="samples in a batch (default: the network's own)")
     parser.add_argument("--small", action="store_true", help="networks at the size of tests")
     parser.add_argument("--steps", type=int, default=30)
@@ -323,7 +384,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.row:
         name, precision, engine, options = json.loads(chosen.row)
-        check(name, precision, options) if engine == "check" else measure(name, precision, engine, options)
+        if engine == "check":
+            check(name, precision, options)
+        elif engine == "train":
+            train(name, precision, options)
+        else:
+            measure(name, precision, engine, options)
         return 0
     import torch
 
@@ -333,10 +399,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__, "run": time.strftime("%Y-%m-%d %H:%M:%S")}
     saved: list[dict[str, Any]] = json.loads(chosen.output.read_text()) if chosen.output.exists() else []
     done = {(r["network"], r["precision"], r["engine"]) for r in saved if r.get("gpu") == run["gpu"] and "error" not in r}
-    engines = ["check"] if chosen.check else chosen.engines
+    engines = ["check"] if chosen.check else ["train"] if chosen.train else chosen.engines
     wanted = [(n, p, e) for n in chosen.networks for p in chosen.precisions for e in engines if chosen.again or (n, p, e) not in done]
     options = {"size": chosen.size, "small": chosen.small, "steps": chosen.steps, "warmup": chosen.warmup, "profile": chosen.profile,
-               "repeats": 4, "timeout": 300, "quiet": True}  # fmt: skip
+               "repeats": 4, "train": chosen.train, "timeout": 300, "quiet": True}  # fmt: skip
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     mine = []
     for row in rows_of(wanted, options, chosen.together):
@@ -344,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.output.write_text(json.dumps([*saved, *mine], indent=1))
         short = row.get("error") or (row.get("verdict", "").splitlines() or [""])[0] or f"{row.get('median_ms', 0):.2f} ms"
         print(f"{row['network']} {row['precision']} {row['engine']}: {short[-700:]}", flush=True)
-    if not chosen.check:
+    if not (chosen.check or chosen.train):
         print(markdown(mine))
     return 0
 
