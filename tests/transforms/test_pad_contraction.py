@@ -68,6 +68,11 @@ def test_gradients_share_what_is_filled() -> None:
     assert len(filled) == 3, "the weights, the bias, and the gradient of the result"
 
 
+def test_rows_that_are_one_dimension_together_stay() -> None:
+    p = network(lambda b, x, w: b.op("contract", {"equation": "abk,nk->abn"}, a=x, b=w), maps=False, train=False, x=(8, 11, 16), w=(8, 16))
+    assert_refuses(ALWAYS, matches(ALWAYS, p)[0], "are multiples of 8")
+
+
 REFUSED = {
     "even": (ALWAYS, (16, 8), "are multiples of 8"),
     "small": (PadContraction(granule=64, least_size=12, least_flops=1, least_flops_a_byte=0), (11, 8), "or small"),

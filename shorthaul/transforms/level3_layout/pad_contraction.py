@@ -54,10 +54,12 @@ class PadContraction(Transformation):
         require(known.keys() == sizes.keys(), "a size is known at run time only")
         known["1"] = 1
         flops, itemsize = 2 * math.prod(known.values()), p.containers[_container(node, "y")].dtype.itemsize
-        batch = set(sides["a"]) & set(sides["b"]) & set(sides["y"])
+        a, b, y = (frozenset(sides[k]) for k in "aby")
+        # letters that the library sees as one dimension: rows, columns, terms; those of a batch need nothing
+        together = {c: math.prod(known[d] for d in g) for g in ((a & y) - b, (b & y) - a, (a & b) - y) for c in g}
         step = self.granule // itemsize
         require(step >= STEP, "only products in 16-bit types run on units that need it")
-        odd = {c: -n % step for c, n in known.items() if n % step and n >= self.least_size and c not in batch}
+        odd = {c: -n % step for c, n in known.items() if n % step and n >= self.least_size and together.get(c, 0) % step}
         require(bool(odd), f"its sizes are multiples of {step}, or small")
         touched = [p.containers[_container(node, k)] for k, letters in sides.items() if set(letters) & odd.keys()]
         moved = sum(hint_value(p, c.bytes) for c in touched)
