@@ -246,6 +246,27 @@ def test_a_step_that_updates_touched_rows_alone(lazy: bool) -> None:
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
+LONG_SCANS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "one row": (lambda x: torch.cumsum(x, 0), (5000,)),
+    "rows": (lambda x: torch.cumsum(x, -1) * torch.cumprod(1 + x / 1000, -1), (3, 2, 700)),
+    "columns of few rows": (lambda x: torch.cumsum(x, 0), (130, 7)),
+    "places of maxima": (lambda x: torch.cummax(x, 1)[0], (4, 2100)),
+    "logarithms": (lambda x: torch.logcumsumexp(x, 1), (2, 3000)),
+}
+
+
+@pytest.mark.parametrize("name", LONG_SCANS)
+def test_long_scans_go_a_block_at_a_time(name: str) -> None:
+    function, shape = LONG_SCANS[name]
+
+    class Scan(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(torch.tanh(x))
+
+    torch.manual_seed(0)
+    assert_agrees(of_module(Scan, torch.randn(*shape)), torch.float64)  # eager adds up in float64 on a CPU
+
+
 def test_a_step_of_every_row_keeps_the_gradients_of_the_touched_ones() -> None:
     """A dense update, its gradient compact (`CompactGradient`)."""
 
