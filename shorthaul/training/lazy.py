@@ -79,21 +79,21 @@ class Decay:
 
     def __init__(self, k: int, device: torch.device) -> None:
         self.tensor = torch.zeros(WINDOW + 1, k, k, dtype=torch.float64, device=device)
+        self._identity = torch.eye(k, dtype=torch.float64, device=device)
         self.start()
 
     def start(self) -> None:
         """Nothing was left out yet."""
-        self.tensor[0] = torch.eye(self.tensor.shape[1], dtype=torch.float64)
+        self.tensor[0].copy_(self._identity)
 
     def advance(self, a: np.ndarray, now: int) -> None:
-        """Step `now` was taken: multiply by its matrix."""
+        """Step `now` was taken: multiply by its matrix. On a GPU the host does not wait for it."""
+        matrix = torch.from_numpy(np.ascontiguousarray(a))
+        if self.tensor.device.type == "cuda":
+            matrix = matrix.pin_memory().to(self.tensor.device, non_blocking=True)
         past = self.tensor[:now]
-        before = past.clone()
-        for i in range(len(a)):
-            torch.mul(before[:, 0], a[i, 0], out=past[:, i])
-            for j in range(1, len(a)):
-                past[:, i].add_(before[:, j], alpha=a[i, j])
-        self.tensor[now] = torch.eye(len(a), dtype=torch.float64)
+        past.copy_(torch.matmul(matrix, past))
+        self.tensor[now].copy_(self._identity)
 
 
 @dataclass
