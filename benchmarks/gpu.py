@@ -267,12 +267,11 @@ def train(name: str, precision: str, options: dict[str, Any]) -> None:
     import torch
 
     from benchmarks.networks import batch, entry
-    from shorthaul.testing.numerics import compare
-    from shorthaul.testing.training import of_later_steps, train_in_lockstep, train_steps
+    from shorthaul.testing.training import judge_training
 
     row: dict[str, Any] = {"network": name, "precision": precision, "engine": "train"}
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    found, count = entry(name), options["train"]
+    found = entry(name)
 
     def factory() -> Any:
         return found.build(options["small"], 0.0).cuda()
@@ -296,19 +295,11 @@ def train(name: str, precision: str, options: dict[str, Any]) -> None:
 
     try:
         begin = time.perf_counter()
-        batches = [tuple(map(moved, batch(name, options["small"], size=options["size"], seed=i))) for i in range(count)]
-        runs = [("eager", torch.float64, False), (engine(False), torch.float32, False), (engine(False), torch.float32, True),
-                (engine(True), torch.float32, False)]  # fmt: skip
-        if name in LOCKSTEP:
-            eager, exact, spread, ours = train_in_lockstep(factory, "sgd", batches, [runs[1], runs[0], *runs[2:]], loss_fn=found.loss_fn)
-        else:
-            exact, eager, spread, ours = (train_steps(factory, "sgd", batches, e, d, loss_fn=found.loss_fn, restride=r).tensors()
-                                          for e, d, r in runs)  # fmt: skip
-        verdict = compare(ours, eager, exact, spread=spread)
-        later = of_later_steps
-        if not verdict.ok and not compare(spread, eager, exact).ok:  # eager's two layouts do not agree by the rule: its larger error
-            verdict = compare(ours, eager, exact, spread=spread, chaotic=later)
-            row["chaotic"] = True
+        verdict = judge_training(
+            factory, found.loss_fn,
+            lambda seed: [tuple(map(moved, batch(name, options["small"], size=options["size"], seed=i))) for i in range(options["train"])],
+            engine=engine(True), baseline=engine(False), seeds=(0,), chaotic=True, lockstep=name in LOCKSTEP, title=f"{name}, {precision}",
+        )  # fmt: skip
         row |= {"ok": verdict.ok, "verdict": str(verdict)[:1500], "seconds": time.perf_counter() - begin}
     except Exception as error:
         import traceback

@@ -176,6 +176,7 @@ def judge_training(
     make_batches: Callable[[int], Sequence[Batch]],
     *,
     engine: Engine = "shorthaul",
+    baseline: Engine = "eager",
     optimizer: OptimizerFactory | str = "sgd",
     dtype: torch.dtype = torch.float32,
     steps: int | None = None,
@@ -187,7 +188,8 @@ def judge_training(
 ) -> Agreement:
     """Train with `engine`, with eager and with eager in float64, once a seed, and judge all tensors together.
 
-    `make_batches(seed)` gives the batches of a seed; they may differ in size. `masked` gives eager the engine's random masks.
+    `make_batches(seed)` gives the batches of a seed; they may differ in size. `baseline` is how eager runs in `dtype`, under autocast say.
+    `masked` gives eager the engine's random masks.
     `chaotic` is for long runs in low precision of networks whose derivative jumps (ReLU, max pooling): if the rule fails, and it
     fails for eager in another memory layout as well, what the later steps touched is judged by the larger of eager's two
     errors (see `numerics`); the verdict's title says so. `lockstep` is for networks of which eager and eager in another memory layout
@@ -202,7 +204,7 @@ def judge_training(
             if masked or steps is not None:
                 raise ValueError("lockstep takes one step a batch, without masks")
             runs: list[tuple[Engine, torch.dtype, bool]]
-            runs = [("eager", dtype, False), ("eager", torch.float64, False), ("eager", dtype, True), (engine, dtype, False)]
+            runs = [(baseline, dtype, False), ("eager", torch.float64, False), (baseline, dtype, True), (engine, dtype, False)]
             if chaotic and dtype != torch.float64:
                 runs += [(lambda m, k=k: _Nearby(apply_engine(m, engine), k), dtype, False) for k in (1, 2)]  # type: ignore[misc]
             eager, exact, spread, found, *nearby = train_in_lockstep(model_factory, optimizer, batches, runs, seed, loss_fn=loss_fn)
@@ -217,9 +219,9 @@ def judge_training(
             return train_steps(model_factory, optimizer, batches, engine, dtype, steps, seed, loss_fn=loss_fn,
                                restride=restride, masked=own).tensors()  # fmt: skip
 
-        eager = run("eager", dtype)
+        eager = run(baseline, dtype)
         exact = eager if dtype == torch.float64 else run("eager", torch.float64)
-        spread = run("eager", dtype, restride=True)
+        spread = run(baseline, dtype, restride=True)
         found = run(engine, dtype)
         strict.append(compare(found, eager, exact, spread=spread))
         loose.append(compare(found, eager, exact, spread=spread, chaotic=of_later_steps))
