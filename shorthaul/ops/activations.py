@@ -36,7 +36,8 @@ def _mish(x: Scalar) -> Scalar:
     # its derivative is the small difference of large numbers
     e = apply("exp", where(x > 20, 20, x))
     n = e * (e + 2)
-    return x * where(x > 0, 1 - 2 / (n + 2), n / (n + 2))
+    r = 1 / (n + 2)
+    return x * where(x > 0, 1 - 2 * r, n * r)
 
 
 def _clipped(low: float, high: float) -> Callable[[Scalar], Scalar]:
