@@ -11,7 +11,6 @@ from shorthaul.ir.edit import Edit
 from shorthaul.ir.memlet import full
 from shorthaul.ir.nodes import Node, Operator, Origin
 from shorthaul.ir.program import Program
-from shorthaul.ops.contraction import parse_equation
 from shorthaul.ops.registry import definition
 from shorthaul.symbolic import Expr, product
 
@@ -100,7 +99,8 @@ class PadContraction(Transformation):
 
 def _sides(p: Program, node: Operator) -> dict[str, str]:
     """The letters of each operand and of the result; a bias has the last ones of the result, "1" where it is repeated."""
-    a, b, y = parse_equation(node.attributes["equation"])
+    operands, _, y = node.attributes["equation"].partition("->")
+    a, _, b = operands.partition(",")
     sides = {"a": a, "b": b, "y": y}
     if "bias" in node.reads:
         shape = p.containers[node.reads["bias"].container].shape
