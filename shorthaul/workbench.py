@@ -311,6 +311,13 @@ def devices() -> dict[str, str]:
     return devices()
 
 
+def cache_directory() -> Path:
+    """Where what outlives a process is kept."""
+    from shorthaul.runtime.cache import default_directory
+
+    return default_directory()
+
+
 def threads() -> int:
     """How many threads kernels use in this process."""
     from shorthaul.runtime.profile import threads  # imports torch

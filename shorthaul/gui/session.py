@@ -10,6 +10,7 @@ All answers are plain JSON types. `version` grows with every change; `expect(ver
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,6 +47,8 @@ class Session:
     def __init__(self, program: Program, *, machine: str = "cpu", checks: bool = True, subject: Subject | None = None) -> None:
         machine_called(machine)
         self.name = program.name
+        self.key = secrets.token_hex(8)  # which session it is, for a page that comes back and finds another
+        self.earlier: Json = None  # what an earlier session on this program had reached (see `kept`), for `restore`
         self.version = 0
         self.machine = machine
         self.subject = subject
@@ -82,7 +85,8 @@ class Session:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
-    def _tell(self, **event: Json) -> None:
+    def tell(self, **event: Json) -> None:
+        """An event for every listener."""
         for listener in list(self._listeners):
             listener(event)
 
@@ -105,7 +109,7 @@ class Session:
             below.parent.next = below
             below = below.parent
         self.version += 1
-        self._tell(event="changed", version=self.version, current=state.id)
+        self.tell(event="changed", version=self.version, current=state.id)
         if new and self.checks and state.parent is not None and state.kind != "lowered":
             self._start("checking the numbers", lambda: self._check(state))
         return state
@@ -127,9 +131,11 @@ class Session:
     def describe(self) -> Json:
         """Version, states with totals and badges, overlays, machines: what a page needs first."""
         redo = self.current.next
-        return {"version": self.version, "name": self.name, "current": self.current.id, "states": [s.describe() for s in self.states],
+        return {"version": self.version, "session": self.key, "name": self.name,
+                "current": self.current.id, "states": [s.describe() for s in self.states],
                 "overlays": [o.describe() for o in overlays().values()], "machine": self.machine, "machines": list(MACHINES),
                 "devices": workbench.devices(),
+                "earlier": None if self.earlier is None else {k: v for k, v in self.earlier.items() if k != "recipe"},
                 "undo": self.current.parent is not None, "tunes": self.subject is not None, "job": self.job,
                 "redo": None if redo is None else redo.id,
                 "transformations": [{"name": n, "level": t.level, "summary": (t.__doc__ or "").strip().split("\n")[0]}
@@ -335,6 +341,21 @@ class Session:
             self._move(self._add(self.root, program, f"recipe ({done.applied} steps)", "recipe"), new=True)
             return {**self.current.describe(), "replay": str(done)}
 
+    def restore(self, *, version: int | None = None) -> Json:
+        """Take up what an earlier session on this program had reached: its steps are replayed as one branch of the first state."""
+        with self._lock:
+            self.expect(version)
+            if self.earlier is None:
+                raise SessionError("there is nothing of an earlier session to take up, or it was taken up already; nothing was done")
+            earlier, program = self.earlier, self.root.program.clone()
+            try:
+                workbench.replay(program, parse(earlier["recipe"]))
+            except FAILURES as e:
+                raise SessionError(f"what the earlier session had done does not fit this program any more: {e}") from e
+            self.earlier = None
+            self._move(self._add(self.root, program, f"taken up: {earlier['step']}", "recipe"), new=True)
+            return self.current.describe()
+
     def undo(self, *, version: int | None = None) -> Json:
         """Back to the state before; it stays, for `redo`."""
         with self._lock:
@@ -383,12 +404,12 @@ class Session:
     def _start(self, what: str, job: Callable[[], None]) -> Future[Any]:
         def run() -> None:
             self.job = what
-            self._tell(event="progress", job=what, what=what, part=0.0)
+            self.tell(event="progress", job=what, what=what, part=0.0)
             try:
                 job()
             finally:
                 self.job = ""
-                self._tell(event="progress", job="", what="", part=1.0)
+                self.tell(event="progress", job="", what="", part=1.0)
 
         future = self._worker.submit(run)
         self._jobs = [j for j in self._jobs if not j.done()] + [future]
@@ -411,7 +432,7 @@ class Session:
             state.check = workbench.NumericCheck(reason=f"the interpreter failed: {type(e).__name__}: {e}")
         for s in self.states:
             s.changed()
-        self._tell(event="checked", state=state.id, version=self.version)
+        self.tell(event="checked", state=state.id, version=self.version)
 
     def measure(self, runs: int = 15, *, device: str = "cpu", wait: bool = True) -> Json:
         """Time the current state's step and kernels on this CPU or a GPU ("cuda:0"); with `wait=False` the result comes as an event."""
@@ -423,19 +444,19 @@ class Session:
         self._stop.clear()
 
         def progress(what: str, part: float) -> None:
-            self._tell(event="progress", job="measuring", what=what, part=part)
+            self.tell(event="progress", job="measuring", what=what, part=part)
 
         def job() -> None:
             try:
                 state.measured = measuring.measure(state.program, runs=runs, device=device, progress=progress, stop=self._stop)
             except measuring.Stopped:
-                self._tell(event="stopped", what="The measurement was stopped; nothing of it is kept.")
+                self.tell(event="stopped", what="The measurement was stopped; nothing of it is kept.")
                 raise SessionError("the measurement was stopped") from None
             except measuring.MeasuringFailed as e:  # a kernel that does not build or run, or crashes: said, and the session goes on
-                self._tell(event="failed", what=f"measuring failed: {e}")
+                self.tell(event="failed", what=f"measuring failed: {e}")
                 raise SessionError(f"measuring failed: {e}") from e
             state.changed()
-            self._tell(event="measured", state=state.id, version=self.version)
+            self.tell(event="measured", state=state.id, version=self.version)
 
         future = self._start("measuring", job)
         if not wait:
@@ -454,7 +475,7 @@ class Session:
 
         def report(run: Any) -> None:
             last = run.trials[-1]
-            self._tell(event="progress", job="tuning", what=f"best {1 / run.ratio:.2f}x, {len(run.trials)} tried, last: {last.what}",
+            self.tell(event="progress", job="tuning", what=f"best {1 / run.ratio:.2f}x, {len(run.trials)} tried, last: {last.what}",
                        part=min(1.0, run.spent / budget))  # fmt: skip
             if self._stop.is_set():
                 raise KeyboardInterrupt  # the tuner ends and returns what it found
@@ -466,7 +487,7 @@ class Session:
                 found = tune(model, inputs, budget=budget, train=train, progress=report)
                 program = workbench.optimize(self.root.program.clone(), recipe=found.recipe)
             except Exception as e:  # whatever a model or a candidate raises: said, and the session goes on
-                self._tell(event="failed", what=f"tuning failed: {e}")
+                self.tell(event="failed", what=f"tuning failed: {e}")
                 raise SessionError(f"tuning failed: {e}") from e
             with self._lock:
                 step = f"tuned, {found.speedup:.2f} times as fast ({len(found.measured)} plans measured)"

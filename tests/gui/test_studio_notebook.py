@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from studio_browser import browsing, one_browser, until  # noqa: F401
+from studio_browser import browsing, one_browser, own_cache, until  # noqa: F401
 from studio_networks import small
 
 import shorthaul as sh

@@ -282,10 +282,15 @@ def test_aliases_follow_edits_undo_and_rollback():
     lie("c", "b")
     assert p.aliases("a") == {"b", "c"} and p.aliases("b") == {"c"} and p.aliases("c") == frozenset()
     assert p.clone().aliases("a") == {"b", "c"}
-    with pytest.raises(ValueError, match="stop"), p.edit("t") as e:
-        e.set_container(p.containers["d"].with_(alias=Alias("a", 0)))
-        assert p.aliases("a") == {"b", "c", "d"}
-        raise ValueError("stop")
+
+    def fail():
+        with p.edit("t") as e:
+            e.set_container(p.containers["d"].with_(alias=Alias("a", 0)))
+            assert p.aliases("a") == {"b", "c", "d"}
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     assert p.aliases("a") == {"b", "c"}
     with p.edit("t") as e:
         e.set_container(p.containers["c"].with_(alias=None))
