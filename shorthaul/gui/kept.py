@@ -49,8 +49,9 @@ class Kept:
         except OSError as e:
             if not self._told:  # once: the session goes on without
                 self._told = True
-                self.session.tell(event="failed", what=f"the state cannot be kept for the next start: {self.path.parent}: {e.strerror or e}. Export "
-                                  "the recipe before you end the studio, or name another directory in SHORTHAUL_CACHE_DIR")  # fmt: skip
+                why = f"the state cannot be kept for the next start: {self.path.parent}: {e.strerror or e}"
+                self.session.tell(event="failed", what=f"{why}. Export the recipe before you end the studio, or name another directory "
+                                                       "in SHORTHAUL_CACHE_DIR")  # fmt: skip
 
     def _write(self) -> None:
         state = self.session.current
