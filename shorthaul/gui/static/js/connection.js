@@ -8,6 +8,7 @@ const CHANGES = new Set(["apply", "apply_alike", "run_level", "replay", "undo", 
 const JOBS = new Set(["measure", "tune", "stop"]);
 const SLOW = 20000; // milliseconds after which a kernel that has not answered is said to be busy
 const PATIENCE = 8000; // milliseconds after which a line that does not answer at all is given up
+const GONE = "The kernel that made this widget was ended or started anew. Run the cell of the widget again: it offers the state that you had. Nothing can be changed here.";
 const TICK = 5000; // milliseconds between looks at the clock: where much more has passed, the machine was asleep
 
 /**
@@ -164,16 +165,29 @@ export class Framed extends Line {
   transmit(text) {
     window.parent.postMessage({ studio: text }, "*"); // the page has an origin of its own, and its parent's is not known
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => { if (this.pending.size) this.onStatus("slow", "The kernel has not answered for a while. If it is busy with a cell, this goes on when the cell is done. If it was ended or started anew, run the cell that made this widget again: it offers the state that you had."); }, SLOW);
+    this.timer = setTimeout(() => { if (this.pending.size) this.onStatus("slow", "The kernel has not answered for a while. If it is busy with a cell, this goes on when the cell is done. If it was ended, run the cell that made this widget again: it offers the state that you had."); }, SLOW);
   }
 
   /** @override @param {any} message */
   receive(message) {
-    this.onStatus("back", "The kernel answers again; nothing was lost.");
-    super.receive(message);
+    clearTimeout(this.timer);
+    if (message.event === "gone") {
+      const under = [...this.pending.values()];
+      this.pending.clear();
+      this.gone = true;
+      for (const p of under) p.reject(new Error(GONE));
+      this.onStatus("lost", GONE);
+    } else {
+      this.onStatus("back", "The kernel answers again; nothing was lost.");
+      super.receive(message);
+    }
   }
 
+  /** @override */
+  blocked() { return this.gone ? GONE : ""; }
+
   /** @type {ReturnType<typeof setTimeout> | undefined} */ timer = undefined;
+  gone = false;
 }
 
 /** @implements {Connection} */

@@ -368,7 +368,7 @@ export class App {
       return found;
     } catch (e) {
       this.fail(e);
-      await this.load(false);
+      await this.load(false).catch((x) => this.fail(x));
     } finally {
       this.busy(false);
     }
@@ -440,7 +440,7 @@ export class App {
     byId("collapse").onclick = () => { this.open.clear(); this.bodies.clear(); this.relayout("fit"); this.address.remember(); };
     byId("expand").onclick = () => this.openMore();
     const overlay = /** @type {HTMLSelectElement} */ (byId("overlay"));
-    overlay.onchange = async () => { this.overlay = overlay.value; await this.colours(); this.paintColours(); this.panel(); this.address.remember(); };
+    overlay.onchange = () => { this.overlay = overlay.value; this.colours().then(() => { this.paintColours(); this.panel(); this.address.remember(); }).catch((e) => this.fail(e)); };
     const saved = /** @type {HTMLInputElement} */ (byId("saved"));
     saved.onchange = () => { this.view.showSaved = saved.checked; this.view.draw(); };
     wireSearch(this);
