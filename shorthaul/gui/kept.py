@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shorthaul import workbench
+from shorthaul.analysis.roofline import MACHINES
 from shorthaul.ir.fingerprint import fingerprint
 from shorthaul.transforms.recipe import Recipe
 
@@ -37,7 +38,8 @@ class Kept:
         try:
             found = json.loads(self.path.read_text())
             known = isinstance(found["recipe"], str) and isinstance(found["step"], str) and isinstance(found["steps"], int)
-            return found if known and isinstance(found["bytes"], int) and isinstance(found["when"], (int, float)) else None
+            known = known and isinstance(found["bytes"], int) and isinstance(found["when"], (int, float)) and found["machine"] in MACHINES
+            return found if known else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # there is none, or it was written by another version: the session begins anew, as it would without
 
@@ -60,7 +62,7 @@ class Kept:
             self.path.unlink(missing_ok=True)  # it was taken back: there is nothing to take up
             return
         text = json.dumps({"recipe": str(recipe), "step": state.step, "steps": state.depth, "bytes": state.totals["bytes"],
-                           "when": time.time()})  # fmt: skip
+                           "when": time.time(), "machine": state.machine})  # fmt: skip
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}")
         part.write_text(text)

@@ -32,7 +32,7 @@ from shorthaul.transforms.recipe import Recipe, RecipeError, parse
 from . import details as panel
 from . import graph as graphs
 from . import measuring
-from .load import SessionError, Subject, load, lowered
+from .load import SessionError, Subject, load, lowered, machine_of, target_of
 from .overlays import overlays
 from .state import State
 
@@ -69,6 +69,8 @@ class Session:
         if isinstance(what, Session):
             return what
         program, subject = load(what, inputs, train=train)
+        if subject is not None and options.get("machine") is None:
+            options["machine"] = machine_of(subject[1])
         session = cls(program, subject=subject, **options)
         if level is not None and session.current.program.form is Form.OPERATORS:
             session.run_level(level)
@@ -134,7 +136,7 @@ class Session:
         return {"version": self.version, "session": self.key, "name": self.name,
                 "current": self.current.id, "states": [s.describe() for s in self.states],
                 "overlays": [o.describe() for o in overlays().values()], "machine": self.machine, "machines": list(MACHINES),
-                "devices": workbench.devices(),
+                "devices": workbench.devices(), "device": self.device,
                 "earlier": None if self.earlier is None else {k: v for k, v in self.earlier.items() if k != "recipe"},
                 "undo": self.current.parent is not None, "tunes": self.subject is not None, "job": self.job,
                 "redo": None if redo is None else redo.id,
@@ -311,7 +313,8 @@ class Session:
             raise SessionError(f"{transformation} cannot be applied here: {e}") from e
 
     def run_level(self, level: int, *, version: int | None = None) -> Json:
-        """Run the pipeline up to a level (0 only lowers) from the nearest state that consists of operators, as a new branch."""
+        """Run the pipeline up to a level (0 only lowers) from the nearest state that consists of operators, as a new branch. Where the
+        described machine is a GPU, the pipeline chooses as for one."""
         with self._lock:
             self.expect(version)
             if level not in range(5):
@@ -322,10 +325,11 @@ class Session:
             if start is None:
                 raise SessionError("this program was opened already lowered: levels start from operators; open the captured program")
             try:
-                program = lowered(start.program, level)
+                program = lowered(start.program, level, target_of(self.machine))
             except FAILURES as e:
                 raise SessionError(f"level {level} failed: {e}") from e
             step, kind = (f"level {level}", "level") if level else ("lowered (level 0)", "lowered")
+            step += "" if self.machine == "cpu" else f" for {self.machine}"
             self._move(self._add(start, program, step, kind), new=True)
             return self.current.describe()
 
@@ -335,7 +339,7 @@ class Session:
             self.expect(version)
             program = self.root.program.clone()
             try:
-                done = workbench.replay(program, parse(recipe), missing=missing)
+                done = workbench.replay(program, parse(recipe), missing=missing, target=target_of(self.machine))
             except FAILURES as e:
                 raise SessionError(str(e)) from e
             self._move(self._add(self.root, program, f"recipe ({done.applied} steps)", "recipe"), new=True)
@@ -349,10 +353,11 @@ class Session:
                 raise SessionError("there is nothing of an earlier session to take up, or it was taken up already; nothing was done")
             earlier, program = self.earlier, self.root.program.clone()
             try:
-                workbench.replay(program, parse(earlier["recipe"]))
+                workbench.replay(program, parse(earlier["recipe"]), target=target_of(earlier["machine"]))
             except FAILURES as e:
                 raise SessionError(f"what the earlier session had done does not fit this program any more: {e}") from e
             self.earlier = None
+            self._describe_as(earlier["machine"])
             self._move(self._add(self.root, program, f"taken up: {earlier['step']}", "recipe"), new=True)
             return self.current.describe()
 
@@ -394,11 +399,14 @@ class Session:
             self.expect(version)
             if machine not in MACHINES:
                 raise SessionError(f"no machine is called {machine!r}; known are {', '.join(MACHINES)}")
-            self.machine = machine
-            for s in self.states:
-                s.machine = machine
-                s.changed()
+            self._describe_as(machine)
             return self._move(self.current).describe()
+
+    def _describe_as(self, machine: str) -> None:
+        self.machine = machine
+        for s in self.states:
+            s.machine = machine
+            s.changed()
 
     # --- in the background --------------------------------------------------------------------------------------------
     def _start(self, what: str, job: Callable[[], None]) -> Future[Any]:
@@ -434,9 +442,16 @@ class Session:
             s.changed()
         self.tell(event="checked", state=state.id, version=self.version)
 
-    def measure(self, runs: int = 15, *, device: str = "cpu", wait: bool = True) -> Json:
-        """Time the current state's step and kernels on this CPU or a GPU ("cuda:0"); with `wait=False` the result comes as an event."""
-        state = self.current
+    @property
+    def device(self) -> str:
+        """What is measured on where nobody says: a GPU, if there is one and one is described; else this CPU."""
+        gpus = [d for d in workbench.devices() if d != "cpu"]
+        return gpus[0] if gpus and self.machine != "cpu" else "cpu"
+
+    def measure(self, runs: int = 15, *, device: str = "", wait: bool = True) -> Json:
+        """Time the current state's step and kernels on this CPU ("cpu") or a GPU ("cuda:0"), by default on `device`; with `wait=False` the
+        result comes as an event."""
+        state, device = self.current, device or self.device
         if device not in workbench.devices():
             raise SessionError(f"there is no device {device!r} here; there are {', '.join(workbench.devices())}")
         if state.program.form is Form.OPERATORS:
@@ -485,7 +500,8 @@ class Session:
 
             try:
                 found = tune(model, inputs, budget=budget, train=train, progress=report)
-                program = workbench.optimize(self.root.program.clone(), recipe=found.recipe)
+                target = target_of(machine_of(inputs))  # the tuner follows the tensors
+                program = workbench.optimize(self.root.program.clone(), recipe=found.recipe, target=target)
             except Exception as e:  # whatever a model or a candidate raises: said, and the session goes on
                 self.tell(event="failed", what=f"tuning failed: {e}")
                 raise SessionError(f"tuning failed: {e}") from e

@@ -74,6 +74,8 @@ def test_a_closed_lid_and_a_process_that_is_started_anew(browser: Any) -> None:
             })()""")
 
             process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)  # it is stopped now
+            page.wait_for_timeout(200)  # and what it had said before has arrived
             page.evaluate("""() => {
                 const best = studio.best[0];
                 window.done = studio.line.call('apply', { transformation: best.transformation, where: best.where });
@@ -199,10 +201,10 @@ def test_what_is_kept_for_the_next_start(captured: Any, cache: Path) -> None:
 
     best = session.opportunities(limit=1)[0]
     session.reset()
-    for damage in ("", "{}", '{"recipe": 3, "step": "", "steps": 1, "bytes": 1, "when": 1}'):
+    for damage in ("", "{}", '{"recipe": 3, "step": "", "steps": 1, "bytes": 1, "when": 1, "machine": "cpu"}'):
         kept.path.write_text(damage)
         assert Kept(session).session.earlier is None
-    kept.path.write_text(json.dumps({"recipe": "recipe = 3", "step": "s", "steps": 1, "bytes": 1, "when": 1}))
+    kept.path.write_text(json.dumps({"recipe": "recipe = 3", "step": "s", "steps": 1, "bytes": 1, "when": 1, "machine": "cpu"}))
     Kept(session)
     before = len(session.states)
     with pytest.raises(SessionError, match="does not fit this program any more"):

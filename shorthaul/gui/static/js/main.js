@@ -36,7 +36,7 @@ export class App {
     /** @type {[number, number] | null} */ this.compare = null;
     /** @type {PlaceInfo[] | null} */ this.best = null;
     this.overlay = "bytes";
-    this.device = "cpu"; // that is measured on
+    this.device = ""; // that is measured on, where the user chose one
     /** @type {Record<string, number | string>} */ this.values = {};
     this.serial = 0;
     this.loading = 0;
@@ -384,7 +384,7 @@ export class App {
     if (this.line.readOnly) return;
     try {
       if (this.d.job === "measuring") await this.line.call("stop");
-      else await this.line.call("measure", { device: this.device });
+      else await this.line.call("measure", { device: this.device || this.d.device });
     } catch (e) { this.fail(e); }
   }
 
