@@ -154,8 +154,7 @@ def _by_recipe(program: Program, options: Options, check: bool) -> Result:
     """
     assert options.recipe is not None
     recipe = parse(options.recipe)
-    stages: Stages = {**STAGES, "Expand": partial(_expand, target=options.target)}
-    replay = recipe.replay(program, stages, missing="skip")
+    replay = recipe.replay(program, stages_for(options.target), missing="skip")
     placed = [s for s in recipe.steps if s.place is not None]
     if placed and all(any(s is t for t, _ in replay.skipped) for s in placed):
         raise RecipeError(f"none of the {len(placed)} places of the recipe of {recipe.program} is in {program.name}; the first: "
@@ -229,3 +228,8 @@ def _split(program: Program) -> None:
 # rewrites of the whole program, by the name under which they are logged: the stages of recipes
 STAGES: Stages = {"InlineCustomFunction": inline_custom_functions, "DeadCode": eliminate_dead_code, "Expand": _expand,
                   "Schedule": _schedule, "MergePhases": merge_phases}  # fmt: skip
+
+
+def stages_for(target: str) -> Stages:
+    """The stages of recipes for a target."""
+    return {**STAGES, "Expand": partial(_expand, target=target)}

@@ -41,6 +41,11 @@ class State:
     checked: bool = True  # whether it is, or will be
     closed: threading.Event = field(default_factory=threading.Event)  # of the session
 
+    @property
+    def depth(self) -> int:
+        """How many steps lead from the first state (or the lowered one) to this one."""
+        return 0 if self.parent is None or self.kind == "lowered" else 1 + self.parent.depth
+
     @cached_property
     def view(self) -> View:
         seconds = {} if self.measured is None else {i: t.median for i, t in self.measured.kernels.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studio_browser import browsing, card, choose, one_browser, open_page, shown, total, until  # noqa: F401
+from studio_browser import browsing, card, choose, one_browser, open_page, own_cache, shown, total, until  # noqa: F401
 
 import shorthaul as sh
 from benchmarks.networks import network

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from studio_browser import browsing, choose, one_browser, open_page, shown, until  # noqa: F401
+from studio_browser import browsing, choose, one_browser, open_page, own_cache, shown, until  # noqa: F401
 from studio_networks import small
 from torch import nn
 

@@ -12,7 +12,7 @@ declare global {
   }
   interface OverlayInfo { name: string; title: string; description: string; kind: string; unit: string; aggregate: string }
   interface Describe {
-    version: number; name: string; current: number; states: StateInfo[]; overlays: OverlayInfo[]; machine: string; machines: string[]; devices: Record<string, string>;
+    version: number; session: string; earlier: { step: string; steps: number; bytes: number; when: number } | null; name: string; current: number; states: StateInfo[]; overlays: OverlayInfo[]; machine: string; machines: string[]; devices: Record<string, string>; device: string;
     undo: boolean; tunes: boolean; redo: number | null; job: string; transformations: { name: string; level: number; summary: string }[];
   }
   interface GraphNode {

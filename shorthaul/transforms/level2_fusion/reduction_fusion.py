@@ -14,7 +14,7 @@ from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, product
 
 from .. import traffic
-from ..base import Match, Refusal, Transformation, hint_value, require
+from ..base import Match, Refusal, Transformation, hint_value, require, require_no_cycle
 from .compose import same_size
 from .demand import demanded
 from .map_fusion import fusable_pairs, pairs_around
@@ -66,6 +66,7 @@ class ReductionFusion(Transformation):
         self._require_small_sums(p, b, [pb for _, pb in pairs], "consumer")
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
+        require_no_cycle(p, [a, b])
         m.derived["pairs"] = pairs
         m.derived["fused"], m.derived["joined"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
 

@@ -36,7 +36,7 @@ export class App {
     /** @type {[number, number] | null} */ this.compare = null;
     /** @type {PlaceInfo[] | null} */ this.best = null;
     this.overlay = "bytes";
-    this.device = "cpu"; // that is measured on
+    this.device = ""; // that is measured on, where the user chose one
     /** @type {Record<string, number | string>} */ this.values = {};
     this.serial = 0;
     this.loading = 0;
@@ -55,13 +55,22 @@ export class App {
     };
     this.setTheme(this.theme);
     this.line.onEvent = (e) => event(this, e);
-    this.line.onStatus = (up, text) => { if (up) { if (this.lost) { this.lost = false; this.notice("Connected again; nothing was lost.", false, 3000); } } else { this.lost = true; this.notice(text, true); } };
+    this.line.onStatus = (status, text) => this.status(status, text);
     this.lost = false;
+    this.offered = ""; // the session whose earlier state was offered
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
     this.address = new Address(this);
     /** @type {number[] | null} */ this.place = null;
     this.wire();
     this.load(true).catch((e) => this.fail(e));
+  }
+
+  /** How the line to the session is. @param {import("studio/connection.js").Status} status @param {string} text */
+  status(status, text) {
+    const back = status === "back";
+    if (back && !this.lost) return;
+    this.lost = !back && status !== "anew";
+    this.notice(text, this.lost, back ? 3000 : 0);
   }
 
   // --- loading ---------------------------------------------------------------------------------------------------------
@@ -99,6 +108,7 @@ export class App {
       if (first) this.timing.opened = performance.now() / 1000;
     });
     if (first) this.address.follow();
+    if (d.earlier && d.session !== this.offered) this.offer(d.session, d.earlier);
     this.panel();
     this.sheet();
     await this.view.drawn(); // looking for all opportunities of a large program keeps the session busy: the graph comes first
@@ -108,6 +118,14 @@ export class App {
     this.best = found;
     if (this.selected < 0) this.panel();
     if (this.tab === "opportunities") this.sheet();
+  }
+
+  /** What an earlier session on this program had reached, once for every session. @param {string} session @param {NonNullable<Describe["earlier"]>} was */
+  offer(session, was) {
+    this.offered = session;
+    const said = byId("notice"), before = said.hidden ? "" : `${said.querySelector("span")?.textContent} `; // that the studio was started anew
+    this.notice(`${before}An earlier session on this program came ${was.steps === 1 ? "a step" : `${was.steps} steps`} further: “${was.step}”, ${bytes(was.bytes)} moved, ${new Date(was.when * 1000).toLocaleString()}. The history keeps it, too.`, false, 0,
+      [el("button", { id: "restore", onclick: () => this.change("restore") }, "Take it up")]);
   }
 
   /** After a change of state: the selection stays where it was; an empty window shows the beginning. @param {number[] | null} was */
@@ -317,7 +335,7 @@ export class App {
       } else if (this.tab === "memory") {
         const rows = await ask("memory");
         if (rows) tables.memory(into, rows, pick);
-      } else if (this.tab === "history") tables.history(into, this.d, { goto: (id) => this.change("goto", { state: id }), diff: (a, b) => { this.compare = [a, b]; this.setTab("diff"); }, readOnly: this.line.readOnly });
+      } else if (this.tab === "history") tables.history(into, this.d, { goto: (id) => this.change("goto", { state: id }), restore: () => this.change("restore"), diff: (a, b) => { this.compare = [a, b]; this.setTab("diff"); }, readOnly: this.line.readOnly });
       else if (this.line.readOnly) into.replaceChildren(el("div", { class: "bar-top" }, "An offline page holds one state."));
       else {
         const parent = this.d.states.find((s) => s.id === this.d.current)?.parent;
@@ -350,7 +368,7 @@ export class App {
       return found;
     } catch (e) {
       this.fail(e);
-      await this.load(false);
+      await this.load(false).catch((x) => this.fail(x));
     } finally {
       this.busy(false);
     }
@@ -366,7 +384,7 @@ export class App {
     if (this.line.readOnly) return;
     try {
       if (this.d.job === "measuring") await this.line.call("stop");
-      else await this.line.call("measure", { device: this.device });
+      else await this.line.call("measure", { device: this.device || this.d.device });
     } catch (e) { this.fail(e); }
   }
 
@@ -391,13 +409,13 @@ export class App {
     this.notice(e instanceof Error ? e.message : String(e), true);
   }
 
-  /** @param {string} text @param {boolean} bad @param {number} [gone] milliseconds after which it goes by itself */
-  notice(text, bad, gone = 0) {
+  /** @param {string} text @param {boolean} bad @param {number} [gone] milliseconds after which it goes by itself @param {Node[]} [buttons] */
+  notice(text, bad, gone = 0, buttons = []) {
     const n = byId("notice");
     clearTimeout(this.timer);
     n.hidden = !text;
     n.className = bad ? "bad" : "";
-    n.replaceChildren(el("span", {}, text), el("button", { class: "quiet", onclick: () => { n.hidden = true; } }, "Close"));
+    n.replaceChildren(el("span", {}, text), ...buttons, el("button", { class: "quiet", onclick: () => { n.hidden = true; } }, "Close"));
     if (gone) this.timer = setTimeout(() => { n.hidden = true; }, gone);
   }
 
@@ -422,7 +440,7 @@ export class App {
     byId("collapse").onclick = () => { this.open.clear(); this.bodies.clear(); this.relayout("fit"); this.address.remember(); };
     byId("expand").onclick = () => this.openMore();
     const overlay = /** @type {HTMLSelectElement} */ (byId("overlay"));
-    overlay.onchange = async () => { this.overlay = overlay.value; await this.colours(); this.paintColours(); this.panel(); this.address.remember(); };
+    overlay.onchange = () => { this.overlay = overlay.value; this.colours().then(() => { this.paintColours(); this.panel(); this.address.remember(); }).catch((e) => this.fail(e)); };
     const saved = /** @type {HTMLInputElement} */ (byId("saved"));
     saved.onchange = () => { this.view.showSaved = saved.checked; this.view.draw(); };
     wireSearch(this);

@@ -121,7 +121,7 @@ export function badge(b) {
   return el("span", { class: `badge ${kind}`, title: b.text }, sign);
 }
 
-/** @param {HTMLElement} into @param {Describe} d @param {{ goto(id: number): void, diff(a: number, b: number): void, readOnly: boolean }} on */
+/** @param {HTMLElement} into @param {Describe} d @param {{ goto(id: number): void, diff(a: number, b: number): void, restore(): void, readOnly: boolean }} on */
 export function history(into, d, on) {
   /** @type {Map<number | null, StateInfo[]>} */ const below = new Map();
   for (const st of d.states) (below.get(st.parent) ?? below.set(st.parent, []).get(st.parent))?.push(st);
@@ -136,6 +136,10 @@ export function history(into, d, on) {
     kids.forEach((k) => walk(k, depth + (kids.length > 1 ? 1 : 0), st));
   };
   for (const st of below.get(null) ?? d.states.slice(0, 1)) walk(st, 0, null);
+  if (d.earlier && !on.readOnly) {
+    out.append(el("div", { class: "state" }, el("span", { class: "soft" }, "–"), el("span", { title: d.earlier.step }, `an earlier session: ${d.earlier.step}`), el("span", { class: "n" }, bytes(d.earlier.bytes)),
+      el("span"), el("span"), el("span", { class: "soft" }, new Date(d.earlier.when * 1000).toLocaleDateString()), el("span", {}, el("button", { class: "quiet", onclick: on.restore }, "Take it up"))));
+  }
   into.replaceChildren(out);
   out.querySelector(".now")?.scrollIntoView({ block: "nearest" });
 }
