@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -93,6 +94,26 @@ def test_refuses_with_the_reason(build: Any, least: int, reason: str) -> None:
     expand(p)
     found = [m for m in matches(CompactGradient(least), p) if p.containers[m.mid].role == "output" or build is not the_gradient_itself]
     assert_refuses(CompactGradient(least), only(found), reason)
+
+
+def test_refuses_indices_that_its_kernel_computes() -> None:
+    """Bags that begin at offsets: the row of a lookup is found, counted from the end where it is negative, and added to in one kernel."""
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.EmbeddingBag(50, 4, mode="sum")
+
+        def forward(self, i: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+            return self.table(i, offsets)
+
+    torch.manual_seed(0)
+    eager = Bag().double()
+    ours = sh.optimize(copy.deepcopy(eager), strict=True)
+    i, offsets = torch.tensor([3, 49, 3, 7]), torch.tensor([0, 1])
+    for model in (eager, ours):
+        model(i, offsets).square().sum().backward()
+    torch.testing.assert_close(ours.table.weight.grad, eager.table.weight.grad, rtol=1e-12, atol=0)
 
 
 class Bags(nn.Module):

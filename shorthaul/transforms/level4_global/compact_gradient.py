@@ -52,7 +52,7 @@ class CompactGradient(Transformation):
             if isinstance(node, Map) and program.node_is_current(node):
                 for t in _tasklets(node):
                     for w in t.writes.values():
-                        if w.combine == "sum" and w.subset and isinstance(w.subset[0], Indirect):
+                        if w.combine == "sum" and w.container in program.containers and w.subset and isinstance(w.subset[0], Indirect):
                             yield Match(program, {"node": node, "mid": w.container})
 
     def check(self, m: Match) -> None:
@@ -69,8 +69,10 @@ class CompactGradient(Transformation):
         to = w.subset[0]
         assert isinstance(to, Indirect)
         index = t.reads[to.name]
+        require(index.container in p.containers, "its indices are computed inside its kernel")
         q = tuple(s for s in index.subset if isinstance(s, Symbol))
         plain = len(set(q)) == len(q) and all(isinstance(s, (Symbol, int)) for s in index.subset) and not index.guard
+        plain = plain and all(s in _params(node) for s in q)
         require(plain, "its indices are not read one by one")
         count = product(s.size for s in q)
         require(hint_value(p, count) < TOO_MANY, "it has too many lookups to be numbered")
@@ -112,6 +114,10 @@ def _tasklets(node: Map) -> Iterator[Tasklet]:
             yield from _tasklets(n)
         elif isinstance(n, Tasklet):
             yield n
+
+
+def _params(node: Map) -> set[Symbol]:
+    return set(node.params).union(*(_params(n) for n in node.body if isinstance(n, Map)))
 
 
 def _plan(p: Program, node: Map, t: Tasklet, g: Container, index: Memlet, q: tuple[Symbol, ...], count: IntLike,
