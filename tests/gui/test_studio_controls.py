@@ -157,6 +157,20 @@ def test_preview_redo_branch_level_and_reset(browser: Any, studio: Studio) -> No
         page.locator(".tree .state").nth(2).get_by_role("button", name="Go here").click()
         until(page, "studio.d.current === 2")
 
+        items = "[...studio.view.marked].map((i) => studio.model.items[i].node).filter((n) => n >= 0)"
+        marked = f"new Set({items}.map((n) => studio.graph.nodes[n].id))"
+        made = session.states[2].describe()["made"]
+        assert sorted(page.evaluate(f"[...{marked}]")) == made  # the last step is outlined
+        page.locator(".tree .state").nth(3).get_by_role("button", name="Compare").click()  # with the branch
+        page.wait_for_selector("#sheet th:has-text('Bytes before')")
+        new = sorted(n["id"] for n in session.diff(3, 2)["added"])
+        until(page, f"{marked}.size === {len(new)}")
+        assert sorted(page.evaluate(f"[...{marked}]")) == new != made  # what the comparison found new is
+        page.click("#collapse")
+        until(page, "studio.view.visible.some((i) => studio.model.items[i].node < 0 && studio.view.marked.has(i))")
+        page.click('[data-tab="costliest"]')
+        until(page, f"{marked}.size === {len(made)}")
+
 
 def test_every_export_of_the_page(browser: Any, studio: Studio, tmp_path: Path) -> None:
     session = studio.session
