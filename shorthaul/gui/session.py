@@ -26,7 +26,7 @@ from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Form, Program
 from shorthaul.transforms.base import Refusal
 from shorthaul.transforms.catalog import UnknownTransformation, catalog, make
-from shorthaul.transforms.explain import Place, explain_node, place_of
+from shorthaul.transforms.explain import Place, place_of
 from shorthaul.transforms.recipe import Recipe, RecipeError, parse
 
 from . import details as panel
@@ -61,6 +61,7 @@ class Session:
         self._listeners: list[Listener] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="studio")
         self._jobs: list[Future[Any]] = []
+        self._faults: set[str] = set()  # transformations of which it was said that they fail
         self.root = self.current = self._add(None, program, "captured" if program.form is Form.OPERATORS else "opened", "start")
 
     @classmethod
@@ -178,7 +179,7 @@ class Session:
             above, view, node = inner
             return panel.details(view, node, (), above)
         node = self._node(found.program, what)
-        return panel.details(found.view, node, explain_node(found.program, node).places)
+        return panel.details(found.view, node, found.places_of(node))
 
     def body(self, what: int | str, state: int | None = None) -> Json:
         """What is inside a kernel, nested."""
@@ -201,12 +202,16 @@ class Session:
     def opportunities(self, limit: int = 200, inside: str = "", refused: bool = False, state: int | None = None) -> list[Json]:
         """Places where transformations apply, most bytes first; `refused`: where they do not, with the reasons. inside: of a module."""
         rows = []
-        for p in self.state(state).places:
+        found = self.state(state)
+        for p in found.places:
             modules = [o.module for n in p.match.nodes for o in n.origins]
             if p.applies is not refused and (not inside or any(m == inside or m.startswith(inside + ".") for m in modules)):
                 rows.append(panel.place(p))
                 if len(rows) == limit:
                     break
+        for name in found.faults.keys() - self._faults:  # once a session
+            self._faults.add(name)
+            self.tell(event="failed", what=found.faults[name])
         return rows
 
     def costliest(self, limit: int = 500, state: int | None = None) -> list[Json]:
@@ -275,7 +280,7 @@ class Session:
         return {"before": before.totals, "after": after.totals, "removed": [n.id for n in gone],
                 "text_before": "\n".join(print_node(n, before.program.containers) for n in gone[:6]),
                 "text_after": "\n".join(print_node(n, program.containers) for n in new[:6]),
-                "check": str(workbench.check_numbers(before.program, program))}  # fmt: skip
+                "check": str(_checked(before.program, program))}  # fmt: skip
 
     def apply(self, transformation: str, where: Mapping[str, str], parameters: Mapping[str, Any] | None = None, *,
               version: int | None = None) -> Json:  # fmt: skip
@@ -434,10 +439,7 @@ class Session:
         reference = before.program
         if reference.form is Form.OPERATORS and state.program.form is not Form.OPERATORS:
             reference = lowered(reference, 0)  # its meaning: every operator by its maps, nothing fused
-        try:
-            state.check = workbench.check_numbers(reference, state.program)
-        except Exception as e:  # the badge says that there is no answer; the state stays
-            state.check = workbench.NumericCheck(reason=f"the interpreter failed: {type(e).__name__}: {e}")
+        state.check = _checked(reference, state.program)
         for s in self.states:
             s.changed()
         self.tell(event="checked", state=state.id, version=self.version)
@@ -547,6 +549,13 @@ class Session:
         self._stop.set()
         self._closed.set()
         self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _checked(before: Program, after: Program) -> workbench.NumericCheck:
+    try:
+        return workbench.check_numbers(before, after)
+    except Exception as e:  # it is said that there is no answer; the state stays
+        return workbench.NumericCheck(reason=f"the interpreter failed: {type(e).__name__}: {e}")
 
 
 def _words(place: Place) -> str:

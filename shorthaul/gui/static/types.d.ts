@@ -16,7 +16,7 @@ declare global {
     undo: boolean; tunes: boolean; redo: number | null; job: string; transformations: { name: string; level: number; summary: string }[];
   }
   interface GraphNode {
-    id: number; ref: string; label: string; kind: string; phase: string; module: string; ops: string[]; bytes: number; source: string;
+    id: number; ref: string; label: string; kind: string; phase: string; module: string; ops: string[]; bytes: number; source: string; lines: string[];
     shape: string; inner: boolean; parent?: number; body?: string;
   }
   interface Graph {

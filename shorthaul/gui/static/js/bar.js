@@ -49,6 +49,7 @@ export function bar(app) {
 export function event(app, e) {
   if (e.event === "changed" || e.event === "measured") app.load(false).catch((x) => app.fail(x));
   else if (e.event === "checked") app.line.call("describe").then((d) => {
+    if (d.session !== app.d.session || d.version < app.d.version) return; // it comes late: what is shown was asked for later, and has the check
     app.d = d;
     bar(app);
     if (app.tab === "history") app.sheet();

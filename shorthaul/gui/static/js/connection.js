@@ -42,7 +42,7 @@ class Line {
     const p = this.pending.get(message.id);
     if (!p) return;
     this.pending.delete(message.id);
-    if (message.version === this.version + 1) this.version = message.version; // a change of this page's own, and nobody else's before it
+    if (message.error === undefined && message.version === this.version + 1) this.version = message.version; // a change of this page's own, and nobody else's before it
     if (message.error === undefined) p.resolve(message.result);
     else p.reject(new Error(message.error));
   }

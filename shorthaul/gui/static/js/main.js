@@ -34,6 +34,7 @@ export class App {
     this.refused = false;
     this.sheets = 0; // how many tables were asked for
     /** @type {[number, number] | null} */ this.compare = null;
+    /** @type {number[] | null} ids of nodes that the comparison found new */ this.fresh = null;
     /** @type {PlaceInfo[] | null} */ this.best = null;
     this.overlay = "bytes";
     this.device = ""; // that is measured on, where the user chose one
@@ -57,6 +58,7 @@ export class App {
     this.line.onEvent = (e) => event(this, e);
     this.line.onStatus = (status, text) => this.status(status, text);
     this.lost = false;
+    /** @type {Promise<unknown>} the last change */ this.turn = Promise.resolve();
     this.offered = ""; // the session whose earlier state was offered
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
     this.address = new Address(this);
@@ -179,6 +181,24 @@ export class App {
       s.most ? [el("div", { class: "ramp", style: `background:${gradient(this.theme)}` }), el("div", { class: "ends" }, el("span", {}, "0"), el("span", {}, value(s.most, this.info.unit)))] : [el("div", { class: "soft" }, this.overlay === "measured" || this.overlay === "distance" ? "nothing was measured in this state" : "no values in this state")]));
   }
 
+  /** What is outlined: nodes that the comparison found new, else those that the last step made, and the modules around them (where closed). */
+  marks() {
+    const { model } = this, current = this.d.states.find((s) => s.id === this.d.current), marked = new Set();
+    for (const id of this.tab === "diff" && this.fresh ? this.fresh : current?.kind === "step" ? current.made : []) {
+      const n = model.byId.get(id);
+      for (let i = n === undefined ? -1 : model.leaf[n]; i >= 0 && !marked.has(i); i = model.items[i].parent) marked.add(i);
+    }
+    return marked;
+  }
+
+  /** The comparison that is shown, or none. @param {number[] | null} fresh ids of nodes that are new in the current state */
+  compared(fresh) {
+    if (!fresh && !this.fresh) return;
+    this.fresh = fresh;
+    this.view.marked = this.marks();
+    this.paintColours();
+  }
+
   /** Lay out what is open and draw it. @param {"start" | "keep" | "fit"} how @param {number} [anchor] item that stays where it is */
   async relayout(how, anchor = -1) {
     const serial = ++this.serial, model = this.model, visible = model.visible(this.open), edges = model.edges(visible, this.open);
@@ -196,9 +216,7 @@ export class App {
     const was = anchor >= 0 ? this.corner(anchor) : null;
     this.view.setScene(model, visible, this.open, edges, out, rows);
     this.view.selected = this.selected;
-    this.view.marked = new Set();
-    const current = this.d.states.find((s) => s.id === this.d.current);
-    if (this.tab === "diff" || (current && current.kind === "step")) for (const id of current?.made ?? []) { const n = model.byId.get(id); if (n !== undefined) this.view.marked.add(model.leaf[n]); }
+    this.view.marked = this.marks();
     this.paintColours();
     if (how === "start") this.view.start();
     else if (how === "fit") this.view.fit();
@@ -341,7 +359,10 @@ export class App {
         const parent = this.d.states.find((s) => s.id === this.d.current)?.parent;
         const pair = this.compare ?? (parent === null || parent === undefined ? null : [parent, this.d.current]);
         const changed = pair && await ask("diff", { before: pair[0], after: pair[1] });
-        if (changed) tables.diff(into, changed, pick);
+        if (changed) {
+          tables.diff(into, changed, pick);
+          this.compared(changed.after.id === this.d.current ? changed.added.map((/** @type {CostRow} */ n) => n.id) : null);
+        }
         else if (!pair) into.replaceChildren(el("div", { class: "bar-top" }, "This is the first state: change something, or choose Compare beside a state in the history."));
       }
     } catch (e) { this.fail(e); }
@@ -353,6 +374,7 @@ export class App {
     sheet.hidden = this.tab === tab && !sheet.hidden && tab !== "diff";
     if (this.tab !== tab) sheet.scrollTop = 0;
     this.tab = tab;
+    if (tab !== "diff") this.compared(null);
     this.sheet();
     this.address.remember();
   }
@@ -360,9 +382,13 @@ export class App {
   // --- changing ------------------------------------------------------------------------------------------------------------
   /** @param {string} method @param {Record<string, unknown>} [params] */
   async change(method, params = {}) {
+    // keys that are pressed faster than the session answers: the next undo is of what the last one left; all else is decided on what is shown
+    if ((method === "undo" || method === "redo") && !this.lost) await this.turn;
     this.busy(true);
     try {
-      const found = await this.line.call(method, params);
+      const asked = this.line.call(method, params);
+      this.turn = asked.catch(() => {});
+      const found = await asked;
       this.notice("", false);
       this.compare = null;
       return found;
