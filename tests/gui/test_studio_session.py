@@ -290,7 +290,7 @@ def test_a_transformation_that_fails_is_said_and_leaves_the_rest_alone(session: 
     refused = {p["transformation"]: p["reason"] for p in session.node("blocks.0.block.2: silu")["places"] if p["reason"]}
     assert refused["Unsure"] == "Unsure failed while it was checked here (KeyError: 'nowhere')"
     for how in (session.apply, session.apply_alike, session.preview):
-        with pytest.raises(SessionError, match="Breaks failed at silu of blocks.0.block.2; it was taken back: half done"):
+        with pytest.raises(SessionError, match=r"Breaks failed at silu of blocks\.0\.block\.2; it was taken back: half done"):
             how("Breaks", {"node": "blocks.0.block.2: silu"})
     assert session.current is state and fingerprint(state.program) == before and len(session.states) == 2
 
