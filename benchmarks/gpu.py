@@ -3,6 +3,7 @@
     python benchmarks/gpu.py                                  # the ten networks in bfloat16, all engines
     python benchmarks/gpu.py --networks resnet50 dlrm --engines eager shorthaul
     python benchmarks/gpu.py --check                          # gradients against float64 instead of times
+    python benchmarks/gpu.py --train 20 --small               # twenty training steps against float64
 
 A row is (network, precision, engine). Every engine runs in a process of its own, so that one that crashes spoils no other; the engines of
 some networks are started together and compile at the same time, then the GPU is given to one after the other. Results are appended to
@@ -12,8 +13,9 @@ A ratio is formed only between rows of one run, which each row names with its GP
 "torch.compile graph" is the strongest peer: the whole step of the module compiled in the default mode, optimizer included, captured by hand
 in one CUDA graph (inputs stay in place), so that it does not depend on the host.
 
-A step: gradients set to None, forward (autocast to bfloat16, or float32 with TF32), loss, backward, SGD with momentum by PyTorch's default
-optimizer. Median, 10th and 90th percentile of single steps by CUDA events, `cudnn.benchmark` on.
+A step: gradients set to None, forward (autocast to bfloat16, or float32 with TF32), loss, backward, SGD with momentum. Where PyTorch's
+optimizer steps, its default and its fused form are both timed, and the faster counts. Median, 10th and 90th percentile of single steps by
+CUDA events, `cudnn.benchmark` on.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ if str(ROOT) not in sys.path:  # run by its path: the networks, and Shorthaul wh
     sys.path.insert(0, str(ROOT))
 ENGINES = ("eager", "eager channels-last", "torch.compile", "torch.compile channels-last", "torch.compile reduce-overhead",
            "torch.compile graph", "shorthaul", "shorthaul TrainStep")  # fmt: skip
+LAZY = "shorthaul TrainStep lazy"  # rows of embedding tables that a batch does not touch are stepped later
 PRECISIONS = ("bf16", "tf32", "fp32")
+LOCKSTEP = ("yolov4",)  # see tests/models/test_ten.py
 TOGETHER = 10  # processes that compile at the same time
 
 
@@ -58,7 +62,7 @@ class Trainee:
         self.inputs = tuple(x.cuda().contiguous(memory_format=layout if x.dim() == 4 else torch.preserve_format)
                             if layout is torch.channels_last else x.cuda() for x in net.inputs)  # fmt: skip
         self.targets, self.loss_fn = net.targets.cuda(), net.loss_fn
-        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1e-4, momentum=0.9)
+        self.use_optimizer("default")
         self.precision, self.engine = precision, engine
         self.runnable: Any = self.module
         if engine.startswith("torch.compile"):
@@ -67,13 +71,20 @@ class Trainee:
             import shorthaul
 
             self.runnable = shorthaul.optimize(self.module)
-        self.steps, self.loss = 0, None
-        self.graph: Any = None
         self.whole: Any = None
-        if engine == "shorthaul TrainStep":
+        if engine in ("shorthaul TrainStep", LAZY):
             import shorthaul
 
-            self.whole = shorthaul.TrainStep(self.module, self.loss_fn, self.optimizer)
+            sparse = "lazy" if engine == LAZY else "exact"
+            self.whole = shorthaul.TrainStep(self.module, self.loss_fn, self.optimizer, sparse=sparse)
+
+    def use_optimizer(self, form: str) -> None:
+        """Go on with a new optimizer of PyTorch, "default" or "fused"."""
+        import torch
+
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1e-4, momentum=0.9, fused=True if form == "fused" else None)
+        self.steps, self.loss = 0, None
+        self.graph: Any = None
 
     def step(self) -> Any:
         import torch
@@ -137,6 +148,23 @@ def kernel_times(trainee: Trainee, steps: int = 3) -> list[tuple[str, float, int
     return sorted(rows, key=lambda r: -r[1])
 
 
+def step_times(trainee: Trainee, options: dict[str, Any]) -> dict[str, float]:
+    """Median, 10th and 90th percentile of a step's time, in milliseconds, after some that do not count."""
+    import torch
+
+    for _ in range(options["warmup"]):
+        trainee.step()
+    torch.cuda.synchronize()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(options["steps"] + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        trainee.step()
+        mark.record()
+    torch.cuda.synchronize()
+    times = sorted(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
+    return {f"{k}_ms": times[min(len(times) - 1, int(q * len(times)))] for k, q in (("p10", 0.1), ("median", 0.5), ("p90", 0.9))}
+
+
 def measure(name: str, precision: str, engine: str, options: dict[str, Any]) -> None:
     """Compile, wait for the GPU, time; prints the row as JSON."""
     import torch
@@ -156,18 +184,19 @@ def measure(name: str, precision: str, engine: str, options: dict[str, Any]) -> 
         print("ready", flush=True)
         sys.stdin.readline()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(options["warmup"]):
-            trainee.step()
-        torch.cuda.synchronize()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(options["steps"] + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            trainee.step()
-            mark.record()
-        torch.cuda.synchronize()
-        times = sorted(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
-        row |= {f"{k}_ms": times[min(len(times) - 1, int(q * len(times)))] for k, q in (("p10", 0.1), ("median", 0.5), ("p90", 0.9))}
-        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        best = step_times(trainee, options)
+        row["optimizer"], row["peak_gib"] = "default", torch.cuda.max_memory_allocated() / 2**30
+        if trainee.whole is None:
+            trainee.use_optimizer("fused")
+            fused = step_times(trainee, options)
+            row["optimizers_ms"] = {"default": best["median_ms"], "fused": fused["median_ms"]}
+            if fused["median_ms"] < best["median_ms"]:
+                best, row["optimizer"] = fused, "fused"
+            else:
+                trainee.use_optimizer("default")
+                for _ in range(options["warmup"]):
+                    trainee.step()
+        row |= best
         if options["profile"]:
             kernels = kernel_times(trainee)
             row["busy_ms"] = sum(us for _, us, _ in kernels) / 1e3
@@ -232,6 +261,55 @@ def check(name: str, precision: str, options: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
 
 
+def train(name: str, precision: str, options: dict[str, Any]) -> None:
+    """Losses, gradients, parameters and buffers after many steps against float64 and eager, by the rule of the tests on a CPU: a network
+    whose rounding errors explode takes each step from eager's state. Prints the row as JSON."""
+    import torch
+
+    from benchmarks.networks import batch, entry
+    from shorthaul.testing.training import judge_training
+
+    row: dict[str, Any] = {"network": name, "precision": precision, "engine": "train"}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    found = entry(name)
+
+    def factory() -> Any:
+        return found.build(options["small"], 0.0).cuda()
+
+    def moved(x: Any) -> Any:
+        return tuple(y.cuda() for y in x) if isinstance(x, tuple) else x.cuda()
+
+    def engine(optimized: bool) -> Any:
+        def make(module: Any) -> Any:
+            import shorthaul
+
+            run = shorthaul.optimize(module, strict=True) if optimized else module
+
+            def call(*inputs: Any) -> Any:
+                with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+                    return run(*inputs)
+
+            return call
+
+        return make
+
+    try:
+        begin = time.perf_counter()
+        verdict = judge_training(
+            factory, found.loss_fn,
+            lambda seed: [tuple(map(moved, batch(name, options["small"], size=options["size"], seed=i))) for i in range(options["train"])],
+            engine=engine(True), baseline=engine(False), seeds=(0,), chaotic=True, lockstep=name in LOCKSTEP, title=f"{name}, {precision}",
+        )  # fmt: skip
+        row |= {"ok": verdict.ok, "verdict": str(verdict)[:1500], "seconds": time.perf_counter() - begin}
+    except Exception as error:
+        import traceback
+
+        row |= {"ok": False, "error": f"{type(error).__name__}: {error}"[-1500:], "trace": traceback.format_exc()[-1500:]}
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(row), flush=True)
+
+
 # --- the run ------------------------------------------------------------------------------------------------
 
 
@@ -267,13 +345,14 @@ def _until_ready(child: subprocess.Popen[str]) -> None:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of one run: milliseconds, and how many times as fast as the best peer."""
-    lines = ["| network | precision | " + " | ".join(ENGINES) + " | against the best peer |", "|---|---|" + "--:|" * (len(ENGINES) + 1)]
+    """A table of one run: milliseconds, and how many times as fast as the best peer (the lazy update is another one, and not counted)."""
+    engines = [e for e in (*ENGINES, LAZY) if any(r["engine"] == e for r in rows)]
+    lines = ["| network | precision | " + " | ".join(engines) + " | against the best peer |", "|---|---|" + "--:|" * (len(engines) + 1)]
     for name, precision in dict.fromkeys((r["network"], r["precision"]) for r in rows):
         found = {r["engine"]: r for r in rows if (r["network"], r["precision"]) == (name, precision)}
-        cells = [f"{found[e]['median_ms']:.2f}" if "median_ms" in found.get(e, {}) else "failed" if e in found else "" for e in ENGINES]
+        cells = [f"{found[e]['median_ms']:.2f}" if "median_ms" in found.get(e, {}) else "failed" if e in found else "" for e in engines]
         peers = [r["median_ms"] for e, r in found.items() if not e.startswith("shorthaul") and "median_ms" in r]
-        ours = min((r["median_ms"] for e, r in found.items() if e.startswith("shorthaul") and "median_ms" in r), default=None)
+        ours = min((r["median_ms"] for e, r in found.items() if e.startswith("shorthaul") and e != LAZY and "median_ms" in r), default=None)
         lines.append(f"| {name} | {precision} | {' | '.join(cells)} | {f'{min(peers) / ours:.2f}×' if ours and peers else ''} |")
     return "\n".join(lines)
 
@@ -284,8 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--networks", nargs="+", default=list(TEN))
     parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=PRECISIONS)
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=(*ENGINES, LAZY))
     parser.add_argument("--check", action="store_true", help="compare with float64 instead of timing")
+    parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="train that many steps and compare with float64")
     parser.add_argument("--size", type=int, help="samples in a batch (default: the network's own)")
     parser.add_argument("--small", action="store_true", help="networks at the size of tests")
     parser.add_argument("--steps", type=int, default=30)
@@ -298,7 +378,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.row:
         name, precision, engine, options = json.loads(chosen.row)
-        check(name, precision, options) if engine == "check" else measure(name, precision, engine, options)
+        if engine == "check":
+            check(name, precision, options)
+        elif engine == "train":
+            train(name, precision, options)
+        else:
+            measure(name, precision, engine, options)
         return 0
     import torch
 
@@ -308,10 +393,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__, "run": time.strftime("%Y-%m-%d %H:%M:%S")}
     saved: list[dict[str, Any]] = json.loads(chosen.output.read_text()) if chosen.output.exists() else []
     done = {(r["network"], r["precision"], r["engine"]) for r in saved if r.get("gpu") == run["gpu"] and "error" not in r}
-    engines = ["check"] if chosen.check else chosen.engines
+    engines = ["check"] if chosen.check else ["train"] if chosen.train else chosen.engines
     wanted = [(n, p, e) for n in chosen.networks for p in chosen.precisions for e in engines if chosen.again or (n, p, e) not in done]
     options = {"size": chosen.size, "small": chosen.small, "steps": chosen.steps, "warmup": chosen.warmup, "profile": chosen.profile,
-               "repeats": 4, "timeout": 240, "quiet": True}  # fmt: skip
+               "repeats": 4, "train": chosen.train, "timeout": 300, "quiet": True}  # fmt: skip
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     mine = []
     for row in rows_of(wanted, options, chosen.together):
@@ -319,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.output.write_text(json.dumps([*saved, *mine], indent=1))
         short = row.get("error") or (row.get("verdict", "").splitlines() or [""])[0] or f"{row.get('median_ms', 0):.2f} ms"
         print(f"{row['network']} {row['precision']} {row['engine']}: {short[-700:]}", flush=True)
-    if not chosen.check:
+    if not (chosen.check or chosen.train):
         print(markdown(mine))
     return 0
 

@@ -32,6 +32,7 @@ from shorthaul.transforms.level3_layout.fold_scale import FoldScale
 from shorthaul.transforms.level3_layout.fold_transpose import FoldTranspose
 from shorthaul.transforms.level3_layout.library_layout import LibraryLayout
 from shorthaul.transforms.level3_layout.narrow_storage import NarrowStorage
+from shorthaul.transforms.level3_layout.pad_contraction import PadContraction
 from shorthaul.transforms.level3_layout.stack_weights import StackWeights
 from shorthaul.transforms.level3_layout.tile_layout import TileLayout
 from shorthaul.transforms.level4_global.alias_views import AliasViews
@@ -41,10 +42,12 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     CommonSubexpressions,
     eliminate_common_subexpressions,
 )
+from shorthaul.transforms.level4_global.compact_gradient import CompactGradient
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.early_update import EarlyUpdate
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
+from shorthaul.transforms.level4_global.mask_from_result import MaskFromResult
 from shorthaul.transforms.level4_global.recompute import Recompute
 from shorthaul.transforms.level4_global.share_buffers import ShareBuffers
 from shorthaul.transforms.level4_global.sparse_update import SparseUpdate
@@ -76,6 +79,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     sparse = Result()
     if level >= 4 and options.sparse:
         sparse = apply_everywhere(program, choices.adjust([SparseUpdate(static=options.target == "triton")]))
+    if level >= 3 and options.target == "triton":  # sizes that tensor cores take
+        apply_everywhere(program, choices.adjust([PadContraction()]))
     _expand(program, options.target)
     eliminate_dead_code(program)
     if check:
@@ -90,7 +95,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         else:
             eliminate_common_subexpressions(program)
         # on a GPU a residual stream is not recomputed from its beginning for every layer
-        apply_everywhere(program, choices.adjust([Recompute(max_chain=24 if options.target == "triton" else None)]))
+        apply_everywhere(program, choices.adjust([Recompute(max_chain=24 if options.target == "triton" else None), MaskFromResult()]))
         eliminate_dead_code(program)
     if program.attributes.get("whole_step"):
         merge_phases(program)
@@ -106,6 +111,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         if level >= 3:
             apply_everywhere(program, choices.adjust([FoldScale()]))
         apply_everywhere(program, choices.adjust([AliasViews(), *([LibraryLayout(), AliasViews()] if level >= 3 else [])]))
+    if level >= 4:
+        apply_everywhere(program, choices.adjust([CompactGradient()]))
     if level >= 3 and options.target == "triton":  # a CPU's kernels keep such sums in registers by fusion
         apply_everywhere(program, choices.adjust([NarrowStorage()]))
     schedule_for(program, options.target)
@@ -147,8 +154,7 @@ def _by_recipe(program: Program, options: Options, check: bool) -> Result:
     """
     assert options.recipe is not None
     recipe = parse(options.recipe)
-    stages: Stages = {**STAGES, "Expand": partial(_expand, target=options.target)}
-    replay = recipe.replay(program, stages, missing="skip")
+    replay = recipe.replay(program, stages_for(options.target), missing="skip")
     placed = [s for s in recipe.steps if s.place is not None]
     if placed and all(any(s is t for t, _ in replay.skipped) for s in placed):
         raise RecipeError(f"none of the {len(placed)} places of the recipe of {recipe.program} is in {program.name}; the first: "
@@ -222,3 +228,8 @@ def _split(program: Program) -> None:
 # rewrites of the whole program, by the name under which they are logged: the stages of recipes
 STAGES: Stages = {"InlineCustomFunction": inline_custom_functions, "DeadCode": eliminate_dead_code, "Expand": _expand,
                   "Schedule": _schedule, "MergePhases": merge_phases}  # fmt: skip
+
+
+def stages_for(target: str) -> Stages:
+    """The stages of recipes for a target."""
+    return {**STAGES, "Expand": partial(_expand, target=target)}

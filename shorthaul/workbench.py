@@ -56,17 +56,18 @@ class TransformationError(RuntimeError):
 
 
 def optimize(program: Program, level: int = 4, *, check: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None,
-             inside: str = "") -> Program:  # fmt: skip
+             inside: str = "", target: str = "cpp") -> Program:  # fmt: skip
     """Lower the program in place with the transformations up to `level` (or by a recipe alone); returns it.
 
     check: verify it after every stage. inside: a module path; transformations are applied only where all nodes at a place are of that
-    module, so that `recipe` is one for the block alone, which `spread` and `moved` take to others. Raises RecipeError where the recipe
+    module, so that `recipe` is one for the block alone, which `spread` and `moved` take to others. target: "cpp" (this CPU) or "triton" (a
+    GPU): some choices differ. Raises RecipeError where the recipe
     does not fit, KeyError for a module that no node comes from.
     """
     if inside and not any((n.origin.module + ".").startswith(inside + ".") for n in program.nodes):
         known = sorted({n.origin.module for n in program.nodes if n.origin.module})
         raise KeyError(f"no node of program {program.name} comes from a module {inside!r}; there are {', '.join(known[:8])}, ...")
-    options = Options(level, recipe=None if recipe is None else str(_recipe(recipe)))
+    options = Options(level, recipe=None if recipe is None else str(_recipe(recipe)), target=target)
     pipeline.optimize(program, options, check=check, choices=Choices(inside=inside))
     return program
 
@@ -201,9 +202,9 @@ def _alike(program: Program, where: Mapping[str, str]) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def replay(program: Program, recipe: Recipe | str | os.PathLike[str], *, missing: str = "raise") -> Replay:
-    """Apply a recipe (an object or the path of its file). See `Recipe.replay`."""
-    return _recipe(recipe).replay(program, pipeline.STAGES, missing=missing)
+def replay(program: Program, recipe: Recipe | str | os.PathLike[str], *, missing: str = "raise", target: str = "cpp") -> Replay:
+    """Apply a recipe (an object or the path of its file). See `Recipe.replay`; target: as in `optimize`."""
+    return _recipe(recipe).replay(program, pipeline.stages_for(target), missing=missing)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str]) -> Recipe:
@@ -309,6 +310,13 @@ def devices() -> dict[str, str]:
     from shorthaul.runtime.profile import devices  # imports torch
 
     return devices()
+
+
+def cache_directory() -> Path:
+    """Where what outlives a process is kept."""
+    from shorthaul.runtime.cache import default_directory
+
+    return default_directory()
 
 
 def threads() -> int:

@@ -24,9 +24,9 @@ GENERIC = ("pointwise", "sum_to", "map", "expand", "fill")  # names of kernels t
 def graph(view: View) -> Json:
     """The whole program, and after its nodes those of the bodies of loops and branches.
 
-    nodes: {id, ref, label, kind, phase, module, ops, bytes, source, shape, inner}, in a body also `parent` (position of the loop or branch)
-    and `body` (its name); edges: [from, to, container, bytes, saved] with positions in `nodes` and `containers`; containers: {name, dtype,
-    shape, role, bytes}. Bytes in a body are those of one round.
+    nodes: {id, ref, label, kind, phase, module, ops, bytes, source, lines, shape, inner}, in a body also `parent` (position of the loop or
+    branch) and `body` (its name); edges: [from, to, container, bytes, saved] with positions in `nodes` and `containers`; containers: {name,
+    dtype, shape, role, bytes}. Bytes in a body are those of one round.
     """
     out: Json = {"name": view.program.name, "form": view.program.form.name.lower(), "nodes": [], "edges": [], "containers": []}
     _add(out, view, {})
@@ -74,8 +74,13 @@ def _node(view: View, n: Node, ref: str) -> Json:
     return {
         "id": n.id, "ref": ref, "label": label(n), "kind": n.kind, "phase": n.phase, "module": n.origin.module,
         "ops": list(dict.fromkeys(o.operator for o in n.origins if o.operator)), "bytes": view.bytes.get(n.id, 0),
-        "source": n.origin.source, "shape": "×".join(map(str, shape)), "inner": isinstance(n, (Map, Loop, Branch)),
+        "source": n.origin.source, "lines": lines(n), "shape": "×".join(map(str, shape)), "inner": isinstance(n, (Map, Loop, Branch)),
     }  # fmt: skip
+
+
+def lines(n: Node) -> list[str]:
+    """The user's lines that a node comes from, as they are searched: "network.py:12", of everything that was fused into it."""
+    return list(dict.fromkeys(o.source.replace("\\", "/").rpartition("/")[2] for o in n.origins if o.source))
 
 
 def label(n: Node) -> str:

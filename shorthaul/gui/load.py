@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shorthaul.analysis.roofline import MACHINES
 from shorthaul.ir.program import Form, Program
 
 
@@ -62,10 +63,26 @@ def _capture(model: Any, inputs: tuple, train: bool) -> tuple[Program, Subject |
         raise SessionError(f"cannot capture {type(model).__name__}: {type(e).__name__}: {e}") from e
 
 
-def lowered(program: Program, level: int | None) -> Program:
-    """The program itself, or a copy lowered to a level where it still consists of operators."""
+def machine_of(inputs: Any) -> str:
+    """The described machine that is most like the one on which these inputs lie."""
+    import shorthaul.workbench as workbench
+
+    given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+    places = {str(getattr(x, "device", "")) for x in given}
+    names = [name.lower() for device, name in workbench.devices().items() if device.startswith("cuda") and device in places]
+    gpus = [m for m in MACHINES if m != "cpu"]
+    return next((m for name in names for m in gpus if m in name), gpus[0] if names else "cpu")
+
+
+def target_of(machine: str) -> str:
+    """What code is made for a machine."""
+    return "cpp" if machine == "cpu" else "triton"
+
+
+def lowered(program: Program, level: int | None, target: str = "cpp") -> Program:
+    """The program itself, or a copy lowered to a level for a target where it still consists of operators."""
     if level is None or program.form is not Form.OPERATORS:
         return program
     import shorthaul.workbench as workbench
 
-    return workbench.optimize(program.clone(), level)
+    return workbench.optimize(program.clone(), level, target=target)

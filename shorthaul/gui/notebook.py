@@ -18,6 +18,7 @@ import anywidget
 import traitlets
 
 from .export import framed
+from .kept import Kept
 from .requests import Requests
 from .session import Session
 
@@ -35,6 +36,7 @@ class StudioWidget(anywidget.AnyWidget):
         super().__init__(page=framed(session.name), height=height)
         self.session = session
         self._requests = Requests(session)
+        self._kept = Kept(session)
         self._unlisten = session.listen(lambda event: self._say(json.dumps(event)))
         self.on_msg(self._receive)
 
@@ -53,5 +55,6 @@ class StudioWidget(anywidget.AnyWidget):
     def close(self) -> None:
         """Remove the widget; the session stays usable."""
         self._unlisten()
+        self._kept.close()
         self._requests.close()
         super().close()

@@ -1,13 +1,14 @@
 """Requests to a session as text, as the server and the notebook widget get them, and the answers as text.
 
-A request is JSON {id, method, params, version?, key?}; the answer is {id, result} or {id, error}. `version` is the session's as the page
-knows it, for methods that change something; `key` names the request, so that one which is sent again after a lost connection is answered,
-not done again.
+A request is JSON {id, method, params, version?, key?}; the answer is {id, result, version?} or {id, error}. `version` is the session's as
+the page shows it, for methods that change something, and in their answers as it is then; `key` names a request that changes or starts
+something, so that one which is sent again after a lost connection is answered, not done again.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -18,7 +19,7 @@ Json = Any
 KEPT = 512  # answers to changes that are remembered by key
 QUESTIONS = frozenset({"describe", "graph", "modules", "overlay", "node", "body", "module", "opportunities", "costliest", "roofline",
                        "memory", "diff", "preview", "export"})  # fmt: skip
-CHANGES = frozenset({"apply", "apply_alike", "run_level", "replay", "undo", "redo", "goto", "reset", "set_machine"})
+CHANGES = frozenset({"apply", "apply_alike", "run_level", "replay", "undo", "redo", "goto", "reset", "set_machine", "restore"})
 JOBS = frozenset({"measure", "stop", "tune"})
 
 
@@ -28,6 +29,7 @@ class Requests:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._done: OrderedDict[str, Json] = OrderedDict()
+        self._one = threading.Lock()  # jobs are started one after the other, so that a key is seen
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="studio-ask")
         self._changing = ThreadPoolExecutor(1, thread_name_prefix="studio-change")
 
@@ -52,23 +54,28 @@ class Requests:
     def _answer(self, number: Json, request: Json) -> str:
         method, params = request["method"], dict(request.get("params", {}))
         try:
+            key = str(request.get("key", ""))
             if method in CHANGES:
-                result = json.dumps(self._change(method, params, request.get("version"), str(request.get("key", ""))), default=str)
-            elif method == "graph":
+                found, version = self._once(key, method, {**params, "version": request.get("version")})
+                return json.dumps({"id": number, "result": found, "version": version}, default=str)
+            if method == "graph":
                 result = self._call("graph_text", params)
+            elif method in JOBS:
+                with self._one:
+                    result = json.dumps(self._once(key, method, params if method == "stop" else {**params, "wait": False})[0])
             else:
-                result = json.dumps(self._call(method, {**params, "wait": False} if method in ("measure", "tune") else params), default=str)
+                result = json.dumps(self._call(method, params), default=str)
         except SessionError as e:
             return json.dumps({"id": number, "error": str(e), "version": self.session.version})
         except Exception as e:  # a fault of ours must not end the connection: it is shown
             return json.dumps({"id": number, "error": f"an error inside the studio, please report it: {type(e).__name__}: {e}"})
         return f'{{"id": {json.dumps(number)}, "result": {result}}}'
 
-    def _change(self, method: str, params: dict[str, Json], version: int | None, key: str) -> Json:
-        """A key that was seen gets the answer that it got."""
+    def _once(self, key: str, method: str, params: dict[str, Json]) -> tuple[Json, int]:
+        """What came of it, and the session's version then; a key that was seen gets the answer that it got."""
         if key and key in self._done:
             return self._done[key]
-        result = self._call(method, {**params, "version": version})
+        result = self._call(method, params), self.session.version
         if key:
             self._done[key] = result
             while len(self._done) > KEPT:

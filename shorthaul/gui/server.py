@@ -3,7 +3,8 @@
 A random token is part of the address; without it nothing but a refusal is answered, and a WebSocket is refused too when its Origin or
 Host is not this server's (so no other page that the user visits can reach it). Nothing is loaded from or sent to elsewhere.
 
-Messages are the texts of `requests`; events ({event, ...}) go to every tab.
+Messages are the texts of `requests`; events ({event, ...}) go to every tab. A connection begins with the event `hello`, which also answers
+the message "ping": a page that was asleep asks so whether the line still carries.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from urllib.parse import urlsplit
 from aiohttp import WSMsgType, web
 
 from .export import STATIC, modules_of_the_page, page
+from .kept import Kept
 from .requests import Requests
 from .session import Session
 
 Json = Any
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
+PING = "ping"
 POLICY = ("default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
           "connect-src 'self' ws://127.0.0.1:{port} ws://localhost:{port}; worker-src 'self'; base-uri 'none'; form-action 'none'; "
           "frame-ancestors 'none'")  # fmt: skip
@@ -40,6 +43,7 @@ class Studio:
         self._sockets: set[web.WebSocketResponse] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = Requests(session)
+        self._kept: Kept | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True, name="studio-server")
         self._ready: threading.Event = threading.Event()
@@ -53,6 +57,7 @@ class Studio:
 
     def start(self) -> None:
         """Listen. Raises OSError where the port is taken."""
+        self._kept = Kept(self.session)
         self.session.graph_text()  # kept by its state: the first tab does not wait for it
         self.session.describe()
         self._thread.start()
@@ -74,6 +79,8 @@ class Studio:
     def close(self) -> None:
         """Close every connection and stop listening; the session stays usable."""
         self._unlisten()
+        if self._kept is not None:
+            self._kept.close()
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -157,14 +164,21 @@ class Studio:
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
+            await socket.send_str(self._hello())
             async for message in socket:
-                if message.type is WSMsgType.TEXT:
+                if message.type is WSMsgType.TEXT and message.data == PING:
+                    await socket.send_str(self._hello())
+                elif message.type is WSMsgType.TEXT:
                     task = asyncio.create_task(self._answer(socket, message.data))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
         finally:
             self._sockets.discard(socket)
         return socket
+
+    def _hello(self) -> str:
+        """Which session answers here, and how far it is: a page that comes back may find another one."""
+        return json.dumps({"event": "hello", "session": self.session.key, "version": self.session.version})
 
     async def _answer(self, socket: web.WebSocketResponse, text: str) -> None:
         answer = await asyncio.wrap_future(self._requests.submit(text))

@@ -10,6 +10,7 @@ All answers are plain JSON types. `version` grows with every change; `expect(ver
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,13 +26,13 @@ from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Form, Program
 from shorthaul.transforms.base import Refusal
 from shorthaul.transforms.catalog import UnknownTransformation, catalog, make
-from shorthaul.transforms.explain import Place, explain_node, place_of
+from shorthaul.transforms.explain import Place, place_of
 from shorthaul.transforms.recipe import Recipe, RecipeError, parse
 
 from . import details as panel
 from . import graph as graphs
 from . import measuring
-from .load import SessionError, Subject, load, lowered
+from .load import SessionError, Subject, load, lowered, machine_of, target_of
 from .overlays import overlays
 from .state import State
 
@@ -46,6 +47,8 @@ class Session:
     def __init__(self, program: Program, *, machine: str = "cpu", checks: bool = True, subject: Subject | None = None) -> None:
         machine_called(machine)
         self.name = program.name
+        self.key = secrets.token_hex(8)  # which session it is, for a page that comes back and finds another
+        self.earlier: Json = None  # what an earlier session on this program had reached (see `kept`), for `restore`
         self.version = 0
         self.machine = machine
         self.subject = subject
@@ -58,6 +61,7 @@ class Session:
         self._listeners: list[Listener] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="studio")
         self._jobs: list[Future[Any]] = []
+        self._faults: set[str] = set()  # transformations of which it was said that they fail
         self.root = self.current = self._add(None, program, "captured" if program.form is Form.OPERATORS else "opened", "start")
 
     @classmethod
@@ -66,6 +70,8 @@ class Session:
         if isinstance(what, Session):
             return what
         program, subject = load(what, inputs, train=train)
+        if subject is not None and options.get("machine") is None:
+            options["machine"] = machine_of(subject[1])
         session = cls(program, subject=subject, **options)
         if level is not None and session.current.program.form is Form.OPERATORS:
             session.run_level(level)
@@ -82,7 +88,8 @@ class Session:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
-    def _tell(self, **event: Json) -> None:
+    def tell(self, **event: Json) -> None:
+        """An event for every listener."""
         for listener in list(self._listeners):
             listener(event)
 
@@ -105,7 +112,7 @@ class Session:
             below.parent.next = below
             below = below.parent
         self.version += 1
-        self._tell(event="changed", version=self.version, current=state.id)
+        self.tell(event="changed", version=self.version, current=state.id)
         if new and self.checks and state.parent is not None and state.kind != "lowered":
             self._start("checking the numbers", lambda: self._check(state))
         return state
@@ -127,9 +134,11 @@ class Session:
     def describe(self) -> Json:
         """Version, states with totals and badges, overlays, machines: what a page needs first."""
         redo = self.current.next
-        return {"version": self.version, "name": self.name, "current": self.current.id, "states": [s.describe() for s in self.states],
+        return {"version": self.version, "session": self.key, "name": self.name,
+                "current": self.current.id, "states": [s.describe() for s in self.states],
                 "overlays": [o.describe() for o in overlays().values()], "machine": self.machine, "machines": list(MACHINES),
-                "devices": workbench.devices(),
+                "devices": workbench.devices(), "device": self.device,
+                "earlier": None if self.earlier is None else {k: v for k, v in self.earlier.items() if k != "recipe"},
                 "undo": self.current.parent is not None, "tunes": self.subject is not None, "job": self.job,
                 "redo": None if redo is None else redo.id,
                 "transformations": [{"name": n, "level": t.level, "summary": (t.__doc__ or "").strip().split("\n")[0]}
@@ -170,7 +179,7 @@ class Session:
             above, view, node = inner
             return panel.details(view, node, (), above)
         node = self._node(found.program, what)
-        return panel.details(found.view, node, explain_node(found.program, node).places)
+        return panel.details(found.view, node, found.places_of(node))
 
     def body(self, what: int | str, state: int | None = None) -> Json:
         """What is inside a kernel, nested."""
@@ -193,12 +202,16 @@ class Session:
     def opportunities(self, limit: int = 200, inside: str = "", refused: bool = False, state: int | None = None) -> list[Json]:
         """Places where transformations apply, most bytes first; `refused`: where they do not, with the reasons. inside: of a module."""
         rows = []
-        for p in self.state(state).places:
+        found = self.state(state)
+        for p in found.places:
             modules = [o.module for n in p.match.nodes for o in n.origins]
             if p.applies is not refused and (not inside or any(m == inside or m.startswith(inside + ".") for m in modules)):
                 rows.append(panel.place(p))
                 if len(rows) == limit:
                     break
+        for name in found.faults.keys() - self._faults:  # once a session
+            self._faults.add(name)
+            self.tell(event="failed", what=found.faults[name])
         return rows
 
     def costliest(self, limit: int = 500, state: int | None = None) -> list[Json]:
@@ -267,7 +280,7 @@ class Session:
         return {"before": before.totals, "after": after.totals, "removed": [n.id for n in gone],
                 "text_before": "\n".join(print_node(n, before.program.containers) for n in gone[:6]),
                 "text_after": "\n".join(print_node(n, program.containers) for n in new[:6]),
-                "check": str(workbench.check_numbers(before.program, program))}  # fmt: skip
+                "check": str(_checked(before.program, program))}  # fmt: skip
 
     def apply(self, transformation: str, where: Mapping[str, str], parameters: Mapping[str, Any] | None = None, *,
               version: int | None = None) -> Json:  # fmt: skip
@@ -305,7 +318,8 @@ class Session:
             raise SessionError(f"{transformation} cannot be applied here: {e}") from e
 
     def run_level(self, level: int, *, version: int | None = None) -> Json:
-        """Run the pipeline up to a level (0 only lowers) from the nearest state that consists of operators, as a new branch."""
+        """Run the pipeline up to a level (0 only lowers) from the nearest state that consists of operators, as a new branch. Where the
+        described machine is a GPU, the pipeline chooses as for one."""
         with self._lock:
             self.expect(version)
             if level not in range(5):
@@ -316,10 +330,11 @@ class Session:
             if start is None:
                 raise SessionError("this program was opened already lowered: levels start from operators; open the captured program")
             try:
-                program = lowered(start.program, level)
+                program = lowered(start.program, level, target_of(self.machine))
             except FAILURES as e:
                 raise SessionError(f"level {level} failed: {e}") from e
             step, kind = (f"level {level}", "level") if level else ("lowered (level 0)", "lowered")
+            step += "" if self.machine == "cpu" else f" for {self.machine}"
             self._move(self._add(start, program, step, kind), new=True)
             return self.current.describe()
 
@@ -329,11 +344,27 @@ class Session:
             self.expect(version)
             program = self.root.program.clone()
             try:
-                done = workbench.replay(program, parse(recipe), missing=missing)
+                done = workbench.replay(program, parse(recipe), missing=missing, target=target_of(self.machine))
             except FAILURES as e:
                 raise SessionError(str(e)) from e
             self._move(self._add(self.root, program, f"recipe ({done.applied} steps)", "recipe"), new=True)
             return {**self.current.describe(), "replay": str(done)}
+
+    def restore(self, *, version: int | None = None) -> Json:
+        """Take up what an earlier session on this program had reached: its steps are replayed as one branch of the first state."""
+        with self._lock:
+            self.expect(version)
+            if self.earlier is None:
+                raise SessionError("there is nothing of an earlier session to take up, or it was taken up already; nothing was done")
+            earlier, program = self.earlier, self.root.program.clone()
+            try:
+                workbench.replay(program, parse(earlier["recipe"]), target=target_of(earlier["machine"]))
+            except FAILURES as e:
+                raise SessionError(f"what the earlier session had done does not fit this program any more: {e}") from e
+            self.earlier = None
+            self._describe_as(earlier["machine"])
+            self._move(self._add(self.root, program, f"taken up: {earlier['step']}", "recipe"), new=True)
+            return self.current.describe()
 
     def undo(self, *, version: int | None = None) -> Json:
         """Back to the state before; it stays, for `redo`."""
@@ -373,22 +404,25 @@ class Session:
             self.expect(version)
             if machine not in MACHINES:
                 raise SessionError(f"no machine is called {machine!r}; known are {', '.join(MACHINES)}")
-            self.machine = machine
-            for s in self.states:
-                s.machine = machine
-                s.changed()
+            self._describe_as(machine)
             return self._move(self.current).describe()
+
+    def _describe_as(self, machine: str) -> None:
+        self.machine = machine
+        for s in self.states:
+            s.machine = machine
+            s.changed()
 
     # --- in the background --------------------------------------------------------------------------------------------
     def _start(self, what: str, job: Callable[[], None]) -> Future[Any]:
         def run() -> None:
             self.job = what
-            self._tell(event="progress", job=what, what=what, part=0.0)
+            self.tell(event="progress", job=what, what=what, part=0.0)
             try:
                 job()
             finally:
                 self.job = ""
-                self._tell(event="progress", job="", what="", part=1.0)
+                self.tell(event="progress", job="", what="", part=1.0)
 
         future = self._worker.submit(run)
         self._jobs = [j for j in self._jobs if not j.done()] + [future]
@@ -405,17 +439,21 @@ class Session:
         reference = before.program
         if reference.form is Form.OPERATORS and state.program.form is not Form.OPERATORS:
             reference = lowered(reference, 0)  # its meaning: every operator by its maps, nothing fused
-        try:
-            state.check = workbench.check_numbers(reference, state.program)
-        except Exception as e:  # the badge says that there is no answer; the state stays
-            state.check = workbench.NumericCheck(reason=f"the interpreter failed: {type(e).__name__}: {e}")
+        state.check = _checked(reference, state.program)
         for s in self.states:
             s.changed()
-        self._tell(event="checked", state=state.id, version=self.version)
+        self.tell(event="checked", state=state.id, version=self.version)
 
-    def measure(self, runs: int = 15, *, device: str = "cpu", wait: bool = True) -> Json:
-        """Time the current state's step and kernels on this CPU or a GPU ("cuda:0"); with `wait=False` the result comes as an event."""
-        state = self.current
+    @property
+    def device(self) -> str:
+        """What is measured on where nobody says: a GPU, if there is one and one is described; else this CPU."""
+        gpus = [d for d in workbench.devices() if d != "cpu"]
+        return gpus[0] if gpus and self.machine != "cpu" else "cpu"
+
+    def measure(self, runs: int = 15, *, device: str = "", wait: bool = True) -> Json:
+        """Time the current state's step and kernels on this CPU ("cpu") or a GPU ("cuda:0"), by default on `device`; with `wait=False` the
+        result comes as an event."""
+        state, device = self.current, device or self.device
         if device not in workbench.devices():
             raise SessionError(f"there is no device {device!r} here; there are {', '.join(workbench.devices())}")
         if state.program.form is Form.OPERATORS:
@@ -423,19 +461,19 @@ class Session:
         self._stop.clear()
 
         def progress(what: str, part: float) -> None:
-            self._tell(event="progress", job="measuring", what=what, part=part)
+            self.tell(event="progress", job="measuring", what=what, part=part)
 
         def job() -> None:
             try:
                 state.measured = measuring.measure(state.program, runs=runs, device=device, progress=progress, stop=self._stop)
             except measuring.Stopped:
-                self._tell(event="stopped", what="The measurement was stopped; nothing of it is kept.")
+                self.tell(event="stopped", what="The measurement was stopped; nothing of it is kept.")
                 raise SessionError("the measurement was stopped") from None
             except measuring.MeasuringFailed as e:  # a kernel that does not build or run, or crashes: said, and the session goes on
-                self._tell(event="failed", what=f"measuring failed: {e}")
+                self.tell(event="failed", what=f"measuring failed: {e}")
                 raise SessionError(f"measuring failed: {e}") from e
             state.changed()
-            self._tell(event="measured", state=state.id, version=self.version)
+            self.tell(event="measured", state=state.id, version=self.version)
 
         future = self._start("measuring", job)
         if not wait:
@@ -454,7 +492,7 @@ class Session:
 
         def report(run: Any) -> None:
             last = run.trials[-1]
-            self._tell(event="progress", job="tuning", what=f"best {1 / run.ratio:.2f}x, {len(run.trials)} tried, last: {last.what}",
+            self.tell(event="progress", job="tuning", what=f"best {1 / run.ratio:.2f}x, {len(run.trials)} tried, last: {last.what}",
                        part=min(1.0, run.spent / budget))  # fmt: skip
             if self._stop.is_set():
                 raise KeyboardInterrupt  # the tuner ends and returns what it found
@@ -464,9 +502,10 @@ class Session:
 
             try:
                 found = tune(model, inputs, budget=budget, train=train, progress=report)
-                program = workbench.optimize(self.root.program.clone(), recipe=found.recipe)
+                target = target_of(machine_of(inputs))  # the tuner follows the tensors
+                program = workbench.optimize(self.root.program.clone(), recipe=found.recipe, target=target)
             except Exception as e:  # whatever a model or a candidate raises: said, and the session goes on
-                self._tell(event="failed", what=f"tuning failed: {e}")
+                self.tell(event="failed", what=f"tuning failed: {e}")
                 raise SessionError(f"tuning failed: {e}") from e
             with self._lock:
                 step = f"tuned, {found.speedup:.2f} times as fast ({len(found.measured)} plans measured)"
@@ -510,6 +549,13 @@ class Session:
         self._stop.set()
         self._closed.set()
         self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _checked(before: Program, after: Program) -> workbench.NumericCheck:
+    try:
+        return workbench.check_numbers(before, after)
+    except Exception as e:  # it is said that there is no answer; the state stays
+        return workbench.NumericCheck(reason=f"the interpreter failed: {type(e).__name__}: {e}")
 
 
 def _words(place: Place) -> str:

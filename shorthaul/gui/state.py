@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from shorthaul.analysis.roofline import machine as machine_called
 from shorthaul.ir.nodes import LibraryCall, Node
 from shorthaul.ir.program import Program
+from shorthaul.transforms.base import Match, Transformation
 from shorthaul.transforms.catalog import catalog
 from shorthaul.transforms.explain import Place, place_of
 from shorthaul.workbench import NumericCheck
@@ -40,6 +42,12 @@ class State:
     machine: str = "cpu"
     checked: bool = True  # whether it is, or will be
     closed: threading.Event = field(default_factory=threading.Event)  # of the session
+    faults: dict[str, str] = field(default_factory=dict)  # transformations that failed while they looked for places
+
+    @property
+    def depth(self) -> int:
+        """How many steps lead from the first state (or the lowered one) to this one."""
+        return 0 if self.parent is None or self.kind == "lowered" else 1 + self.parent.depth
 
     @cached_property
     def view(self) -> View:
@@ -78,12 +86,30 @@ class State:
     def places(self) -> list[Place]:
         """Every place of every transformation, those that apply first, most bytes first. Raises SessionError once the session is closed:
         of a large program there are many thousands, and nobody waits for them any more."""
+        return self._look([make() for make in catalog().values()], lambda t: t.matches(self.program))
+
+    def places_of(self, node: Node) -> list[Place]:
+        """Those that a node is part of, of the transformations that can say by themselves whether they apply."""
+        chosen = [t for t in (make() for make in catalog().values()) if not t.at_places]
+        return self._look(chosen, lambda t: t.matches_from(self.program, node))
+
+    def _look(self, transformations: list[Transformation], where: Callable[[Transformation], Iterable[Match]]) -> list[Place]:
+        """Places in order. A transformation is anyone's code: where its check fails, that is the reason why it does not apply; where it
+        fails while it looks for places, `faults` says so. The others are shown in any case."""
         found = []
-        for t in (make() for make in catalog().values()):
-            for m in list(t.matches(self.program)):
+        for t in transformations:
+            try:
+                matches = list(where(t))
+            except Exception as e:
+                self.faults[t.name] = f"{t.name} failed while it looked for places ({type(e).__name__}: {e}); it is left out"
+                continue
+            for m in matches:
                 if self.closed.is_set():
                     raise SessionError("the session was closed")
-                found.append(place_of(t, m))
+                try:
+                    found.append(place_of(t, m))
+                except Exception as e:
+                    found.append(Place(t, m, m.place(), None, 0, f"{t.name} failed while it was checked here ({type(e).__name__}: {e})"))
         return sorted(found, key=lambda p: (not p.applies, -(p.saves or 0), -p.at_stake))
 
     @cached_property

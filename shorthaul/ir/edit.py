@@ -171,8 +171,8 @@ class Edit:
         if isinstance(value, Container) and value.alias is not None:
             self.program._has_aliases = True
         old = table.get(key)
-        _put(table, key, value)
-        self.rewrite.inverses.append(lambda q: _put(getattr(q, attribute), key, old))
+        _put(self.program, attribute, key, value)
+        self.rewrite.inverses.append(lambda q: _put(q, attribute, key, old))
 
     def _set_attribute(self, name: str, value: Any) -> None:
         old = getattr(self.program, name)
@@ -180,7 +180,10 @@ class Edit:
         self.rewrite.inverses.append(lambda q: setattr(q, name, old))
 
 
-def _put(table: dict[str, Any], key: str, value: Any) -> None:
+def _put(program: Program, attribute: str, key: str, value: Any) -> None:
+    table = getattr(program, attribute)
+    if any(isinstance(c, Container) and c.alias is not None for c in (table.get(key), value)):
+        program._lying = None
     if value is None:
         table.pop(key, None)
     else:

@@ -117,12 +117,14 @@ class Memlet:
         guard = simplify_guard(tuple(Condition(fn(c.expr), c.relation) for c in self.guard)) if self.guard else ()
         return Memlet(self.container, tuple(one(s) for s in self.subset), guard, self.fill, self.combine, self.scan)
 
-    def substitute(self, values: Mapping[Symbol, IntLike]) -> Memlet:
-        """Replace map parameters (the scan parameter only by another symbol, or where it has one value)."""
+    def substitute(self, values: Mapping[Symbol, IntLike | Indirect]) -> Memlet:
+        """Replace map parameters (the scan parameter only by another symbol, or where it has one value; one that is a subscript by itself
+        also by an `Indirect`)."""
         if self.symbols.isdisjoint(values) and self.scan is None:
             return self
         # a plain parameter is by far the most frequent subscript
-        m = self.map_expressions(lambda e: e if isinstance(e, int) else values[e] if e in values else substitute(e, values))  # type: ignore[index]
+        numbers = {p: e for p, e in values.items() if not isinstance(e, Indirect)}
+        m = self.map_expressions(lambda e: e if isinstance(e, int) else values[e] if e in values else substitute(e, numbers))  # type: ignore[index,arg-type,return-value]
         if m.scan is not None and m.scan in values:
             new = values[m.scan]
             if not isinstance(new, Symbol) and m.scan.size == 1:

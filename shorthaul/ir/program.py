@@ -90,7 +90,9 @@ class Program:
         self._names: dict[str, int] = {}
         self._current: dict[int, Node] = {}
         self._alike: dict[str, dict[int, Node]] = {}
+        self._defining: dict[int, Node] = {}  # nodes that define sizes
         self._has_aliases = any(c.alias is not None for c in self.containers.values())  # may stay True when they are gone
+        self._lying: dict[str, set[str]] | None = None  # the containers that lie directly in each; None: to be looked up anew
         self._keys: list[float] = []  # one a node, ascending: positions are found by bisection
         self._key: dict[int, float] = {}
         for node in self.nodes:
@@ -156,11 +158,17 @@ class Program:
         """Containers that lie in the memory of this one, directly or in one another."""
         if not self._has_aliases:
             return frozenset()
+        if (lying := self._lying) is None:
+            lying = {}
+            for n, c in self.containers.items():
+                if c.alias is not None:
+                    lying.setdefault(c.alias.base, set()).add(n)
+            self._lying = lying
         found: set[str] = set()
         todo = [name]
         while todo:
             base = todo.pop()
-            direct = {n for n, c in self.containers.items() if c.alias is not None and c.alias.base == base} - found
+            direct = lying.get(base, set()) - found
             found |= direct
             todo += direct
         return frozenset(found)
@@ -232,6 +240,8 @@ class Program:
         reads, writes = node.read_containers(), node.written_containers()
         self._uses[node.id] = (reads, writes)
         self._current[node.id] = node
+        if node.defines:
+            self._defining[node.id] = node
         self._alike.setdefault(kind_of_place(node), {})[node.id] = node
         for c in reads:
             self._readers.setdefault(c, {})[node.id] = node
@@ -241,6 +251,7 @@ class Program:
     def _unregister(self, node: Node) -> None:
         reads, writes = self._uses.pop(node.id)
         del self._current[node.id]
+        self._defining.pop(node.id, None)
         del self._alike[kind_of_place(node)][node.id]
         for c in reads:
             del self._readers[c][node.id]

@@ -298,6 +298,8 @@ COMBINERS: dict[str, Combiner] = {
         Combiner("sum", ("value",), (0,), lambda l, r: (l[0] + r[0],), np.add),
         Combiner("prod", ("value",), (1,), lambda l, r: (l[0] * r[0],), np.multiply),
         Combiner("max", ("value",), (-math.inf,), lambda l, r: (apply("max", l[0], r[0]),), np.maximum),
+        # of numbers that are not negative: where nothing comes, zero
+        Combiner("max0", ("value",), (0,), lambda l, r: (apply("max", l[0], r[0]),), np.maximum),
         Combiner("min", ("value",), (math.inf,), lambda l, r: (apply("min", l[0], r[0]),), np.minimum),
         Combiner("any", ("value",), (False,), lambda l, r: (l[0] | r[0],), np.logical_or),
         Combiner("all", ("value",), (True,), lambda l, r: (l[0] & r[0],), np.logical_and),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def runtime_sizes(program: Program) -> frozenset[Symbol]:
     """The symbols that nodes define; all others are known when the program starts."""
-    return frozenset(d.symbol for n in program.nodes for d in n.defines)
+    return frozenset(d.symbol for n in program._defining.values() for d in n.defines)
 
 
 def used_sizes(program: Program) -> frozenset[Symbol]:

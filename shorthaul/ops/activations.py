@@ -32,10 +32,12 @@ def _softplus(x: Scalar, *, beta: float = 1.0, threshold: float = 20.0) -> Scala
 
 def _mish(x: Scalar) -> Scalar:
     # tanh(softplus(x)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1) with e = exp(x): one exponential instead of three functions. It is 1 to the
-    # last bit from x = 20 on, where the exponential need not grow any more
+    # last bit from x = 20 on, where the exponential need not grow any more. On each side of zero it is written such that neither it nor
+    # its derivative is the small difference of large numbers
     e = apply("exp", where(x > 20, 20, x))
     n = e * (e + 2)
-    return x * (n / (n + 2))
+    r = 1 / (n + 2)
+    return x * where(x > 0, 1 - 2 * r, n * r)
 
 
 def _clipped(low: float, high: float) -> Callable[[Scalar], Scalar]:

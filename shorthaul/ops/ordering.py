@@ -116,10 +116,11 @@ class Sorted(Ordering):
 
 @register
 class Sort(Sorted):
-    """The elements along `dim` in order, equal ones in theirs, and their indices."""
+    """The elements along `dim` in order, equal ones in theirs, and their indices. attribute below: a number that all elements are less
+    than, none being negative, where that is known."""
 
     name = "sort"
-    attributes: Mapping[str, Any] = {"dim": -1, "descending": False}
+    attributes: Mapping[str, Any] = {"dim": -1, "descending": False, "below": None}
     aten = ("aten.sort.default", "aten.sort.stable")
 
     def from_aten(self, call: AtenCall) -> tuple[dict[str, Any], dict[str, Any]]:

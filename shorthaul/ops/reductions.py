@@ -70,7 +70,8 @@ class Reduction(OperatorDefinition):
         direct = accumulate is y.dtype and not self.finishes
         total = y if direct else c.temp(y.shape, accumulate)
         params = c.params(x.shape)
-        c.map(params, {"x": at(x, *params)}, {"y": at(total, *kept_subset(params, dims, keepdim), combine=self.combine)},
+        combine = None if product(x.shape[d] for d in dims) == 1 else self.combine  # of one element: a copy, which fuses
+        c.map(params, {"x": at(x, *params)}, {"y": at(total, *kept_subset(params, dims, keepdim), combine=combine)},
               lambda x: {"y": self.lift(x, accumulate)})  # fmt: skip
         if not direct:
             count = product(x.shape[d] for d in dims)

@@ -94,8 +94,10 @@ class CompiledGraph:
         self._static = executable.layout({}) if not program.symbols else None
 
     def _addressing(self) -> list[tuple[str, str, int, str]]:
-        """Inputs whose values address another container: (input, container, dimension, where)."""
+        """Inputs whose values address another container: (input, container, dimension, where). What a lazy table's rows remember is ours,
+        and not the caller's."""
         found: dict[tuple[str, str, int], str] = {}
+        ours = {c for of_table in self.program.attributes.get("lazy_tables", {}).values() for c in of_table}
         for node in self.program.nodes:
             if not isinstance(node, Map):
                 continue
@@ -103,7 +105,8 @@ class CompiledGraph:
                 for d, s in enumerate(x.memlet.subset):
                     if isinstance(s, Indirect):
                         index = x.tasklet.reads[s.name]
-                        if index.container in self._first and not index.guard and not x.is_local:
+                        mine = index.container in self._first and index.container not in ours
+                        if mine and not index.guard and not x.is_local:
                             found.setdefault((index.container, x.memlet.container, d), str(x.tasklet.origin))
         return [(i, c, d, where) for (i, c, d), where in found.items()]
 

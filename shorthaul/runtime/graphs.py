@@ -4,8 +4,8 @@ A *slot* is one capture of a forward phase with its backward parts, in memory of
 forward call until its backward phase is over. A second forward call before that gets another slot, further ones run ungraphed.
 
 What the graph reads lies at fixed addresses: parameters and buffers in place (their addresses are compared before every replay; a slot
-whose parameters moved is captured anew), everything else in copies that each call fills. What the caller gets, outputs and gradients, are
-copies that no later replay touches.
+whose parameters moved is captured anew), everything else in copies that each call fills. What the caller gets is never changed by a later
+replay: outputs are copies; gradients are lent where the loop lets go of them before the next backward phase (see `lending`), else copies.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .executable import Backward, Executable, Layout, Run, copy_all
+from .lending import Lent, Watch
 
 WARM_UP = 2  # calls with the same sizes that run ungraphed first: libraries choose their algorithms
 SLOTS = 2
@@ -37,7 +38,7 @@ class _Slot:
         self.run: Run | None = None
         self.cotangents: dict[str, torch.Tensor] = {}
         self.state: Backward | None = None
-        self.parts: list[tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor]]] = []
+        self.parts: list[tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], Lent]] = []
 
 
 class GraphedRun:
@@ -87,6 +88,8 @@ class GraphedExecutable:
         self._calls: dict[int, int] = {}
         self._captures = 0
         self._off = False
+        self._keeps_gradients = False  # a gradient was still in use when the next backward phase began
+        self._watch = Watch()
         self._pool: Any = None
         self._lock = threading.RLock()
 
@@ -165,6 +168,9 @@ class GraphedExecutable:
     # backward ---------------------------------------------------------------------------------------------------------
     def backward(self, run: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         """See `Executable.backward`."""
+        if self._watch.in_use():
+            self._keeps_gradients = True
+        self._watch.forget()
         if not isinstance(run, GraphedRun):
             return self.inner.backward(run, tensors)
         slot = run.slot
@@ -181,24 +187,42 @@ class GraphedExecutable:
     def part(self, state: Any) -> dict[str, torch.Tensor]:
         """See `Executable.part`."""
         if not isinstance(state, GraphedBackward):
-            return self.inner.part(state)
+            found = self.inner.part(state)
+            self._watch.give(found.values())
+            return found
         slot = state.slot
         with self._lock:
             if state.next == len(slot.parts):
                 self._capture_part(slot, state)
-        graph, gradients = slot.parts[state.next]
+        graph, gradients, lent = slot.parts[state.next]
         state.next += 1
+        used = {n: lent.tensors[n] for n in lent.in_use()}
+        if used:
+            self._keeps_gradients = True
+        kept = _copies(used)
         graph.replay()
-        return _copies(gradients)
+        copied = _copies({n: t for n, t in gradients.items() if self._keeps_gradients or n not in lent})
+        copy_all(list(used.values()), [kept[n] for n in used])
+        return {n: copied[n] if n in copied else lent.out(n) for n in gradients}
 
     def _capture_part(self, slot: _Slot, state: GraphedBackward) -> None:
-        graph = torch.cuda.CUDAGraph()
+        """Gradients that are lent get memory that no graph uses for anything else: it is not from the graphs' pool."""
+        graph, layout = torch.cuda.CUDAGraph(), state.run.layout
+        names = self.inner.parts[len(slot.parts)]
+        plan, places = layout.plans.get("backward"), {}
+        if plan is not None and not self._keeps_gradients:
+            own = {g: i for i, g in self.signature.gradients if i in names}
+            for g, shape, strides, dtype in plan.allocate[len(slot.parts)]:
+                if g in own:
+                    places[g] = torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
         with self._capturing(graph):
             if slot.state is None:
                 assert slot.run is not None
                 slot.state = self.inner.backward(slot.run, state.tensors)
+            slot.state.tensors.update(places)
             gradients = self.inner.part(slot.state)
-        slot.parts.append((graph, gradients))
+        made = {t.data_ptr() for t in places.values()}
+        slot.parts.append((graph, gradients, Lent({n: t for n, t in gradients.items() if t.data_ptr() in made})))
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

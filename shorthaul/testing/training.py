@@ -195,6 +195,7 @@ def judge_training(
     make_batches: Callable[[int], Sequence[Batch]],
     *,
     engine: Engine = "shorthaul",
+    baseline: Engine = "eager",
     optimizer: OptimizerFactory | str = "sgd",
     dtype: torch.dtype = torch.float32,
     steps: int | None = None,
@@ -206,34 +207,38 @@ def judge_training(
 ) -> Agreement:
     """Train with `engine`, with eager and with eager in float64, once a seed, and judge all tensors together.
 
-    `make_batches(seed)` gives the batches of a seed; they may differ in size. `masked` gives eager the engine's random masks.
+    `make_batches(seed)` gives the batches of a seed; they may differ in size. `baseline` is how eager runs in `dtype`, under autocast say.
+    `masked` gives eager the engine's random masks.
     `chaotic` is for long runs in low precision of networks whose derivative jumps (ReLU, max pooling): if the rule fails, and it
     fails for eager in another memory layout as well, what the later steps touched is judged by the larger of eager's two
     errors (see `numerics`); the verdict's title says so. `lockstep` is for networks of which eager and eager in another memory layout
     part within a few steps, in float64 too: every step starts from eager's state, and what each step makes is judged. Where such
     a network is `chaotic` and a tensor of a step is wrong, the engine repeats the step on inputs that are half a unit in the last place
     off, up to `TRIES` times, until its best is right by the same limits: a jump (a value that rounding takes to the other side of a kink
-    of ReLU or of pooling, and with it all gradients before it) does not last, a fault does. The verdict's title counts what was repeated.
+    of ReLU or of pooling, and with it all gradients before it) does not last, a fault does. The first step is no exception: eager's two
+    layouts part there, too. The verdict's title counts what was repeated.
     """
     strict, loose = [], []
     judged: list[bool] = []  # whether each attempt of each step was right
+    jumps = (lambda name: True) if lockstep else of_later_steps  # steps from one state are all alike
     for seed in seeds:
         batches = make_batches(seed)
         if lockstep:
             if masked or steps is not None:
                 raise ValueError("lockstep takes one step a batch, without masks")
+
             def settled(made: Sequence[dict[str, Tensor]], judged: list[bool] = judged) -> bool:
                 eager, exact, spread, found = made
-                right = all(row.ok for row in compare(found, eager, exact, spread=spread, chaotic=of_later_steps).rows)
+                right = all(row.ok for row in compare(found, eager, exact, spread=spread, chaotic=jumps).rows)
                 judged.append(right)
                 return right or not chaotic or dtype == torch.float64
 
             runs: list[tuple[Engine, torch.dtype, bool]]
-            runs = [("eager", dtype, False), ("eager", torch.float64, False), ("eager", dtype, True), (engine, dtype, False)]
+            runs = [(baseline, dtype, False), ("eager", torch.float64, False), (baseline, dtype, True), (engine, dtype, False)]
             steps_made = train_in_lockstep(model_factory, optimizer, batches, runs, seed, loss_fn=loss_fn, settled=settled)
             eager, exact, spread, found, best = steps_made
             strict.append(compare(found, eager, exact, spread=spread))
-            loose.append(compare(best, eager, exact, spread=spread, chaotic=of_later_steps))
+            loose.append(compare(best, eager, exact, spread=spread, chaotic=jumps))
             continue
 
         def run(engine: Engine, dtype: torch.dtype, batches: Sequence[Batch] = batches, seed: int = seed,
@@ -242,20 +247,21 @@ def judge_training(
             return train_steps(model_factory, optimizer, batches, engine, dtype, steps, seed, loss_fn=loss_fn,
                                restride=restride, masked=own).tensors()  # fmt: skip
 
-        eager = run("eager", dtype)
+        eager = run(baseline, dtype)
         exact = eager if dtype == torch.float64 else run("eager", torch.float64)
-        spread = run("eager", dtype, restride=True)
+        spread = run(baseline, dtype, restride=True)
         found = run(engine, dtype)
         strict.append(compare(found, eager, exact, spread=spread))
-        loose.append(compare(found, eager, exact, spread=spread, chaotic=of_later_steps))
+        loose.append(compare(found, eager, exact, spread=spread, chaotic=jumps))
     verdict = pool(strict, title)
-    later = replace(verdict.layouts, rows=[r for r in verdict.layouts.rows if of_later_steps(r.name)])
+    later = replace(verdict.layouts, rows=[r for r in verdict.layouts.rows if jumps(r.name)])
     if not chaotic or verdict.ok or dtype == torch.float64 or not later.rows or later.ok:
         return verdict
-    how = "by the larger error of eager's two layouts"
+    how = "later steps by the larger error of eager's two layouts"
     if lockstep:
-        how += f", {judged.count(False)} attempts of {judged.count(True)} steps repeated on inputs that round alike"
-    return pool(loose, f"{title} (later steps {how}: eager's two layouts do not agree by the rule)")
+        how = f"steps by the larger error of eager's two layouts, {judged.count(False)} attempts of {judged.count(True)} steps repeated"
+        how += " on inputs that round alike"
+    return pool(loose, f"{title} ({how}: eager's two layouts do not agree by the rule)")
 
 
 def nearby(inputs: Sequence[Any], seed: int) -> list[Any]:

@@ -43,6 +43,7 @@ class Change:
     gradients: frozenset[str]
     scalars: dict[str, Expr]
     updated: tuple[str, ...]
+    _last: tuple[tuple[float, ...], np.ndarray] | None = None  # the numbers of the step before, which mostly stay, and their matrix
 
     @property
     def key(self) -> tuple:
@@ -59,15 +60,19 @@ class Change:
 
     def matrix(self, value: Callable[[Expr], float]) -> np.ndarray:
         """A: the new values of the tables (rows) from the old ones (columns), in float64."""
+        numbers = tuple(value(e) for e in self.scalars.values())
+        if self._last is not None and self._last[0] == numbers:
+            return self._last[1]
         codes = self._codes
         arithmetic, names = Arithmetic(wide=True), list(self.tables)
         columns = []
         for one in names:
             given = {**dict.fromkeys(names, 0.0), one: 1.0}
-            given |= {i: value(e) for i, e in self.scalars.items()}
+            given |= dict(zip(self.scalars, numbers, strict=True))
             found = arithmetic.code(codes, lambda k, given=given: np.asarray(given[k], np.float64), _no_index)  # type: ignore[misc]
             columns.append([float(found[n]) if n in found else given[n] for n in names])
-        return np.array(columns).T
+        self._last = numbers, np.array(columns).T
+        return self._last[1]
 
 
 def _no_index(e: Any) -> int:
@@ -79,21 +84,24 @@ class Decay:
 
     def __init__(self, k: int, device: torch.device) -> None:
         self.tensor = torch.zeros(WINDOW + 1, k, k, dtype=torch.float64, device=device)
+        self._identity = torch.eye(k, dtype=torch.float64, device=device)
+        self._matrix = np.zeros((k, k)), self._identity  # of the step before, here and on the device
         self.start()
 
     def start(self) -> None:
         """Nothing was left out yet."""
-        self.tensor[0] = torch.eye(self.tensor.shape[1], dtype=torch.float64)
+        self.tensor[0].copy_(self._identity)
 
     def advance(self, a: np.ndarray, now: int) -> None:
-        """Step `now` was taken: multiply by its matrix."""
+        """Step `now` was taken: multiply by its matrix. On a GPU the host does not wait for it."""
+        if not np.array_equal(a, self._matrix[0]):
+            matrix = torch.from_numpy(np.array(a))  # a copy: the device may read it later
+            if self.tensor.device.type == "cuda":
+                matrix = matrix.pin_memory().to(self.tensor.device, non_blocking=True)
+            self._matrix = a.copy(), matrix
         past = self.tensor[:now]
-        before = past.clone()
-        for i in range(len(a)):
-            torch.mul(before[:, 0], a[i, 0], out=past[:, i])
-            for j in range(1, len(a)):
-                past[:, i].add_(before[:, j], alpha=a[i, j])
-        self.tensor[now] = torch.eye(len(a), dtype=torch.float64)
+        past.copy_(torch.matmul(self._matrix[1], past))
+        self.tensor[now].copy_(self._identity)
 
 
 @dataclass

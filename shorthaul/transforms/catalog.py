@@ -34,6 +34,7 @@ from .level3_layout.fold_scale import FoldScale
 from .level3_layout.fold_transpose import FoldTranspose
 from .level3_layout.library_layout import LibraryLayout
 from .level3_layout.narrow_storage import NarrowStorage
+from .level3_layout.pad_contraction import PadContraction
 from .level3_layout.stack_weights import StackWeights
 from .level3_layout.sum_of_repeated import SumOfRepeated
 from .level3_layout.tile_layout import TileLayout
@@ -41,10 +42,12 @@ from .level4_global.alias_views import AliasViews
 from .level4_global.batch_tiling import BatchTiling
 from .level4_global.checkpoint import Checkpoint
 from .level4_global.common_subexpressions import CommonSubexpressions
+from .level4_global.compact_gradient import CompactGradient
 from .level4_global.dead_code import DeadCode
 from .level4_global.early_update import EarlyUpdate
 from .level4_global.fused_loss_head import FusedLossHead
 from .level4_global.in_place import InPlace
+from .level4_global.mask_from_result import MaskFromResult
 from .level4_global.recompute import Recompute
 from .level4_global.share_buffers import ShareBuffers
 from .level4_global.sparse_update import SparseUpdate
@@ -56,8 +59,9 @@ T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, MapFusion, ReductionFusion,
     LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, AliasViews, ConstantFolding, ChannelsLast,
-    FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, TileLayout, BatchTiling, Checkpoint,
-    FusedLossHead, CommonSubexpressions, SparseUpdate, Recompute, DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
+    FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, PadContraction, TileLayout, BatchTiling,
+    Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, MaskFromResult, DeadCode, InPlace,
+    UpdateInPlace, EarlyUpdate, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

@@ -25,9 +25,9 @@ def default_fusions(target: str = "cpp") -> list[Transformation]:
     registers of a block, and no cache of one core holds an image.
     """
     if target == "triton":
-        rows = ReductionFusion(row_bytes=64 * 1024)
+        rows, windows = ReductionFusion(row_bytes=64 * 1024), ReductionFusion(row_bytes=64 * 1024, interleaved=9)
         return [MapFusion("refuse"), rows, SiblingFusion(reductions_only=True), MapFusion("recompute"), LinearReductionFusion(),
-                MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), rows, RowSiblingFusion()]  # fmt: skip
+                MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), windows, RowSiblingFusion()]  # fmt: skip
     return [MapFusion("refuse"), ReductionFusion(), SiblingFusion(reductions_only=True), MapFusion("recompute"), LinearReductionFusion(),
             ImageFusion(), MapFusion("keep"), MapFusion("recompute"), SiblingFusion(), ReductionFusion(), RowSiblingFusion()]  # fmt: skip
 

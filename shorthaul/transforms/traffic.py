@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Union
 
 from shorthaul.analysis.footprint import footprint_of, footprints
-from shorthaul.analysis.movement import node_movement
+from shorthaul.analysis.movement import distinct, node_movement
 from shorthaul.ir.containers import Container
-from shorthaul.ir.memlet import Condition
+from shorthaul.ir.memlet import Condition, Memlet
 from shorthaul.ir.nodes import Access, Map, Node, Tasklet
 from shorthaul.ir.program import Program
 from shorthaul.symbolic import Expr, Symbol
@@ -34,6 +34,17 @@ def all_moved(p: Program, node: Node) -> IntLike:
     return total
 
 
+def map_bytes(node: Map, containers: Mapping[str, Container]) -> IntLike:
+    """All bytes that a map reads and writes, with containers that the program need not have yet."""
+    found = footprints(node, containers)
+    total: IntLike = 0
+    for (name, side), f in found.items():
+        if side == "write" or (name, "write") not in found:
+            c = containers[name]
+            total = total + (f.elements if c.strides is None else distinct(c, f.elements)) * c.dtype.itemsize
+    return total
+
+
 def together(p: Program, container: str, accesses: Iterable[Access]) -> IntLike:
     """Bytes of a container that these accesses move together."""
     c: Container = p.containers[container]
@@ -50,9 +61,10 @@ def reads_of_map(node: Map) -> dict[str, list[Access]]:
 
 
 def substituted(t: Tasklet, names: Iterable[str], values: Mapping[Symbol, IntLike], guard: tuple[Condition, ...],
-                params: tuple[Symbol, ...]) -> Iterator[Access]:  # fmt: skip
-    """The named reads of a tasklet as they are made from elsewhere: parameters replaced, under a further guard, over `params`."""
-    moved_here = t.with_(reads={k: m.substitute(values) for k, m in t.reads.items()})
+                params: tuple[Symbol, ...], indices: Mapping[str, Memlet]) -> Iterator[Access]:  # fmt: skip
+    """The named reads of a tasklet as they are made from elsewhere: parameters replaced, under a further guard, over `params`. indices:
+    reads there that the replaced parameters may refer to."""
+    moved_here = t.with_(reads={**indices, **{k: m.substitute(values) for k, m in t.reads.items()}})
     for k in names:
         m = moved_here.reads[k]
         yield Access(moved_here, k, m.with_(guard=(*m.guard, *guard)) if guard else m, params, False, False)

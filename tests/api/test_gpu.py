@@ -67,6 +67,29 @@ def test_accumulation_and_two_forwards_before_backward() -> None:
     close(eager, ours)
 
 
+def test_gradients_are_lent_and_kept_where_somebody_keeps_them() -> None:
+    """The loop lets go of its gradients first, and later keeps them over the next backward phase."""
+    eager, ours = pair()
+    addresses, held = [], []
+    for net in (eager, ours):
+        for i in range(3 * CALLS):
+            if i < 2 * CALLS:
+                net.zero_grad()
+            net(batch(i)).square().mean().backward()
+            grads = [p.grad for p in net.parameters()]
+            if net is ours and CALLS <= i < 2 * CALLS:
+                addresses.append(tuple(g.data_ptr() for g in grads))
+            if i == 2 * CALLS - 1:
+                held.append([g.detach() for g in grads])  # accumulated from here on, in place
+                held.append([g.clone() for g in grads])
+                net.zero_grad()
+            del grads
+    assert len(set(addresses)) == 1, "no copies: the same memory at every step"
+    close(eager, ours)
+    torch.testing.assert_close(held[2], held[3], rtol=0, atol=0)  # ours: what was kept did not change
+    torch.testing.assert_close(held[0], held[2], rtol=1e-3, atol=1e-5)
+
+
 def test_retained_graph() -> None:
     eager, ours = pair()
     for net in (eager, ours):

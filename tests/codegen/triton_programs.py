@@ -246,6 +246,55 @@ def test_a_step_that_updates_touched_rows_alone(lazy: bool) -> None:
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
+LONG_SCANS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "one row": (lambda x: torch.cumsum(x, 0), (5000,)),
+    "rows": (lambda x: torch.cumsum(x, -1) * torch.cumprod(1 + x / 1000, -1), (3, 2, 700)),
+    "columns of few rows": (lambda x: torch.cumsum(x, 0), (130, 7)),
+    "places of maxima": (lambda x: torch.cummax(x, 1)[0], (4, 2100)),
+    "logarithms": (lambda x: torch.logcumsumexp(x, 1), (2, 3000)),
+}
+
+
+@pytest.mark.parametrize("name", LONG_SCANS)
+def test_long_scans_go_a_block_at_a_time(name: str) -> None:
+    function, shape = LONG_SCANS[name]
+
+    class Scan(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(torch.tanh(x))
+
+    torch.manual_seed(0)
+    assert_agrees(of_module(Scan, torch.randn(*shape)), torch.float64)  # eager adds up in float64 on a CPU
+
+
+def test_a_step_of_every_row_keeps_the_gradients_of_the_touched_ones() -> None:
+    """A dense update, its gradient compact (`CompactGradient`)."""
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = nn.EmbeddingBag(400_000, 8, mode="sum"), nn.Linear(8, 1)
+
+        def forward(self, i: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.table(i)))
+
+    torch.manual_seed(0)
+    eager = Bag().to(DEVICE)
+    ours = copy.deepcopy(eager)
+    a, b = (torch.optim.AdamW(m.parameters(), lr=0.01, eps=1e-2) for m in (ours, eager))
+    step = TrainStep(ours, nn.functional.mse_loss, a, target="triton", strict=True)
+    for _ in range(4):
+        i, y = torch.randint(0, 400_000, (16, 2), device=DEVICE), torch.randn(16, 1, device=DEVICE)
+        i[:5] = 399_999
+        step(i, y)
+        b.zero_grad()
+        nn.functional.mse_loss(eager(i), y).backward()
+        b.step()
+    assert step.program is not None and any(r.name == "CompactGradient" for r in step.program.log)
+    for (name, p), q in zip(ours.state_dict().items(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
 # windows ----------------------------------------------------------------------------------------------------------------
 def of_window(layer: Callable[[], nn.Module], channels: int, size: tuple[int, ...]) -> Make:
     def make(seed: int) -> tuple[nn.Module, tuple[Any, ...], Callable[[Any], Tensor]]:

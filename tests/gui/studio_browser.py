@@ -9,9 +9,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from shorthaul import workbench
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 REMEDY = "no Chromium or Chrome to test the studio's page in: apt-get install chromium, or name one in SHORTHAUL_BROWSER"
@@ -23,6 +26,12 @@ def find_browser() -> str:
     if found is None:
         pytest.fail(REMEDY, pytrace=False)
     return found
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session keeps for the next start is one test's alone; compiled kernels stay where they are."""
+    monkeypatch.setattr(workbench, "cache_directory", lambda: tmp_path / "cache")
 
 
 @pytest.fixture(scope="module", name="browser")

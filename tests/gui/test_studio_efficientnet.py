@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studio_browser import browsing, card, choose, one_browser, open_page, shown, total, until  # noqa: F401
+from studio_browser import browsing, card, choose, one_browser, open_page, own_cache, shown, total, until  # noqa: F401
 
 import shorthaul as sh
 from benchmarks.networks import network
@@ -93,8 +93,15 @@ def test_the_lesson_with_the_page_alone(browser: Any, tmp_path: Path) -> None:
             page = open_page(context, studio.url)
             for name in ("Bytes moved", "of eager", "Kernels"):
                 assert f"**{total(page, name)}**" in text, (name, total(page, name))
+            darkest = page.evaluate("studio.view.visible.map((i) => studio.model.items[i]).filter((x) => !studio.open.has(x.path))"
+                                    ".reduce((a, b) => (b.bytes > a.bytes ? b : a))")  # fmt: skip
+            assert (darkest["path"], darkest["column"]) == ("features.3.block", 1)  # on the backward side
             choose(page, "features.3")
             assert page.locator("#panel").get_by_text("features.5", exact=True).count()
+            card(page, "MapFusion", "Preview")
+            page.wait_for_selector("#dialog[open]")
+            assert "Preview: MapFusion" in page.locator("#dialog").inner_text() and "agrees" in page.locator("#dialog").inner_text()
+            page.locator("#dialog").get_by_role("button", name="Close", exact=True).click()
             for step in range(6):
                 page.locator("#panel .card").first.get_by_role("button", name="Apply to all alike", exact=True).click()
                 until(page, f"studio.d.current === {step + 2}")
@@ -111,6 +118,7 @@ def test_the_lesson_with_the_page_alone(browser: Any, tmp_path: Path) -> None:
             page.click('[data-tab="history"]')
             page.locator(".tree .state", has_text="ReductionFusion").get_by_role("button", name="Compare", exact=True).click()
             page.wait_for_selector("#sheet table td:has-text('features.3')")
+            until(page, "studio.view.marked.size > 281")  # every kernel of level 4 is new, and so are the modules around them
     finally:
         studio.close()
         session.close()

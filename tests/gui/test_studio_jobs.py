@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from studio_browser import browsing, choose, one_browser, open_page, shown, until  # noqa: F401
+from studio_browser import browsing, choose, one_browser, open_page, own_cache, shown, until  # noqa: F401
 from studio_networks import small
 from torch import nn
 
@@ -204,6 +204,35 @@ def test_an_answer_that_comes_late_does_not_replace_the_table_that_is_shown(brow
             page.evaluate("window.go()")
             page.wait_for_timeout(300)
             assert page.locator("#sheet .tree .state").count() == 1
+    finally:
+        studio.close()
+        session.close()
+
+
+def test_a_description_that_comes_late_does_not_replace_a_newer_one(browser: Any, captured: Any) -> None:
+    """A check ends, its description is asked for, and before it arrives the program is changed."""
+    session = Session.of(captured, checks=False)
+    studio = Studio(session)
+    studio.start()
+    try:
+        with browsing(browser) as context:
+            page = open_page(context, studio.url)
+            page.evaluate("""(() => {
+                const call = studio.line.call.bind(studio.line), late = new Promise((go) => { window.go = go; });
+                let first = true;
+                studio.line.call = async (method, params) => {
+                    const held = first && method === 'describe', answer = call(method, params);
+                    if (held) { first = false; await answer; window.held = true; await late; }
+                    return answer;
+                };
+            })()""")
+            session.tell(event="checked", state=1, version=session.version)
+            until(page, "window.held")
+            session.run_level(2)
+            until(page, "studio.d.current === 2")
+            page.evaluate("window.go()")
+            page.wait_for_timeout(300)
+            assert page.evaluate("[studio.d.current, studio.d.version, studio.line.version]") == [2, session.version, session.version]
     finally:
         studio.close()
         session.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 import threading
@@ -11,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from studio_browser import browsing, one_browser, until  # noqa: F401
+from studio_browser import browsing, one_browser, own_cache, until  # noqa: F401
 from studio_networks import small
 
 import shorthaul as sh
 from shorthaul import gui
-from shorthaul.gui import Session
 
 comm = pytest.importorskip("comm", reason="anywidget is not installed: requirements-dev.txt has it")
 StudioWidget = pytest.importorskip("shorthaul.gui.notebook", reason="anywidget is not installed: requirements-dev.txt has it").StudioWidget
@@ -90,37 +88,42 @@ def test_studio_gives_the_widget_in_a_notebook_alone(captured: Any, monkeypatch:
     made.close()
 
 
-FRAME = """<body style="margin:0"><div id="here"></div><script type="module">
-    const { default: widget } = await import("data:text/javascript;base64,%s");
-    const heard = [], model = {
-        get: (name) => ({ page: window.page, height: 700 })[name],
-        on: (what, f) => { if (what === "msg:custom") heard.push(f); }, off: () => {},
-        send: (m) => kernel(m.studio).then((texts) => texts.forEach((studio) => heard.forEach((f) => f({ studio })))),
+FRONT = """<body style="margin:0"><div id="here"></div><script type="module">
+    // what a front end does: state from the kernel's comm_open message, the module from that state, messages both ways
+    const state = await kernelState(), heard = [];
+    let ended = false, at = 0;
+    window.end = () => { ended = true; };
+    const { default: widget } = await import(URL.createObjectURL(new Blob([state._esm], { type: "text/javascript" })));
+    const model = {
+        get: (name) => state[name],
+        on: (what, f) => { if (what === "msg:custom") heard.push(f); },
+        off: (what, f) => { heard.splice(heard.indexOf(f), 1); },
+        send: (content) => { if (ended) throw new Error("Cannot send"); kernelSend(content); },
     };
-    window.page = await kernel("");
-    widget.render({ model, el: document.getElementById("here") });
+    window.remove = widget.render({ model, el: document.getElementById("here") });
+    window.listeners = () => heard.length;
+    for (;;) {
+        const news = await kernelNews(at);
+        at += news.length;
+        for (const content of news) [...heard].forEach((f) => f(content));
+        await new Promise((go) => setTimeout(go, 30));
+    }
 </script>"""
 
 
-def test_the_page_works_in_the_widgets_frame(browser: Any, captured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The browser's part for real, the notebook's model replaced: a change made in the frame arrives in the kernel and comes back."""
-    session = Session.of(captured, checks=False)
-    widget = StudioWidget(session)
-    said: list[str] = []
-    monkeypatch.setattr(widget, "send", lambda content: said.append(content["studio"]))
-
-    def kernel(text: str) -> Any:
-        if not text:
-            return widget.page
-        said.append(widget._requests.submit(text).result(120))
-        told, said[:] = list(said), []
-        return told
-
+def test_the_page_works_in_the_widgets_frame(browser: Any, shown: Any) -> None:
+    """The widget's own messages on the kernel's side, a browser on the other: a change made in the frame arrives and comes back."""
+    wire, session = shown.comm, shown.session
+    opened = wire.sent[0]["state"]
+    assert opened["_anywidget_id"].endswith("StudioWidget") and opened["height"] == 720
     with browsing(browser) as context:
         page = context.new_page()
-        page.expose_function("kernel", kernel)
+        page.expose_function("kernelState", lambda: {k: opened[k] for k in ("_esm", "page", "height")})
+        data = lambda content: {"content": {"data": {"method": "custom", "content": content}}, "buffers": []}  # noqa: E731
+        page.expose_function("kernelSend", lambda content: wire.handle_msg(data(content)))
+        page.expose_function("kernelNews", lambda n: [d["content"] for d in wire.sent if d and d.get("method") == "custom"][n:])
         page.goto("about:blank")
-        page.set_content(FRAME % base64.b64encode(widget._esm.encode()).decode())
+        page.set_content(FRONT)
         page.wait_for_selector("iframe")
         frame = page.frames[1]
         frame.wait_for_selector("#loading", state="hidden")
@@ -130,6 +133,13 @@ def test_the_page_works_in_the_widgets_frame(browser: Any, captured: Any, monkey
         frame.locator("#panel .card button.main").first.click()
         until(frame, "studio.d.current === 2")
         assert session.current.id == 2
+        session.undo()  # by a cell: the page follows
+        until(frame, "studio.d.current === 1")
         assert frame.evaluate("(() => { try { return parent.document.title; } catch (e) { return e.name; } })()") == "SecurityError"
-    widget.close()
-    session.close()
+
+        page.evaluate("end()")  # the kernel is started anew: the front end has nobody to send to
+        frame.locator("#redo").click()
+        until(frame, "document.querySelector('#notice').innerText.includes('Run the cell of the widget again')")
+        assert session.current.id == 1
+        page.evaluate("remove()")
+        assert page.evaluate("listeners()") == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studio_browser import browsing, choose, main_thread, one_browser, open_page, until  # noqa: F401
+from studio_browser import browsing, choose, main_thread, one_browser, open_page, own_cache, until  # noqa: F401
 from studio_networks import flat, small
 
 import shorthaul as sh
@@ -90,7 +90,7 @@ def test_a_lost_connection_comes_back_and_a_request_sent_twice_is_done_once(brow
             line.receive = ((old) => (m) => { if (m.id === undefined) old.call(line, m); })(line.receive);
             window.done = line.call('apply', p);
         }""", {"transformation": place["transformation"], "where": place["where"]})  # fmt: skip
-        until(page, "studio.line.version >= 2")
+        until(page, "studio.loading >= 2")  # the change was told
         page.evaluate("delete studio.line.receive; studio.line.socket.close()")
         assert page.evaluate("window.done.then(r => r.id)") == 2
         assert len(studio.session.states) == 3

@@ -248,3 +248,54 @@ def test_ten_thousand_nodes_are_counted_once() -> None:
     g = session.graph()
     assert len(g["nodes"]) == 2000 and len({n["ref"] for n in g["nodes"]}) == 2000
     assert session.graph()["nodes"] is g["nodes"]  # a state's graph is made once
+
+
+class Unfit(Transformation):
+    """Fails where it looks for places."""
+
+    level = 2
+
+    def matches(self, program: Program) -> Iterator[Match]:
+        raise ZeroDivisionError("on purpose")
+        yield
+
+    def matches_from(self, program: Program, node: Any) -> Iterator[Match]:
+        yield from self.matches(program)
+
+
+class Unsure(Negates):
+    """Fails where it is asked whether it applies."""
+
+    def check(self, m: Match) -> None:
+        raise KeyError("nowhere")
+
+
+class Breaks(Negates):
+    """Fails while it is applied."""
+
+    def apply(self, m: Match, edit: Edit) -> None:
+        edit.remove(m.node)
+        raise RuntimeError("half done")
+
+
+def test_a_transformation_that_fails_is_said_and_leaves_the_rest_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    for t in (Unfit, Unsure, Breaks):
+        monkeypatch.setitem(catalog._registered, t.__name__, t)
+    told: list[Any] = []
+    session.listen(told.append)
+    state, before = session.current, fingerprint(session.current.program)
+    assert session.opportunities() and "MapFusion" in {p["transformation"] for p in session.opportunities()}
+    said = [e["what"] for e in told if e["event"] == "failed"]
+    assert said == ["Unfit failed while it looked for places (ZeroDivisionError: on purpose); it is left out"]
+    refused = {p["transformation"]: p["reason"] for p in session.node("blocks.0.block.2: silu")["places"] if p["reason"]}
+    assert refused["Unsure"] == "Unsure failed while it was checked here (KeyError: 'nowhere')"
+    for how in (session.apply, session.apply_alike, session.preview):
+        with pytest.raises(SessionError, match=r"Breaks failed at silu of blocks\.0\.block\.2; it was taken back: half done"):
+            how("Breaks", {"node": "blocks.0.block.2: silu"})
+    assert session.current is state and fingerprint(state.program) == before and len(session.states) == 2
+
+
+def test_a_fused_kernel_is_found_by_every_line_that_it_comes_from(session: Session) -> None:
+    fused = next(n for n in session.graph(session.run_level(2)["id"])["nodes"] if len(n["ops"]) > 2)
+    assert len(fused["lines"]) >= 1 and all(line.rpartition(":")[2].isdigit() for line in fused["lines"])
+    assert any(len(n["lines"]) > 1 for n in session.graph()["nodes"])

@@ -5,7 +5,7 @@ from ir_nets import Net
 from random_programs import random_program
 
 from shorthaul.ir.builder import at, inside
-from shorthaul.ir.containers import Container
+from shorthaul.ir.containers import Alias, Container
 from shorthaul.ir.dtypes import float32, int64
 from shorthaul.ir.edit import EditError
 from shorthaul.ir.fingerprint import fingerprint
@@ -267,3 +267,35 @@ class TestPropagate:
         assert node.writes == {"y": at("y", Span(0, 4))}
         assert node.body[0].reads["x"].subset == (Span(i, 6),)
         assert node.body[0].writes == {"s": at("s", combine="sum")}
+
+
+def test_aliases_follow_edits_undo_and_rollback():
+    p = chain((["x"], "a"), (["a"], "b"), (["b"], "c"), (["c"], "d")).program
+
+    def lie(name, base):
+        with p.edit("t") as e:
+            e.set_container(p.containers[name].with_(alias=Alias(base, 0)))
+
+    assert p.aliases("a") == frozenset()
+    lie("b", "a")
+    assert p.aliases("a") == {"b"}
+    lie("c", "b")
+    assert p.aliases("a") == {"b", "c"} and p.aliases("b") == {"c"} and p.aliases("c") == frozenset()
+    assert p.clone().aliases("a") == {"b", "c"}
+
+    def fail():
+        with p.edit("t") as e:
+            e.set_container(p.containers["d"].with_(alias=Alias("a", 0)))
+            assert p.aliases("a") == {"b", "c", "d"}
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert p.aliases("a") == {"b", "c"}
+    with p.edit("t") as e:
+        e.set_container(p.containers["c"].with_(alias=None))
+    assert p.aliases("a") == {"b"}
+    p.undo(2)
+    assert p.aliases("a") == {"b"} and p.aliases("b") == frozenset()
+    p.undo()
+    assert p.aliases("a") == frozenset()

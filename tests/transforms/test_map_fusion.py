@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transform_nets import apply_checked, assert_refuses, kernels, matches, network, only
+from compiled import assert_compiled
+from transform_nets import apply_checked, assert_refuses, assert_same, kernels, matches, network, only, results, values
 
+from shorthaul.analysis.movement import movement
 from shorthaul.ir.dtypes import int64
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar import walk
@@ -200,12 +202,45 @@ def test_refuses_an_intermediate_of_several_writers() -> None:
         assert_refuses(MapFusion(), m, "written by several nodes")
 
 
-def test_refuses_to_read_by_indices_that_are_data() -> None:
+def test_reads_by_indices_that_are_data_go_through() -> None:
+    """The producer is evaluated where the indices point: a loss picks one of the logarithms of a row."""
+
+    def picked(b: Any, x: Any, i: Any) -> Any:
+        return b.op("embedding", weight=b.op("sigmoid", x=b.op("mul", a=x, b=x)), indices=i)
+
+    p = forward(picked, dtypes={"i": int64}, x=(6, 3), i=(5,))
+    for first in ("mul", "sigmoid"):
+        apply_checked(MapFusion(), only(matches(MapFusion(), p, first=first)))
+    (fused,) = kernels(p)
+    assert movement(p).bytes == 5 * 8 + 2 * 5 * 3 * 8 and fused.tasklet is not None
+
+    def loss(b: Any, x: Any, t: Any) -> Any:
+        return b.op("nll_loss", x=b.op("log_softmax", {"dim": 1}, x=x), target=t)[0]
+
+    p = forward(loss, dtypes={"t": int64}, x=(6, 4), t=(6,))
+    before = {n: p.containers[n].shape for n in p.containers}
+    inputs = values(p)
+    expected = results(p, inputs)
+    fuse(p, [MapFusion("refuse")])
+    assert (6, 4) in before.values() and not any(c.shape == (6, 4) and not c.is_external for c in p.containers.values())
+    assert_same(p, inputs, expected)
+    assert_compiled(p, inputs, expected)
+
+
+def test_refuses_indices_that_are_data_where_the_producer_computes_with_them() -> None:
+    def gathers(b: Any, x: Any, i: Any) -> Any:
+        return b.op("embedding", weight=b.op("triu", {"diagonal": 0}, x=x), indices=i)
+
+    p = forward(gathers, dtypes={"i": int64}, x=(6, 3), i=(5,))
+    assert_refuses(MapFusion(), only(matches(MapFusion(), p, first="triu")), "computes with what the consumer's indices")
+
+
+def test_refuses_indices_that_are_data_where_they_repeat_costly_work() -> None:
     def gathers(b: Any, x: Any, i: Any) -> Any:
         return b.op("embedding", weight=b.op("sigmoid", x=x), indices=i)
 
     p = forward(gathers, dtypes={"i": int64}, x=(2, 3), i=(5,))
-    assert_refuses(MapFusion(), only(matches(MapFusion(), p, first="sigmoid")), "indices that are data")
+    assert_refuses(MapFusion(), only(matches(MapFusion(), p, first="sigmoid")), "recomputing costs 10 operations")
 
 
 def test_refuses_to_make_indices_on_the_way() -> None:

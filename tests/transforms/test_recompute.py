@@ -90,11 +90,11 @@ def test_refuses_dear_code() -> None:
 
 def test_refuses_to_save_more_than_it_frees() -> None:
     def build(b: Any, x: Any, y: Any) -> Any:
-        t = b.op("sum", {"dims": (0,)}, x=b.op("reshape", {"shape": (1, 4, 6)}, x=x))
-        u = b.op("sum", {"dims": (0,)}, x=b.op("reshape", {"shape": (1, 4, 6)}, x=y))
+        t = b.op("sum", {"dims": (0,)}, x=b.op("reshape", {"shape": (2, 4, 6)}, x=x))
+        u = b.op("sum", {"dims": (0,)}, x=b.op("reshape", {"shape": (2, 4, 6)}, x=y))
         return b.op("square", x=b.op("add", a=t, b=u))
 
-    p = network(build, x=(4, 6), y=(4, 6))
+    p = network(build, x=(8, 6), y=(8, 6))
     assert_refuses(Recompute(), only(matches(Recompute(), p, mid="add")), "bytes of operands instead of")
 
 

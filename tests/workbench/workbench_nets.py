@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shorthaul as sh
+from shorthaul.demo.network import InvertedResidual
 
 
 class Block(nn.Module):
@@ -27,3 +28,10 @@ def stack(blocks: int = 3, width: int = 8, rows: int = 4) -> Any:
     torch.manual_seed(0)
     model = nn.Sequential(*[Block(width) for _ in range(blocks)])
     return sh.capture(model, (torch.randn(rows, width, requires_grad=True),), train=True)
+
+
+def residuals() -> Any:
+    """The program of a training step of two inverted residuals with squeeze-excite."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), *[InvertedResidual(8, 8) for _ in range(2)])
+    return sh.capture(model, (torch.randn(2, 1, 12, 12),), train=True)

@@ -282,7 +282,7 @@ class Frame:
 
     def across(self, combiner: str, accumulators: Sequence[str], dtypes: Sequence[DType], out: list[str]) -> list[str]:
         """The lanes of accumulators merged into plain values."""
-        simple = {"sum": "hsum", "prod": "hprod", "max": "hmax", "min": "hmin", "any": "hany", "all": "hall"}
+        simple = {"sum": "hsum", "prod": "hprod", "max": "hmax", "max0": "hmax", "min": "hmin", "any": "hany", "all": "hall"}
         if combiner in simple:
             name = self.names.fresh("t")
             out.append(f"{ctype(dtypes[0])} {name} = sh::{simple[combiner]}({accumulators[0]});")

@@ -20,7 +20,15 @@ def _pair(name: str, function: Callable[[torch.Tensor, Mapping[str, Any]], Any])
     library(name)(call)
 
 
-_pair("sort", lambda x, a: torch.sort(x, stable=True, dim=a["dim"], descending=a["descending"]))
+def _sort(x: torch.Tensor, a: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    below = a.get("below")
+    # a radix sort passes over half the digits
+    narrow = x.is_cuda and x.dtype is torch.int64 and isinstance(below, int) and below <= 1 << 31
+    values, indices = torch.sort(x.int() if narrow else x, stable=True, dim=a["dim"], descending=a["descending"])
+    return values.long() if narrow else values, indices
+
+
+_pair("sort", _sort)
 _pair("topk", lambda x, a: torch.topk(x, a["k"], a["dim"], a["largest"], True))
 _pair("kthvalue", lambda x, a: torch.kthvalue(x, a["k"], a["dim"], a["keepdim"]))
 _pair("median_dim", lambda x, a: torch.median(x, a["dim"], a["keepdim"]))

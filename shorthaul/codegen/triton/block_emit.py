@@ -19,6 +19,7 @@ from shorthaul.ir.scalar_ops import COMBINERS, identity
 from shorthaul.symbolic import Expr, Symbol, bounds, product
 
 from .accumulate import wide_type
+from .block_scans import scan_step, scanned
 from .block_states import Deps, Partial, State, counting, partial_name
 from .blocks import BlockAxis, BlockPlan, Group, Stage
 from .contraction import strip_cast
@@ -72,8 +73,7 @@ class BlockEmitter:
     def named(self, hint: str, text: str) -> str:
         if text.isidentifier():
             return text
-        found = self.find(("text", text))
-        if found is not None:
+        if (found := self.find(("text", text))) is not None:
             return found[0]
         var = self.fresh(hint)
         self.line(f"{var} = {text}")
@@ -397,7 +397,7 @@ class BlockEmitter:
             value = f"tl.full({self.block_shape(full, self.stage)}, {literal(code.attr)}, {TRITON_TYPES[dtype.name]})"
         elif code.dtype is not dtype:
             value = f"{value}.to({TRITON_TYPES[dtype.name]})"
-        op = {"sum": "add"}.get(str(g.combine), g.combine)
+        op = {"sum": "add", "max0": "max"}.get(str(g.combine), g.combine)
         self.line(f'tl.atomic_{op}({self.target(m.container, where, d, full)}, {value}{self.masked(texts)}, sem="relaxed")')
 
     def read_modify_write(self, t: Tasklet, g: Group) -> None:
@@ -439,6 +439,8 @@ class BlockEmitter:
         counts = counting(str(g.combine), codes) if g.scan is None else frozenset()
         each = tuple(counted if i in counts else dims for i in range(len(codes)))
         state = State(g, t, names, dtypes, codes, dims, level, axes, at, each)  # type: ignore[arg-type]
+        if scanned(state) is not None:  # one prefix a row
+            state.each = each = tuple(d - {1} for d in each)
         loops = bool(s.taps) or any(x.mode in ("loop", "serial") for x in scope)
         if loops or g.scan is not None:
             for i, name in enumerate(names):
@@ -502,14 +504,13 @@ class BlockEmitter:
             for name, text in zip(s.names, elements, strict=True):
                 self.line(f"{name} = {text}")
             return
-        if len(s.names) > 1 and s.group.scan is None:
+        if s.group.scan is not None:
+            scan_step(self, s, elements)
+            return
+        if len(s.names) > 1:
             # states are merged by a function of the whole tuple
             elements = [self.named(f"{c}_element", x) for c, x in zip(s.group.connectors, elements, strict=True)]
         self.line(f"{', '.join(s.names)} = {self.merge_call(str(s.group.combine), s.dtypes, s.names, elements)}")
-        if s.group.scan is not None:
-            for at, name in enumerate(s.group.connectors):
-                m = s.tasklet.writes[name]
-                self.store(s.tasklet, m, *self.place(s.tasklet, m), self.result(s, at, s.names[at]))
 
     def merge_call(self, combine: str, dtypes: tuple[DType, ...], left: Sequence[str], right: Sequence[str]) -> str:
         if combine == "sum":
@@ -519,7 +520,7 @@ class BlockEmitter:
     def merge(self, combine: str, dtypes: tuple[DType, ...]) -> str:
         """Name of the function that merges two states; written beside the kernel where it is not in the prelude."""
         c = COMBINERS[combine]
-        name = f"merge_{combine}"
+        name = "merge_max" if combine == "max0" else f"merge_{combine}"
         if len(c.components) > 1 and name not in self.helpers:
             left = tuple(Scalar("read", (), d, f"{x}_l") for x, d in zip(c.components, dtypes, strict=True))
             right = tuple(Scalar("read", (), d, f"{x}_r") for x, d in zip(c.components, dtypes, strict=True))

@@ -300,7 +300,7 @@ def atomic(g: Group, t: Tasklet) -> bool:
     dtype = t.code[g.connectors[0]].dtype
     if g.combine == "sum":
         return dtype.is_float or dtype.bits >= 32
-    return g.combine in ("max", "min") and not dtype.is_float and dtype.bits >= 32
+    return g.combine in ("max", "max0", "min") and not dtype.is_float and dtype.bits >= 32
 
 
 def _index_params(t: Tasklet, m: Memlet) -> frozenset[Symbol]:
@@ -394,6 +394,14 @@ def _steps(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ..
     t = m.tasklet
     assert t is not None
     rest = [p for p in params if p not in steps]
+    if form == "scan":
+        from .block_scans import scans_blocks
+
+        votes = weights(m, containers, (), params)
+        rows = product(p.size for p in rest)
+        if scans_blocks(groups, steps[0], rows if isinstance(rows, int) else None, max(votes, key=lambda p: votes[p], default=None)):
+            a = make_axis("a", ordered(m, containers, rest), "tile", 0) if rest else None
+            return BlockPlan(m, containers, a, [Stage(t, make_axis("b", steps, "loop", 1), (), tuple(groups))], form="rows").finish()
     votes = weights(m, containers, (), rest)
     lane = max(votes, key=lambda p: votes[p], default=None)
     b = make_axis("b", ordered(m, containers, rest, lane), "tile", 1) if rest else None

@@ -430,7 +430,7 @@ def _degree(params: list[Symbol]) -> float:
     return sum(math.log(p.size) if isinstance(p.size, int) else 10 for p in params)
 
 
-_SINGLE = ("sum", "prod", "max", "min", "any", "all")
+_SINGLE = ("sum", "prod", "max", "max0", "min", "any", "all")
 
 
 def make_plan(m: Map, containers: Mapping[str, Container], options: Mapping[str, Any] | None = None) -> Plan:

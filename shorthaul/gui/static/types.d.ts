@@ -12,11 +12,11 @@ declare global {
   }
   interface OverlayInfo { name: string; title: string; description: string; kind: string; unit: string; aggregate: string }
   interface Describe {
-    version: number; name: string; current: number; states: StateInfo[]; overlays: OverlayInfo[]; machine: string; machines: string[]; devices: Record<string, string>;
+    version: number; session: string; earlier: { step: string; steps: number; bytes: number; when: number } | null; name: string; current: number; states: StateInfo[]; overlays: OverlayInfo[]; machine: string; machines: string[]; devices: Record<string, string>; device: string;
     undo: boolean; tunes: boolean; redo: number | null; job: string; transformations: { name: string; level: number; summary: string }[];
   }
   interface GraphNode {
-    id: number; ref: string; label: string; kind: string; phase: string; module: string; ops: string[]; bytes: number; source: string;
+    id: number; ref: string; label: string; kind: string; phase: string; module: string; ops: string[]; bytes: number; source: string; lines: string[];
     shape: string; inner: boolean; parent?: number; body?: string;
   }
   interface Graph {

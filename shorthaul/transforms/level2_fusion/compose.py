@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 from shorthaul.ir.memlet import Condition, Indirect, Memlet, Span
 from shorthaul.ir.nodes import Map, Node, Origin, Tasklet
@@ -49,15 +49,29 @@ def same_size(a: IntLike, b: IntLike) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a consumer reads a producer's element: the producer's parameters as expressions of the consumer's, and the guard."""
+    """How a consumer reads a producer's element: the producer's parameters as expressions of the consumer's, and the guard.
 
-    values: tuple[tuple[Symbol, IntLike], ...]
+    Where the consumer reads by an index that is data, the parameter becomes an `Indirect` to the consumer's connector (see `of_consumer`).
+    """
+
+    values: tuple[tuple[Symbol, IntLike | Indirect], ...]
     guard: tuple[Condition, ...]
     fill: int | float | bool | None
 
     @property
-    def substitution(self) -> dict[Symbol, IntLike]:
+    def substitution(self) -> dict[Symbol, Any]:
+        """By parameter, for memlets."""
         return dict(self.values)
+
+    @property
+    def numbers(self) -> dict[Symbol, IntLike]:
+        """What is no `Indirect`, for code."""
+        return {p: e for p, e in self.values if not isinstance(e, Indirect)}
+
+
+def of_consumer(connector: str) -> str:
+    """The name under which a producer's memlets refer to a connector of the consumer."""
+    return f"consumer:{connector}"
 
 
 def written_params(a: Map, mid: str) -> dict[int, Symbol]:
@@ -82,15 +96,31 @@ def written_params(a: Map, mid: str) -> dict[int, Symbol]:
     return dims
 
 
-def reading(a: Map, dims: Mapping[int, Symbol], memlet: Memlet) -> Reading:
-    """How the memlet (a read of the intermediate) addresses the producer's points."""
-    values: dict[Symbol, IntLike] = {p: p.lower for p in a.params}  # type: ignore[misc]
+def reading(a: Map, dims: Mapping[int, Symbol], memlet: Memlet, gathers: bool = False) -> Reading:
+    """How the memlet (a read of the intermediate) addresses the producer's points. gathers: also through indices that are data, where
+    the producer does nothing with the parameter but read by it."""
+    values: dict[Symbol, IntLike | Indirect] = {p: p.lower for p in a.params}  # type: ignore[misc]
     for d, s in enumerate(memlet.subset):
-        require(not isinstance(s, (Span, Indirect)), "the consumer reads the intermediate through indices that are data")
+        data = isinstance(s, (Span, Indirect))
+        require(not data or (gathers and isinstance(s, Indirect)), "the consumer reads the intermediate through indices that are data")
         if d in dims:
             p = dims[d]
+            if isinstance(s, Indirect):
+                require(_reads_by(a, p), "the producer computes with what the consumer's indices, which are data, say")
+                s = Indirect(of_consumer(s.name))
             values[p] = s  # type: ignore[assignment]
     return Reading(tuple(values.items()), memlet.guard, memlet.fill)
+
+
+def _reads_by(a: Map, p: Symbol) -> bool:
+    """Whether the parameter is a plain subscript wherever the map's tasklet uses it."""
+    t = tasklet_of(a)
+    for m in t.reads.values():
+        inside = [s for s in m.subset if isinstance(s, Expr) and s is not p]
+        inside += [c.expr for c in m.guard if isinstance(c.expr, Expr)]
+        if any(p in free_symbols(e) for e in inside) or any(isinstance(s, Span) for s in m.subset):
+            return False
+    return not any(n.op == "index" and p in free_symbols(n.attr) for n in walk(*t.code.values()))  # type: ignore[arg-type]
 
 
 def is_bijection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> bool:
@@ -175,14 +205,7 @@ def is_injection(values: Mapping[Symbol, IntLike], params: Sequence[Symbol]) -> 
 
 def used_reads(t: Tasklet, codes: Iterable[Scalar]) -> set[str]:
     """Connectors of a tasklet that the code needs, those that hold indices of others included."""
-    used = set(reads_of(*codes))
-    todo = list(used)
-    while todo:
-        for s in t.reads[todo.pop()].subset:
-            if isinstance(s, Indirect) and s.name not in used:
-                used.add(s.name)
-                todo.append(s.name)
-    return used
+    return _with_their_indices(t, reads_of(*codes))
 
 
 class Connectors:
@@ -204,9 +227,11 @@ class Connectors:
             self._by_memlet[memlet] = name
         return name
 
-    def take(self, reads: Mapping[str, Memlet], values: Mapping[Symbol, IntLike], guard: tuple[Condition, ...] = ()) -> dict[str, str]:
-        """Add a tasklet's reads after substitution (and under a further guard); returns old connector -> new connector."""
-        names: dict[str, str] = {}
+    def take(self, reads: Mapping[str, Memlet], values: Mapping[Symbol, IntLike], guard: tuple[Condition, ...] = (),
+             known: Mapping[str, str] | None = None) -> dict[str, str]:  # fmt: skip
+        """Add a tasklet's reads after substitution (and under a further guard); returns old connector -> new connector. known: new names
+        of connectors that the substitution brings in."""
+        names: dict[str, str] = dict(known or {})
         for k, m in sorted(reads.items(), key=lambda item: item[1].is_indirect):
             new = m.substitute(values) if values else m
             new = new.rename_reads(names)
@@ -243,6 +268,17 @@ def holds(guard: Iterable[Condition]) -> Scalar | None:
     return value
 
 
+def _with_their_indices(t: Tasklet, connectors: Iterable[str]) -> set[str]:
+    """The connectors, and those that hold indices by which they are read."""
+    found, todo = set(), list(connectors)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += [s.name for s in t.reads[name].subset if isinstance(s, Indirect)]
+    return found
+
+
 def unique_write(writes: Mapping[str, Memlet], name: str, memlet: Memlet) -> str:
     """A connector name for a write that is not taken; the names of a tuple combiner's components cannot change."""
     if name not in writes:
@@ -262,11 +298,11 @@ def require_one_scan(writes: Mapping[str, Memlet]) -> None:
     require(len(along) <= 1, "they accumulate prefixes along different dimensions")
 
 
-def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name: str = "") -> Map:
+def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name: str = "", gathers: bool = False) -> Map:
     """`b` with its reads of `mid` replaced by the code of `a`.
 
-    keep: containers that `a` writes and something else needs; if there are any, `a` and `b` must run over the same points and the
-    result writes them too. Raises Refusal where that cannot be done.
+    gathers: see `reading`. keep: containers that `a` writes and something else needs; if there are any, `a` and `b` must run over the
+    same points and the result writes them too. Raises Refusal where that cannot be done.
     """
     ta, tb = a.tasklet, b.tasklet
     require(tb is not None, "the consumer is a nested kernel")
@@ -275,7 +311,7 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
     mids = sorted(set(written) & {m.container for m in tb.reads.values()})
     dims = {c: written_params(a, c) for c in mids}
     reads_of_mid = {k: m for k, m in tb.reads.items() if m.container in dims}
-    readings = {k: reading(a, dims[m.container], m) for k, m in reads_of_mid.items()}
+    readings = {k: reading(a, dims[m.container], m, gathers) for k, m in reads_of_mid.items()}
     indices = {s.name for m in (*tb.reads.values(), *tb.writes.values()) for s in m.subset if isinstance(s, Indirect)}
     require(indices.isdisjoint(reads_of_mid), "the intermediate holds indices by which the consumer addresses memory")
     others = set(written) - {mid}
@@ -289,9 +325,12 @@ def substitute_producer(a: Map, b: Map, mid: str, *, keep: frozenset[str], name:
         )
     pool = Connectors()
     values: dict[str, Scalar] = {}
+    at_data = {s.name for m in reads_of_mid.values() for s in m.subset if isinstance(s, Indirect)}
+    places = pool.take({k: m for k, m in tb.reads.items() if k in _with_their_indices(tb, at_data)}, {})
+    known = {of_consumer(k): new for k, new in places.items()}
     for k, r in readings.items():
-        names = pool.take(ta.reads, r.substitution, r.guard)
-        value = renamed(ta.code[written[reads_of_mid[k].container]], names, r.substitution, {})
+        names = pool.take(ta.reads, r.substitution, r.guard, known)
+        value = renamed(ta.code[written[reads_of_mid[k].container]], names, r.numbers, {})
         inside = holds(r.guard)
         if inside is not None:
             assert r.fill is not None

@@ -20,13 +20,14 @@ class ImageFusion(ReductionFusion):
 
     A window reads each element several times, so substitution would evaluate the producer as often; here it runs once an element,
     and its result never reaches memory. row_bytes: the largest image (all containers together) that the cache is trusted to hold.
+    interleaved: see `ReductionFusion`.
     """
 
     level = 2
     tunable = {"row_bytes": (1 << 18, 1 << 20, 1 << 26)}
 
-    def __init__(self, row_bytes: int = 16 * 1024 * 1024) -> None:
-        super().__init__(row_bytes)
+    def __init__(self, row_bytes: int = 16 * 1024 * 1024, interleaved: int = 1) -> None:
+        super().__init__(row_bytes, interleaved)
 
     def require_images(self, p: Program, a: Map, b: Map, mid: str) -> None:
         """Raise Refusal unless `b` could read `mid` image by image from `a`."""

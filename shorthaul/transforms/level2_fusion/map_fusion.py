@@ -13,7 +13,16 @@ from shorthaul.symbolic import Expr, prove_le
 
 from .. import traffic
 from ..base import Data, MapNode, Match, Path, Transformation, hint_value, require, require_no_cycle
-from .compose import code_cost, is_injection, never, reading, substitute_producer, used_reads, written_params
+from .compose import (
+    code_cost,
+    is_injection,
+    never,
+    of_consumer,
+    reading,
+    substitute_producer,
+    used_reads,
+    written_params,
+)
 
 IntLike = Union[int, Expr]
 
@@ -51,7 +60,7 @@ class MapFusion(Transformation):
         writes = p.writes_of(a)
         keep = frozenset(c for c in writes if c in p.results or any(r is not b for r in p.readers(c)))
         if not keep and len(writes & p.reads_of(b)) == len(writes):
-            fused = substitute_producer(a, b, mid, keep=frozenset())
+            fused = substitute_producer(a, b, mid, keep=frozenset(), gathers=True)
             if prove_le(b.domain, a.domain) is not True and not self._reads_once(m):
                 self._require_cheap(m, "the consumer reads each element several times")
             return fused, False
@@ -59,13 +68,13 @@ class MapFusion(Transformation):
         if self.several == "keep":
             return substitute_producer(a, b, mid, keep=keep | (writes - p.reads_of(b))), False
         self._require_recomputing_pays(m, writes & p.reads_of(b))
-        return substitute_producer(a, b, mid, keep=frozenset()), True
+        return substitute_producer(a, b, mid, keep=frozenset(), gathers=True), True
 
     def _reads_once(self, m: Match) -> bool:
         """Whether the consumer reads no element of `mid` twice (it may be larger than `mid`: padding)."""
         dims = written_params(m.first, m.mid)
         reads = {(x.subset, x.guard): x for x in m.second.tasklet.reads.values() if x.container == m.mid}
-        return len(reads) == 1 and all(is_injection(reading(m.first, dims, x).substitution, m.second.params) for x in reads.values())
+        return len(reads) == 1 and all(is_injection(reading(m.first, dims, x, True).substitution, m.second.params) for x in reads.values())
 
     def _require_recomputing_pays(self, m: Match, mids: frozenset[str]) -> None:
         """Recomputing must be affordable, and read no more than the intermediates that the consumer reads now."""
@@ -115,15 +124,16 @@ class MapFusion(Transformation):
                 total = total + traffic.moved(p, a, c, "write")
         # what is read now: the producer's reads through the consumer's memlets, and the consumer's other reads
         before_b = traffic.reads_of_map(b)
+        indices = {of_consumer(k): x for k, x in b.tasklet.reads.items()}
         now = {c: list(found) for c, found in before_b.items() if c not in taken}
         for memlet in b.tasklet.reads.values():
             if memlet.container in taken:
-                r = reading(a, written_params(a, memlet.container), memlet)
+                r = reading(a, written_params(a, memlet.container), memlet, True)
                 if any(never(c) for c in r.guard):
                     continue
                 code = [t.code[taken[memlet.container]]] + [t.code[k] for k, x in t.writes.items() if not stays and x.container in kept]
-                code = [substitute_indices(x, r.substitution) for x in code]  # a condition may become false and drop a read
-                for access in traffic.substituted(t, used_reads(t, code), r.substitution, r.guard, b.params):
+                code = [substitute_indices(x, r.numbers) for x in code]  # a condition may become false and drop a read
+                for access in traffic.substituted(t, used_reads(t, code), r.substitution, r.guard, b.params, indices):
                     now.setdefault(access.memlet.container, []).append(access)
         for c, found in now.items():
             total = total - traffic.together(p, c, found) + traffic.moved(p, b, c, "read")

@@ -14,7 +14,7 @@ from shorthaul.ir.scalar_ops import COMBINERS
 from shorthaul.symbolic import Expr, Symbol, product
 
 from .. import traffic
-from ..base import Match, Refusal, Transformation, hint_value, require
+from ..base import Match, Refusal, Transformation, hint_value, require, require_no_cycle
 from .compose import same_size
 from .demand import demanded
 from .map_fusion import fusable_pairs, pairs_around
@@ -30,15 +30,17 @@ class ReductionFusion(Transformation):
     after:   map i: (map j: m (max) = x[i, j];  map j: y[i, j] = exp(x[i, j] - m))
 
     The second pass over a row finds it in the cache. Softmax, layer norm and their gradients become one kernel each.
-    row_bytes: the largest row (all containers together) that the cache is trusted to hold.
+    row_bytes: the largest row (all containers together) that the cache is trusted to hold. interleaved: how many elements of a container a
+    row may have whose neighbours in memory belong to other rows (a window of pooling; a GPU's block runs over the rows then).
     """
 
     level = 2
-    allowed = {"row_bytes": range(1, 1 << 40)}
+    allowed = {"row_bytes": range(1, 1 << 40), "interleaved": range(1 << 20)}
     tunable = {"row_bytes": (1 << 14, 1 << 16, 1 << 20)}
 
-    def __init__(self, row_bytes: int = 256 * 1024) -> None:
+    def __init__(self, row_bytes: int = 256 * 1024, interleaved: int = 1) -> None:
         self.row_bytes = row_bytes
+        self.interleaved = interleaved
 
     def matches(self, program: Program) -> Iterator[Match]:
         for node in list(program.nodes):
@@ -64,6 +66,7 @@ class ReductionFusion(Transformation):
         self._require_small_sums(p, b, [pb for _, pb in pairs], "consumer")
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
+        require_no_cycle(p, [a, b])
         m.derived["pairs"] = pairs
         m.derived["fused"], m.derived["joined"] = fuse_rows(a, b, pairs, {c: p.containers[c] for c in mids}, keep)
 
@@ -126,13 +129,14 @@ class ReductionFusion(Transformation):
             if any(not x.memlet.symbols.isdisjoint(outer) for x in accesses):
                 total += hint_value(p, c.bytes) // max(1, rows)
             if hint_value(p, c.size) > 4096:
-                self._require_row_contiguous(c, accesses, outer)
+                self._require_row_contiguous(p, c, accesses, outer)
         require(total <= self.row_bytes, f"a row takes {total} bytes, more than the {self.row_bytes} that stay in the cache")
 
-    def _require_row_contiguous(self, c: Container, accesses: list[Access], outer: list[Symbol]) -> None:
+    def _require_row_contiguous(self, p: Program, c: Container, accesses: list[Access], outer: list[Symbol]) -> None:
         for x in accesses:
-            if (x.memlet.symbols & set(x.params)).issubset(outer):
-                continue  # one element a row
+            inner = (q.size for q in x.memlet.symbols & set(x.params) - set(outer))
+            if hint_value(p, product(inner)) <= self.interleaved:
+                continue
             for s, stride, n in zip(x.memlet.subset, c.actual_strides, c.shape, strict=True):
                 if stride == 1 and n != 1 and isinstance(s, Symbol) and s in outer:
                     raise Refusal(f"rows are interleaved in {c.name}: neighbours in memory belong to different rows")

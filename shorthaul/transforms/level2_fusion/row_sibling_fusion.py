@@ -10,7 +10,7 @@ from shorthaul.ir.program import Program
 from shorthaul.symbolic import Symbol
 
 from .. import traffic
-from ..base import Match, require
+from ..base import Match, require, require_no_cycle
 from .compose import same_size
 from .nest import fuse_rows
 from .reduction_fusion import IntLike, ReductionFusion
@@ -47,6 +47,7 @@ class RowSiblingFusion(ReductionFusion):
         self._require_small_sums(p, b, [pb for _, pb in pairs], "second")
         self._require_rows_in_cache(p, a, [pa for pa, _ in pairs])
         self._require_rows_in_cache(p, b, [pb for _, pb in pairs])
+        require_no_cycle(p, [a, b])
         m.derived["pairs"] = pairs
         m.derived["fused"], _ = fuse_rows(a, b, pairs, {}, frozenset())
 

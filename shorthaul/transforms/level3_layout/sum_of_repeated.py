@@ -14,7 +14,7 @@ from shorthaul.symbolic import Expr, Symbol, free_symbols, prove_eq, prove_le
 
 from ..base import Match, Transformation, require
 
-IDEMPOTENT = ("max", "min", "any", "all")
+IDEMPOTENT = ("max", "max0", "min", "any", "all")
 
 
 class SumOfRepeated(Transformation):

@@ -422,7 +422,8 @@ def _plan(p: Program, node: Operator, found: Lookups, step: Step, count: IntLike
         if len(parts) > 1:
             parts = plan.op(plan.sums, "cat", {"dim": 0}, {f"x{i}": c for i, c in enumerate(parts)}, origins)
         joined.append(parts[0])
-    rows, order = plan.op(plan.sums, "sort", {"dim": 0, "descending": False}, {"x": joined[0]}, origins)
+    order_of = {"dim": 0, "descending": False, "below": p.containers[found.root].shape[0]}
+    rows, order = plan.op(plan.sums, "sort", order_of, {"x": joined[0]}, origins)
     (starts,) = plan.op(plan.sums, "row_starts", {}, {"rows": rows}, origins)
     plan.op(plan.sums, "row_sums", {}, {"g": joined[1], "order": order, "starts": starts}, origins, [found.root])
     for c in found.rows:

@@ -28,14 +28,14 @@ export function bar(app) {
   if (overlay.options.length !== d.overlays.length) overlay.replaceChildren(...d.overlays.map((o) => el("option", { value: o.name, title: o.description }, o.title)));
   overlay.value = app.overlay;
   const ro = app.line.readOnly, button = (/** @type {string} */ id, /** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ run, off = false, main = false) => el("button", { id, title, class: main ? "main" : "", onclick: run, disabled: off }, text);
-  const level = /** @type {HTMLSelectElement} */ (el("select", { id: "level", title: "Run the pipeline up to a level, from the captured operators", "aria-label": "Run level", onchange: () => { const v = level.value; level.value = ""; if (v) app.change("run_level", { level: Number(v) }); } },
+  const level = /** @type {HTMLSelectElement} */ (el("select", { id: "level", title: "Run the pipeline up to a level for the chosen machine, from the captured operators", "aria-label": "Run level", onchange: () => { const v = level.value; level.value = ""; if (v) app.change("run_level", { level: Number(v) }); } },
     el("option", { value: "" }, "Level …"), ...["0 lower only", "1 operator", "2 fusion", "3 layout", "4 whole step"].map((t2, i) => el("option", { value: i }, t2))));
   const out = /** @type {HTMLSelectElement} */ (el("select", { id: "export", title: "Take it out", "aria-label": "Export", onchange: () => { const v = out.value; out.value = ""; if (v) app.export(v); } },
     el("option", { value: "" }, "Export …"), ...[["recipe", "Recipe (Python)"], ["svg", "Graph as shown (SVG)"], ...(ro ? [] : [["html", "Offline page (HTML)"], ["trace", "Trace (Chrome, Perfetto)"], ["json", "Program (JSON)"]])].map(([v, t2]) => el("option", { value: v }, t2))));
-  const machine = /** @type {HTMLSelectElement} */ (el("select", { id: "machine", title: "The machine that times are predicted for", "aria-label": "Machine", onchange: () => app.change("set_machine", { machine: machine.value }) }, ...d.machines.map((m2) => el("option", { value: m2 }, m2))));
+  const machine = /** @type {HTMLSelectElement} */ (el("select", { id: "machine", title: "The machine that times are predicted for, and that levels choose for", "aria-label": "Machine", onchange: () => app.change("set_machine", { machine: machine.value }) }, ...d.machines.map((m2) => el("option", { value: m2 }, m2))));
   machine.value = d.machine;
   const devices = Object.entries(d.devices), device = /** @type {HTMLSelectElement} */ (el("select", { id: "device", title: "What is measured on", "aria-label": "Device", onchange: () => { app.device = device.value; } }, ...devices.map(([v, name]) => el("option", { value: v }, name))));
-  device.value = app.device;
+  device.value = app.device || d.device;
   const measuring = d.job === "measuring", tuning = d.job === "tuning";
   byId("actions").replaceChildren(...(ro ? [el("span", { class: "badge soft" }, "read-only export")] : [
     button("undo", "Undo", "Ctrl+Z", () => app.change("undo"), !d.undo), button("redo", "Redo", "Ctrl+Shift+Z", () => app.change("redo"), d.redo === null), level,
@@ -49,6 +49,7 @@ export function bar(app) {
 export function event(app, e) {
   if (e.event === "changed" || e.event === "measured") app.load(false).catch((x) => app.fail(x));
   else if (e.event === "checked") app.line.call("describe").then((d) => {
+    if (d.session !== app.d.session || d.version < app.d.version) return; // it comes late: what is shown was asked for later, and has the check
     app.d = d;
     bar(app);
     if (app.tab === "history") app.sheet();

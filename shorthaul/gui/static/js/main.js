@@ -34,9 +34,10 @@ export class App {
     this.refused = false;
     this.sheets = 0; // how many tables were asked for
     /** @type {[number, number] | null} */ this.compare = null;
+    /** @type {number[] | null} ids of nodes that the comparison found new */ this.fresh = null;
     /** @type {PlaceInfo[] | null} */ this.best = null;
     this.overlay = "bytes";
-    this.device = "cpu"; // that is measured on
+    this.device = ""; // that is measured on, where the user chose one
     /** @type {Record<string, number | string>} */ this.values = {};
     this.serial = 0;
     this.loading = 0;
@@ -55,13 +56,23 @@ export class App {
     };
     this.setTheme(this.theme);
     this.line.onEvent = (e) => event(this, e);
-    this.line.onStatus = (up, text) => { if (up) { if (this.lost) { this.lost = false; this.notice("Connected again; nothing was lost.", false, 3000); } } else { this.lost = true; this.notice(text, true); } };
+    this.line.onStatus = (status, text) => this.status(status, text);
     this.lost = false;
+    /** @type {Promise<unknown>} the last change */ this.turn = Promise.resolve();
+    this.offered = ""; // the session whose earlier state was offered
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
     this.address = new Address(this);
     /** @type {number[] | null} */ this.place = null;
     this.wire();
     this.load(true).catch((e) => this.fail(e));
+  }
+
+  /** How the line to the session is. @param {import("studio/connection.js").Status} status @param {string} text */
+  status(status, text) {
+    const back = status === "back";
+    if (back && !this.lost) return;
+    this.lost = !back && status !== "anew";
+    this.notice(text, this.lost, back ? 3000 : 0);
   }
 
   // --- loading ---------------------------------------------------------------------------------------------------------
@@ -99,6 +110,7 @@ export class App {
       if (first) this.timing.opened = performance.now() / 1000;
     });
     if (first) this.address.follow();
+    if (d.earlier && d.session !== this.offered) this.offer(d.session, d.earlier);
     this.panel();
     this.sheet();
     await this.view.drawn(); // looking for all opportunities of a large program keeps the session busy: the graph comes first
@@ -108,6 +120,14 @@ export class App {
     this.best = found;
     if (this.selected < 0) this.panel();
     if (this.tab === "opportunities") this.sheet();
+  }
+
+  /** What an earlier session on this program had reached, once for every session. @param {string} session @param {NonNullable<Describe["earlier"]>} was */
+  offer(session, was) {
+    this.offered = session;
+    const said = byId("notice"), before = said.hidden ? "" : `${said.querySelector("span")?.textContent} `; // that the studio was started anew
+    this.notice(`${before}An earlier session on this program came ${was.steps === 1 ? "a step" : `${was.steps} steps`} further: “${was.step}”, ${bytes(was.bytes)} moved, ${new Date(was.when * 1000).toLocaleString()}. The history keeps it, too.`, false, 0,
+      [el("button", { id: "restore", onclick: () => this.change("restore") }, "Take it up")]);
   }
 
   /** After a change of state: the selection stays where it was; an empty window shows the beginning. @param {number[] | null} was */
@@ -161,6 +181,24 @@ export class App {
       s.most ? [el("div", { class: "ramp", style: `background:${gradient(this.theme)}` }), el("div", { class: "ends" }, el("span", {}, "0"), el("span", {}, value(s.most, this.info.unit)))] : [el("div", { class: "soft" }, this.overlay === "measured" || this.overlay === "distance" ? "nothing was measured in this state" : "no values in this state")]));
   }
 
+  /** What is outlined: nodes that the comparison found new, else those that the last step made, and the modules around them (where closed). */
+  marks() {
+    const { model } = this, current = this.d.states.find((s) => s.id === this.d.current), marked = new Set();
+    for (const id of this.tab === "diff" && this.fresh ? this.fresh : current?.kind === "step" ? current.made : []) {
+      const n = model.byId.get(id);
+      for (let i = n === undefined ? -1 : model.leaf[n]; i >= 0 && !marked.has(i); i = model.items[i].parent) marked.add(i);
+    }
+    return marked;
+  }
+
+  /** The comparison that is shown, or none. @param {number[] | null} fresh ids of nodes that are new in the current state */
+  compared(fresh) {
+    if (!fresh && !this.fresh) return;
+    this.fresh = fresh;
+    this.view.marked = this.marks();
+    this.paintColours();
+  }
+
   /** Lay out what is open and draw it. @param {"start" | "keep" | "fit"} how @param {number} [anchor] item that stays where it is */
   async relayout(how, anchor = -1) {
     const serial = ++this.serial, model = this.model, visible = model.visible(this.open), edges = model.edges(visible, this.open);
@@ -178,9 +216,7 @@ export class App {
     const was = anchor >= 0 ? this.corner(anchor) : null;
     this.view.setScene(model, visible, this.open, edges, out, rows);
     this.view.selected = this.selected;
-    this.view.marked = new Set();
-    const current = this.d.states.find((s) => s.id === this.d.current);
-    if (this.tab === "diff" || (current && current.kind === "step")) for (const id of current?.made ?? []) { const n = model.byId.get(id); if (n !== undefined) this.view.marked.add(model.leaf[n]); }
+    this.view.marked = this.marks();
     this.paintColours();
     if (how === "start") this.view.start();
     else if (how === "fit") this.view.fit();
@@ -317,13 +353,16 @@ export class App {
       } else if (this.tab === "memory") {
         const rows = await ask("memory");
         if (rows) tables.memory(into, rows, pick);
-      } else if (this.tab === "history") tables.history(into, this.d, { goto: (id) => this.change("goto", { state: id }), diff: (a, b) => { this.compare = [a, b]; this.setTab("diff"); }, readOnly: this.line.readOnly });
+      } else if (this.tab === "history") tables.history(into, this.d, { goto: (id) => this.change("goto", { state: id }), restore: () => this.change("restore"), diff: (a, b) => { this.compare = [a, b]; this.setTab("diff"); }, readOnly: this.line.readOnly });
       else if (this.line.readOnly) into.replaceChildren(el("div", { class: "bar-top" }, "An offline page holds one state."));
       else {
         const parent = this.d.states.find((s) => s.id === this.d.current)?.parent;
         const pair = this.compare ?? (parent === null || parent === undefined ? null : [parent, this.d.current]);
         const changed = pair && await ask("diff", { before: pair[0], after: pair[1] });
-        if (changed) tables.diff(into, changed, pick);
+        if (changed) {
+          tables.diff(into, changed, pick);
+          this.compared(changed.after.id === this.d.current ? changed.added.map((/** @type {CostRow} */ n) => n.id) : null);
+        }
         else if (!pair) into.replaceChildren(el("div", { class: "bar-top" }, "This is the first state: change something, or choose Compare beside a state in the history."));
       }
     } catch (e) { this.fail(e); }
@@ -335,6 +374,7 @@ export class App {
     sheet.hidden = this.tab === tab && !sheet.hidden && tab !== "diff";
     if (this.tab !== tab) sheet.scrollTop = 0;
     this.tab = tab;
+    if (tab !== "diff") this.compared(null);
     this.sheet();
     this.address.remember();
   }
@@ -342,15 +382,19 @@ export class App {
   // --- changing ------------------------------------------------------------------------------------------------------------
   /** @param {string} method @param {Record<string, unknown>} [params] */
   async change(method, params = {}) {
+    // keys that are pressed faster than the session answers: the next undo is of what the last one left; all else is decided on what is shown
+    if ((method === "undo" || method === "redo") && !this.lost) await this.turn;
     this.busy(true);
     try {
-      const found = await this.line.call(method, params);
+      const asked = this.line.call(method, params);
+      this.turn = asked.catch(() => {});
+      const found = await asked;
       this.notice("", false);
       this.compare = null;
       return found;
     } catch (e) {
       this.fail(e);
-      await this.load(false);
+      await this.load(false).catch((x) => this.fail(x));
     } finally {
       this.busy(false);
     }
@@ -366,7 +410,7 @@ export class App {
     if (this.line.readOnly) return;
     try {
       if (this.d.job === "measuring") await this.line.call("stop");
-      else await this.line.call("measure", { device: this.device });
+      else await this.line.call("measure", { device: this.device || this.d.device });
     } catch (e) { this.fail(e); }
   }
 
@@ -391,13 +435,13 @@ export class App {
     this.notice(e instanceof Error ? e.message : String(e), true);
   }
 
-  /** @param {string} text @param {boolean} bad @param {number} [gone] milliseconds after which it goes by itself */
-  notice(text, bad, gone = 0) {
+  /** @param {string} text @param {boolean} bad @param {number} [gone] milliseconds after which it goes by itself @param {Node[]} [buttons] */
+  notice(text, bad, gone = 0, buttons = []) {
     const n = byId("notice");
     clearTimeout(this.timer);
     n.hidden = !text;
     n.className = bad ? "bad" : "";
-    n.replaceChildren(el("span", {}, text), el("button", { class: "quiet", onclick: () => { n.hidden = true; } }, "Close"));
+    n.replaceChildren(el("span", {}, text), ...buttons, el("button", { class: "quiet", onclick: () => { n.hidden = true; } }, "Close"));
     if (gone) this.timer = setTimeout(() => { n.hidden = true; }, gone);
   }
 
@@ -422,7 +466,7 @@ export class App {
     byId("collapse").onclick = () => { this.open.clear(); this.bodies.clear(); this.relayout("fit"); this.address.remember(); };
     byId("expand").onclick = () => this.openMore();
     const overlay = /** @type {HTMLSelectElement} */ (byId("overlay"));
-    overlay.onchange = async () => { this.overlay = overlay.value; await this.colours(); this.paintColours(); this.panel(); this.address.remember(); };
+    overlay.onchange = () => { this.overlay = overlay.value; this.colours().then(() => { this.paintColours(); this.panel(); this.address.remember(); }).catch((e) => this.fail(e)); };
     const saved = /** @type {HTMLInputElement} */ (byId("saved"));
     saved.onchange = () => { this.view.showSaved = saved.checked; this.view.draw(); };
     wireSearch(this);

@@ -215,7 +215,7 @@ export class Model {
       if (it.depth === 0 || it.body || (it.node < 0 && it.column === 1 && (this.byPath.get(it.path) ?? []).length > 1)) continue;
       const n = it.node >= 0 ? this.graph.nodes[it.node] : null;
       const file = n ? n.source.split("/").pop() : "";
-      const hay = (n ? `${n.ref} ${n.label} ${n.ops.join(" ")} ${n.shape} ${n.shape.replaceAll("×", "x")} ${file}` : it.path).toLowerCase();
+      const hay = (n ? `${n.ref} ${n.label} ${n.ops.join(" ")} ${n.shape} ${n.shape.replaceAll("×", "x")} ${n.lines.join(" ")}` : it.path).toLowerCase();
       if (!words.every((w) => hay.includes(w))) continue;
       const exact = it.path.toLowerCase() === text.toLowerCase() || (n && n.label.toLowerCase() === words[0]);
       out.push({ item: it, text: n ? `${n.ref}${n.shape ? `   ${n.shape}` : ""}${file ? `   ${file}` : ""}` : it.path, rank: n && n.ref === text.trim() ? -1 : (exact ? 0 : 2) + (n ? 1 : 0) });

@@ -261,15 +261,15 @@ export class Painter {
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
     ctx.font = `600 11px ${FONT}`;
     ctx.textBaseline = "middle";
+    ctx.globalAlpha = 0.92; // what scrolls by below does not run into them
+    ctx.fillStyle = this.ink.canvas;
+    ctx.fillRect(0, 0, w, 28);
+    ctx.globalAlpha = 1;
+    ctx.fillStyle = this.ink.soft;
     for (const [text, at, before] of /** @type {[string, number, number][]} */ ([["FORWARD ↓", middle - 14, 1], ["BACKWARD ↑", middle + 14, 0]])) {
       const width = ctx.measureText(text).width, left = before ? at - width : at;
       if (left < 0 || left + width > w) continue;
-      ctx.globalAlpha = 0.88;
-      ctx.fillStyle = this.ink.canvas;
-      ctx.fillRect(left - 6, 6, width + 12, 20);
-      ctx.globalAlpha = 1;
-      ctx.fillStyle = this.ink.soft;
-      ctx.fillText(text, left, 16);
+      ctx.fillText(text, left, 15);
     }
   }
 

@@ -108,7 +108,7 @@ export function memory(into, d, select) {
     svg.append(bar);
   });
   const turn = d.phases.findIndex((p) => p !== "forward");
-  if (turn > 0) svg.append(s("line", { x1: X(turn), x2: X(turn), y1: top, y2: h - bottom, stroke: "var(--text)", "stroke-dasharray": "4 3" }), s("text", { class: "halo", x: X(turn) + 6, y: top + 10 }, `backward begins; ${bytes(d.saved)} saved`));
+  if (turn > 0) svg.append(s("line", { x1: X(turn), x2: X(turn), y1: top, y2: h - bottom, stroke: "var(--text)", "stroke-dasharray": "4 3" }), s("text", { class: "halo", x: X(turn) + 6, y: top - 5 }, `backward begins; ${bytes(d.saved)} saved`));
   svg.append(s("text", { x: (left + w) / 2, y: h - 8, "text-anchor": "middle" }, "nodes in order; bars are the largest tensors from their first to their last use, the saved ones in orange"));
   into.replaceChildren(svg);
 }
@@ -121,7 +121,7 @@ export function badge(b) {
   return el("span", { class: `badge ${kind}`, title: b.text }, sign);
 }
 
-/** @param {HTMLElement} into @param {Describe} d @param {{ goto(id: number): void, diff(a: number, b: number): void, readOnly: boolean }} on */
+/** @param {HTMLElement} into @param {Describe} d @param {{ goto(id: number): void, diff(a: number, b: number): void, restore(): void, readOnly: boolean }} on */
 export function history(into, d, on) {
   /** @type {Map<number | null, StateInfo[]>} */ const below = new Map();
   for (const st of d.states) (below.get(st.parent) ?? below.set(st.parent, []).get(st.parent))?.push(st);
@@ -136,6 +136,10 @@ export function history(into, d, on) {
     kids.forEach((k) => walk(k, depth + (kids.length > 1 ? 1 : 0), st));
   };
   for (const st of below.get(null) ?? d.states.slice(0, 1)) walk(st, 0, null);
+  if (d.earlier && !on.readOnly) {
+    out.append(el("div", { class: "state" }, el("span", { class: "soft" }, "–"), el("span", { title: d.earlier.step }, `an earlier session: ${d.earlier.step}`), el("span", { class: "n" }, bytes(d.earlier.bytes)),
+      el("span"), el("span"), el("span", { class: "soft" }, new Date(d.earlier.when * 1000).toLocaleDateString()), el("span", {}, el("button", { class: "quiet", onclick: on.restore }, "Take it up"))));
+  }
   into.replaceChildren(out);
   out.querySelector(".now")?.scrollIntoView({ block: "nearest" });
 }
@@ -143,8 +147,8 @@ export function history(into, d, on) {
 /** @param {HTMLElement} into @param {DiffInfo} d @param {(id: number) => void} select */
 export function diff(into, d, select) {
   const a = d.before.totals, b = d.after.totals;
-  const top = el("div", { class: "bar-top" }, el("span", {}, `from state ${d.before.id} (${d.before.step}) to ${d.after.id} (${d.after.step}):  bytes ${bytes(a.bytes)} → ${bytes(b.bytes)} ${change(b.bytes, a.bytes)}   nodes ${a.kernels} → ${b.kernels}   predicted ${seconds(a.predicted)} → ${seconds(b.predicted)}` +
-    (a.measured && b.measured ? `   measured ${seconds(a.measured.median)} → ${seconds(b.measured.median)} ${change(b.measured.median, a.measured.median)}` : "") + `.  ${d.added.length} nodes are new (outlined in the graph), ${d.removed.length} are gone.`));
+  const top = el("div", { class: "bar-top" }, el("span", {}, `From state ${d.before.id} (${d.before.step}) to ${d.after.id} (${d.after.step}): bytes ${bytes(a.bytes)} → ${bytes(b.bytes)} ${change(b.bytes, a.bytes)}, nodes ${a.kernels} → ${b.kernels}, predicted ${seconds(a.predicted)} → ${seconds(b.predicted)}` +
+    (a.measured && b.measured ? `, measured ${seconds(a.measured.median)} → ${seconds(b.measured.median)} ${change(b.measured.median, a.measured.median)}` : "") + `. ${d.added.length} nodes are new (outlined in the graph), ${d.removed.length} are gone.`));
   const box = el("div");
   table(box, [
     { name: "Module", get: (r) => r.module || "<model>", wide: true }, { name: "Bytes before", get: (r) => r.before, number: true, show: (r) => bytes(r.before) },
