@@ -37,6 +37,10 @@ NOTHING_COMPILED = (
     "with functions that contain a loop in which the graph breaks (put the body of the loop into a method, which it can compile); "
     "the environment variable TORCH_LOGS=graph_breaks makes it say why"
 )
+TRANSFORMED = (
+    "{name} was called inside torch.{transform}, around which PyTorch compiles nothing: this call runs in eager mode; put the "
+    "transformation into the module that is optimized, where it is compiled with it"
+)
 
 
 def optimize(
@@ -94,10 +98,19 @@ def _trace(entry: Entry) -> tuple[Callable[..., Any], types.CodeType]:
     if any(isinstance(m, torch.nn.RNNBase) for m in module.modules()):
         # Dynamo leaves functions that call a recurrent module to eager mode, unless it is told otherwise
         compiled = torch._dynamo.config.patch(allow_rnn=True)(compiled)
-    checked = False
+    checked = told = False
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal checked
+        nonlocal checked, told
+        transform = torch._C._functorch.peek_interpreter_stack()
+        if transform is not None:  # Dynamo would leave it to eager mode, without a word
+            text = TRANSFORMED.format(name=type(module).__name__, transform=_name_of(transform))
+            if entry.options.strict:
+                raise Unsupported(text)
+            if not told:
+                told = True
+                warnings.warn(text, FallbackWarning, stacklevel=3)
+            return module._call_impl(*args, **kwargs)
         wrapper = _DataParallel._active_ddp_module if _DataParallel is not None else None
         if wrapper is None:
             result = compiled(*args, **kwargs)
@@ -119,6 +132,12 @@ def _trace(entry: Entry) -> tuple[Callable[..., Any], types.CodeType]:
         return result
 
     return run, call.__code__
+
+
+def _name_of(transform: Any) -> str:
+    """The function of PyTorch that a level of `torch.func` stands for."""
+    name = transform.key().name.lower()
+    return name if name == "vmap" else f"func.{name}"
 
 
 def _entry_of(module: torch.nn.Module) -> types.FunctionType:

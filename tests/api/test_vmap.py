@@ -235,9 +235,17 @@ def test_what_is_refused_closes_its_levels(f: Callable[..., Any], words: str) ->
     assert not torch._is_functional_tensor(torch.ones(2) + 1)
 
 
-def test_a_vmap_around_an_optimized_module() -> None:
+@pytest.mark.parametrize(("transform", "name"), [(torch.vmap, "torch.vmap"), (torch.func.jacrev, "torch.func.grad")])
+def test_a_transformation_around_an_optimized_module_runs_it_in_eager_mode(transform: Any, name: str) -> None:
     m = Net(recurrence).double()
     ours = sh.optimize(copy.deepcopy(m))
     x = randn(3, 5, 8)
-    for a, b in zip(torch.vmap(ours)(x), torch.vmap(m)(x), strict=True):
+    with pytest.warns(sh.FallbackWarning, match=f"Net was called inside {name}"):
+        found = transform(ours)(x)
+    for a, b in zip(found, transform(m)(x), strict=True):
         torch.testing.assert_close(a, b)
+    for a, b in zip(ours(x), m(x), strict=True):  # calls outside it are compiled as ever
+        torch.testing.assert_close(a, b)
+    assert ours.report().regions
+    with pytest.raises(sh.Unsupported, match=f"Net was called inside {name}"):
+        transform(sh.optimize(copy.deepcopy(m), strict=True))(x)
