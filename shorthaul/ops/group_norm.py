@@ -67,22 +67,36 @@ class GroupNorm(OperatorDefinition):
 
         p = c.params(domain)
         c.map(p, {"x": at(x, *element(p))}, {"s": at(total, *p[:2], combine="sum")}, lambda x: {"s": cast(x, compute)})
+        # The corrected two-pass algorithm (Chan, Golub, LeVeque 1983): the mean by the first pass is off by the rounding of its sum, which
+        # the second pass sees as a mean deviation that is not zero. 16-bit elements are coarser than that rounding.
+        corrects = x.dtype is compute
+        first = c.temp(mean.shape, compute, "group_shift") if corrects else mean
         q = c.params(mean.shape)
-        c.map(q, {"s": at(total, *q)}, {"m": at(mean, *q)}, lambda s: {"m": s / number(count, s)})
+        c.map(q, {"s": at(total, *q)}, {"m": at(first, *q)}, lambda s: {"m": s / number(count, s)})
         p = c.params(domain)
+        writes = {"s": at(squares, *p[:2], combine="sum")}
+        if corrects:
+            rest = c.temp(mean.shape, compute, "group_rest")
+            writes["d"] = at(rest, *p[:2], combine="sum")
 
-        def centred(x: Scalar, m: Scalar) -> dict[str, Scalar]:
+        def deviation(x: Scalar, m: Scalar) -> dict[str, Scalar]:
             d = cast(x, compute) - m
-            return {"s": d * d}
+            return {"s": d * d, "d": d} if corrects else {"s": d * d}
 
-        c.map(p, {"x": at(x, *element(p)), "m": at(mean, *p[:2])}, {"s": at(squares, *p[:2], combine="sum")}, centred)
+        c.map(p, {"x": at(x, *element(p)), "m": at(first, *p[:2])}, writes, deviation)
+
+        def finish(s: Scalar, d: Scalar | None = None, f: Scalar | None = None) -> dict[str, Scalar]:
+            variance = s / number(count, s)
+            if d is None or f is None:
+                return {"r": apply("rsqrt", variance + c.attr("eps"))}
+            d = d / number(count, s)
+            return {"r": apply("rsqrt", variance - d * d + c.attr("eps")), "m": f + d}
+
         q = c.params(mean.shape)
-        c.map(
-            q,
-            {"s": at(squares, *q)},
-            {"r": at(rstd, *q)},
-            lambda s: {"r": apply("rsqrt", s / number(count, s) + c.attr("eps"))},
-        )
+        if corrects:
+            c.map(q, {"s": at(squares, *q), "d": at(rest, *q), "f": at(first, *q)}, {"r": at(rstd, *q), "m": at(mean, *q)}, finish)
+        else:
+            c.map(q, {"s": at(squares, *q)}, {"r": at(rstd, *q)}, finish)
         p = c.params(domain)
         reads: dict[str, Memlet] = {"x": at(x, *element(p)), "m": at(mean, *p[:2]), "r": at(rstd, *p[:2])}
         for k in ("weight", "bias"):

@@ -305,8 +305,9 @@ class _GroupWriter:
         if lanes_reduced and in_lanes:
             texts = [f"sh::keep(L, {t}, {i})" for t, i in zip(texts, identities, strict=True)]
         target = frame.post[deepest]
+        merged = False
         if inner and not masked and _is_lifted_welford(self.code, g):
-            current = self._accumulate_shifted(texts[1], values[1], dtypes, kept_level, lanes_reduced and in_lanes, body)
+            current, merged = self._accumulate_shifted(texts[1], values[1], dtypes, kept_level, lanes_reduced, in_lanes, body)
             target += body
         elif inner:
             current = self._accumulate(combiner, g, dtypes, identities, texts, kept_level, uniform, body, target)
@@ -320,7 +321,7 @@ class _GroupWriter:
                 else:
                     body.append(f"auto {a} = {self._resized(d, t, in_lanes)};")
             target += body
-        self._finish(g, combiner, dtypes, refs, current, kept_level, lanes_reduced, inner)
+        self._finish(g, combiner, dtypes, refs, current, kept_level, lanes_reduced, merged)
 
     def _resized(self, dtype: DType, text: str, vec: bool) -> str:
         return f"sh::resize<1>({text})" if dtype is bool_ and vec else text
@@ -364,11 +365,13 @@ class _GroupWriter:
             frame.post[flush] += [*more, *(f"{a} = {m};" for a, m in zip(total, both, strict=True))]
         return total
 
-    def _accumulate_shifted(self, text: str, value: Value, dtypes: list[DType], kept_level: int, keep: bool, body: list[str]) -> list[str]:
+    def _accumulate_shifted(self, text: str, value: Value, dtypes: list[DType], kept_level: int, lanes_reduced: bool, in_lanes: bool,
+                            body: list[str]) -> tuple[list[str], bool]:  # fmt: skip
         """Count, mean and squared deviations of plain values, by sums of differences from the first value of each lane.
 
         Such a shift lies among the values, so the sums cancel no more than a deviation from the mean would, and a step needs
-        no division (Chan, Golub, LeVeque 1983, section 3). Gives the three components for the merge with other blocks.
+        no division (Chan, Golub, LeVeque 1983, section 3). Gives the three components for the merge with other blocks, and whether
+        the lanes are merged.
         """
         frame, names = self.frame, self.frame.names
         deepest = len(self.loops) - 1
@@ -377,7 +380,7 @@ class _GroupWriter:
         T, tag = ctype(dtypes[1]), "sh::lanes<sh::W>{}" if lanes_inside else "L"
         count, shift, total, squares = (names.fresh("a") for _ in range(4))
         started = names.fresh("t")
-        counts_lanes = vec and keep  # a last partial vector counts in some lanes only
+        counts_lanes = vec and lanes_reduced and in_lanes  # a last partial vector counts in some lanes only
         zero, one = f"{T}(0)", f"{T}(1)"
         frame.pre[kept_level].append(f"bool {started} = false;")
         frame.pre[kept_level].append(f"auto {count} = {f'sh::splat<{T}>({tag}, 0)' if counts_lanes else zero};")
@@ -398,11 +401,15 @@ class _GroupWriter:
             D = "double"
         else:
             D = T
+        if vec and lanes_reduced:
+            each = count if counts_lanes else f"sh::splat<{T}>({tag}, {count})"
+            out.append(f"auto [{n}, {mean}, {m2}] = sh::hmoments({each}, {shift}, {total}, {squares});")
+            return [n, mean, m2], True
         out.append(f"const auto {share} = sh::div({total}, sh::cast<{D}>(sh::max({count}, {one})));")
         out.append(f"auto {n} = {f'sh::splat<{T}>(L, {count})' if vec and not counts_lanes else count};")
         out.append(f"auto {mean} = sh::add({shift}, sh::cast<{T}>({share}));")
         out.append(f"auto {m2} = sh::max(sh::cast<{T}>(sh::sub({squares}, sh::mul({total}, {share}))), {zero});")
-        return [n, mean, m2]
+        return [n, mean, m2], False
 
     def _empty_blocks(self, total: str, squares: str, tag: str | None, kept_level: int, body: list[str], out: list[str]) -> tuple[str, str]:
         """Let float32 sums run over few elements before they are added to float64 ones: a mean that is zero but for rounding, as after
@@ -422,14 +429,15 @@ class _GroupWriter:
         return wide[0], wide[1]
 
     def _finish(self, g: Group, combiner: str, dtypes: list[DType], refs: list[Ref], current: list[str], level: int,
-                lanes_reduced: bool, inner: bool) -> None:  # fmt: skip
-        """Behind the reduced loops: merge lanes, merge with what memory holds, store."""
+                lanes_reduced: bool, merged_lanes: bool) -> None:  # fmt: skip
+        """Behind the reduced loops: merge lanes (unless that is done), merge with what memory holds, store."""
         frame, names = self.frame, self.frame.names
         out = frame.post[level]
         vec = self._lanes_at(level)
         lanes_inside = self.lane_level is not None and self.lane_level > level
         if lanes_reduced and (vec or lanes_inside):
-            current = frame.across(combiner, current, dtypes, out)
+            if not merged_lanes:
+                current = frame.across(combiner, current, dtypes, out)
             vec = False
         if g.scan is not None:
             state = []

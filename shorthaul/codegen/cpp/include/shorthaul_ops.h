@@ -237,9 +237,23 @@ SH_ACROSS(across_prod, a * b)
       return name(combine(x, y)); \
     } else return a.p[0][0]; }
 SH_HORIZONTAL(hsum, add)
+// In float64: rounded once, as it costs a conversion only.
+template <int N> SH_INLINE float hsum(vec<float, N> a) { return float(hsum(cast<double>(a))); }
 SH_HORIZONTAL(hprod, mul)
 SH_HORIZONTAL(hmin, min)
 SH_HORIZONTAL(hmax, max)
+// Count, mean and squared deviations over all lanes from each lane's count and its sums of differences from a shift of its own, around
+// the shift of the first lane: in float64, whose rounding does not show, and with one division for all lanes.
+template <class T> struct moments { T count, mean, m2; };
+template <class T, int N> SH_INLINE moments<T> hmoments(vec<T, N> count, vec<T, N> shift, vec<double, N> total, vec<double, N> squares) {
+  const auto c = cast<double>(count);
+  const double first = double(shift[0]), n = hsum(c);
+  const auto from = select(gt(c, splat_n<double, N>(0)), sub(cast<double>(shift), splat_n<double, N>(first)), 0.0);  // 0 in empty lanes
+  const double mean = hsum(add(mul(c, from), total)) / (n > 1 ? n : 1);
+  const auto to = sub(from, splat_n<double, N>(mean));
+  const double m2 = hsum(add(squares, mul(to, add(add(total, total), mul(c, to)))));
+  return {T(n), T(first + mean), T(m2 < 0 ? 0 : m2)};
+}
 SH_INLINE bool hany(bool a) { return a; }
 SH_INLINE bool hall(bool a) { return a; }
 template <int B, int N> SH_INLINE bool hany(mask<B, N> m) {
