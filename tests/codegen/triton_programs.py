@@ -200,6 +200,26 @@ def test_dropout_draws_the_same_numbers_forward_and_backward() -> None:
     assert not torch.equal(run(x) != 0, kept)
 
 
+def test_a_step_whose_loss_picks_from_rows_that_its_kernel_computes() -> None:
+    """Registers have no addresses: what is read at a target's index is stored first."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Flatten(), nn.Linear(24, 10)).to(DEVICE)
+    exact = copy.deepcopy(ours).double()
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in (ours, exact)]
+    step = TrainStep(ours, nn.functional.cross_entropy, optimizers[0], target="triton", strict=True)
+    for _ in range(3):
+        x, y = torch.randn(4, 2, 3, 4, device=DEVICE), torch.randint(0, 10, (4,), device=DEVICE)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = step(x, y)
+        optimizers[1].zero_grad()
+        expected = nn.functional.cross_entropy(exact(x.double()), y)
+        expected.backward()
+        optimizers[1].step()
+        torch.testing.assert_close(loss.double(), expected.detach(), rtol=2e-2, atol=0)
+    for p, q in zip(ours.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), q, rtol=1e-2, atol=2e-3)
+
+
 def test_a_whole_step_updates_parameters_and_state_in_place() -> None:
     """Forward, loss, backward, clipping and AdamW as one program; the ordinary loop in float64 beside it."""
     torch.manual_seed(0)

@@ -144,9 +144,11 @@ class BlockPlan:
         """Whether a combining write sums over the axis (maps of a nest call its parameters by names of their own)."""
         return any(axis.index in free(self.values[p]) for p in g.reduced)
 
-    def expr(self, e: IntLike) -> IntLike:
+    def expr(self, e: IntLike | Indirect) -> IntLike:
         if isinstance(e, int):
             return e
+        if isinstance(e, Indirect):  # of a local: those of containers are split off by `address`
+            raise NotSchedulable(f"map {self.map.label}: a local is read at an index that is data ({e.name}), which registers do not have")
         e = substitute(e, self.values)
         return substitute(e, self.at) if self.at and not isinstance(e, int) else e
 
