@@ -33,6 +33,7 @@ from .windows import TAPS, Split, Window, choose_window, is_window, points
 
 IntLike = Union[int, Expr]
 WHOLE = 8192  # elements of a row up to which it stays in registers
+FEW_TAPS = 9  # accumulators of a window that leave registers for whole blocks
 SHARED = 144 * 1024  # bytes of shared memory for what a loop loads ahead
 PROGRAMS = 528  # programs that fill a large GPU: four for each of 132 multiprocessors
 
@@ -528,8 +529,9 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     budget = {"elementwise": 1024, "nest": 2048}.get(plan.form, 2048)
     if plan.form == "elementwise" and n_a * n_b >= 1 << 22:
         budget = 2048
-    if plan.copies:  # each has an accumulator in registers
-        budget = 512 if plan.form == "elementwise" or len(list(points(plan.copies))) > 9 else 2048
+    taps = len(list(points(plan.copies))) if plan.copies and plan.form == "columns" else 0
+    if plan.copies:  # each has an accumulator in registers, and neighbouring positions are loaded beside them
+        budget = 512 if not taps else 1024 if taps <= FEW_TAPS else 256
     programs = PROGRAMS
     if plan.form == "columns" and plan.loop_bytes > 2 and not plan.copies:  # several operands: more of them under way, in more programs
         budget, programs = 4096, 2 * PROGRAMS
@@ -537,8 +539,9 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     if a is None and plan.form == "elementwise" and "b" in at:
         tiles["BLOCK_B"] = wide = min(budget, next_power_of_two(at["b"]))
     if plan.form == "columns" and a is not None and not a.chunked:  # a merge of partial results: few elements, latency counts
-        tiles["BLOCK_B"] = wide = min(tiles["BLOCK_B"], 32)
-        budget = max(budget, 4096)
+        rows = max(min(64, next_power_of_two(n_a)), min(256, next_power_of_two(n_a + 1) // 2))
+        tiles["BLOCK_B"] = wide = min(tiles["BLOCK_B"], max(1, 1024 // rows))
+        budget = max(rows * wide, changes.get("budget", 0))
     if a is not None:
         tiles[a.block] = max(1, min(budget // wide, next_power_of_two(n_a)))
     total = wide * tiles.get("BLOCK_A", 1)
@@ -548,7 +551,8 @@ def choose_blocks(plan: BlockPlan, sizes: Mapping[str, int], changes: Mapping[st
     tiles.update({k: v for k, v in changes.items() if k not in ("budget", "programs")})
     total = tiles.get("BLOCK_A", 1) * max((tiles[x.block] for x in plan.axes if x.dim == 1), default=1)
     # loads of the next steps are under way while a step computes, as far as shared memory holds them
-    tiles.setdefault("STAGES", min(3, 1 + SHARED // max(1, plan.loop_bytes * total)))
+    most = 3 if not taps else 2 if taps <= FEW_TAPS else 1  # what many taps share is in the first cache, which loading ahead passes by
+    tiles.setdefault("STAGES", min(most, 1 + SHARED // max(1, plan.loop_bytes * total)))
     others = 1
     for x in plan.axes:
         if x.mode == "tile":

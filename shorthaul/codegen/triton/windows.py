@@ -24,6 +24,7 @@ from .plan import address, free
 IntLike = Union[int, Expr]
 TAPS = 256  # reduced points up to which a window's taps are taken one by one
 MOST_COPIES = 8  # results that a thread computes together, each with an accumulator
+MOST_POSITIONS = 8  # positions whose terms a thread adds together, where the taps have the accumulators
 MOST_TAPS = 32  # accumulators of a window whose taps are the results
 MOST_LOADS = 80  # blocks that are loaded for them; with more, registers overflow into memory
 WIDEST = 11  # values of one tap that are written out
@@ -70,7 +71,7 @@ def choose_window(
     written = math.prod(_known(t) for t in taps)
     if not taps or not positions or (few and len(taps) != len(summed)) or (not few and written > MOST_TAPS):
         return None
-    most = MOST_COPIES if few else max(1, MOST_COPIES * 4 // written)
+    most = MOST_COPIES if few else MOST_POSITIONS
     options = [[f for f in range(1, most + 1) if _known(p) % f == 0] for p in positions]
     whole = [_split(t, _known(t), f"t{i}") for i, t in enumerate(taps)]
     choices = []
