@@ -25,6 +25,7 @@ from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level1_operator.fission import Fission
 from shorthaul.transforms.level1_operator.pointwise_product import PointwiseProduct
+from shorthaul.transforms.level2_fusion.batch_kernels import BatchKernels
 from shorthaul.transforms.level2_fusion.write_through import WriteThrough
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
@@ -120,8 +121,10 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         apply_everywhere(program, choices.adjust([StackWeights()]))
     if level >= 4:
         apply_everywhere(program, choices.adjust([InPlace(), UpdateInPlace(), EarlyUpdate()]))
-        if not choices.inside:  # it is a plan for the whole program
-            apply_everywhere(program, choices.adjust([ShareBuffers()]))
+    if level >= 2 and options.target == "triton":  # a launch costs more than a small kernel
+        apply_everywhere(program, choices.adjust([BatchKernels()]))
+    if level >= 4 and not choices.inside:  # it is a plan for the whole program
+        apply_everywhere(program, choices.adjust([ShareBuffers()]))
     choices.take(program, choices.last)
     if check:
         verify(program, Form.SCHEDULED)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from shorthaul.ir.nodes import Map
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import container_sizes, runtime_sizes
 
@@ -43,10 +44,25 @@ def arena_bytes(program: Program, plan: str, sizes: Mapping[Any, int] | None = N
     known = hints(program, sizes)
     results, late = program.results, runtime_sizes(program)
     found: dict[str, list[Block]] = {}
+    starts, ends = _launches(program)
     for name, life in lifetimes(program).items():
         if not life.is_saved and name not in results and late.isdisjoint(container_sizes(life.container)):
-            found.setdefault(program.nodes[life.first].phase, []).append((name, value(life.container.bytes, known), life.first, life.last))
+            block = name, value(life.container.bytes, known), starts[life.first], ends[life.last]
+            found.setdefault(program.nodes[life.first].phase, []).append(block)
     return {phase: plan_arena(blocks, plan)[1] for phase, blocks in found.items()}
+
+
+def _launches(program: Program) -> tuple[list[int], list[int]]:
+    """For every node the first and the last position of what is launched together with it (`BatchKernels`)."""
+    batches = [n.schedule.get("batch") if isinstance(n, Map) else None for n in program.nodes]
+    starts, ends = list(range(len(batches))), list(range(len(batches)))
+    for i in range(1, len(batches)):
+        if batches[i] is not None and batches[i] == batches[i - 1]:
+            starts[i] = starts[i - 1]
+    for i in reversed(range(len(batches) - 1)):
+        if starts[i + 1] != i + 1:
+            ends[i] = ends[i + 1]
+    return starts, ends
 
 
 def _soon(blocks: list[Block]) -> tuple[dict[str, int], int]:

@@ -98,8 +98,9 @@ class Part:
 class Phase:
     """Steps in order, and for each container that lives in this phase alone the first and last step that touches it.
 
-    spans: the same by the positions of nodes, of which a step may run several; what memory is planned by. parts: the phase cut where
-    gradients are complete; each part runs as an autograd node of its own. labels: of each step, for profilers: the modules that it is of.
+    spans: the same by the positions of nodes, of which a C function runs several one after the other; what memory is planned by. parts:
+    the phase cut where gradients are complete; each part runs as an autograd node of its own. labels: of each step, for profilers: the
+    modules that it is of.
     """
 
     name: str
@@ -151,10 +152,10 @@ def build_host(
 ) -> HostProgram:  # fmt: skip
     """Lay out a scheduled program. kernels: node id -> emitted kernel (name, arguments, sizes), those of bodies too.
 
-    prefix: what the names of C functions begin with (bodies have their own). single: every kernel is a segment of its own, for a target
-    that launches kernels one by one and wants memory back after each. apart: the same with C functions, so that each kernel can be
-    timed. The backward phase is cut into at most `parts` parts with at
-    least `part_bytes` of gradients each; the program's attribute of that name, where it has one, says otherwise.
+    prefix: what the names of C functions begin with (bodies have their own). single: every kernel, or batch of kernels, is a segment of its
+    own, for a target that launches them one by one and wants memory back after each. apart: every kernel is one with C functions, so that
+    it can be timed. The backward phase is cut into at most `parts` parts with at least `part_bytes` of gradients each; the program's
+    attribute of that name, where it has one, says otherwise.
     """
     part_bytes = program.attributes.get("part_bytes", part_bytes)
     nodes = {phase: [n for n in program.nodes if n.phase == phase] for phase in ("forward", "backward")}
@@ -250,6 +251,12 @@ def _complete(program: Program, nodes: Sequence[Node]) -> dict[str, int]:
     return last
 
 
+def _same_batch(node: Map, following: Sequence[Node]) -> bool:
+    """Whether the next node is launched together with this one."""
+    batch = node.schedule.get("batch")
+    return batch is not None and any(isinstance(n, Map) and n.schedule.get("batch") == batch for n in following)
+
+
 def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str],
            cuts: Sequence[int] = (), prefix: str = "", single: bool = False) -> Phase:  # fmt: skip
     result = Phase(phase)
@@ -268,7 +275,7 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
             k = kernels[n.id]
             pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id, getattr(k, "checks", ())))
             at = len(result.steps)
-            if single:
+            if single and not _same_batch(n, nodes[position + 1 : position + 2]):
                 flush()
         elif isinstance(n, LibraryCall):
             flush()
@@ -291,7 +298,7 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
     result.labels = [_label(phase, of_step[at]) for at in range(len(result.steps))]
     for c, position, at in touched:
         base = _base(program, c)
-        for spans, here in ((result.lifetimes, at), (result.spans, position)):
+        for spans, here in ((result.lifetimes, at), (result.spans, at if single else position)):
             first, last = spans.get(base, (here, here))
             spans[base] = (min(first, here), max(last, here))
     gradients = [g for _, g in program.signature.gradients] if phase == "backward" else []

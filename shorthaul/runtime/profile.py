@@ -199,8 +199,8 @@ class _Step:
         for name, plan in self.layout.plans.items():
             for i, step in enumerate(self.executable.host.phases[name].steps):
                 if isinstance(step, Segment):
-                    (kernel,) = step.kernels
-                    plan.steps[i] = clock.timed(plan.steps[i], times.setdefault(kernel.node, []))
+                    # kernels that are launched together are timed together, under the first one's name
+                    plan.steps[i] = clock.timed(plan.steps[i], times.setdefault(step.kernels[0].node, []))
                 elif hasattr(plan.steps[i], "function"):
                     node = getattr(step, "node", None)
                     node = step.control.id if node is None else node  # type: ignore[union-attr]

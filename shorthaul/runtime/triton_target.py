@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from shorthaul.codegen.host import Segment
+from shorthaul.codegen.triton.batch import emit_batch
 from shorthaul.codegen.triton.emit_map import MapKernels
 from shorthaul.codegen.triton.kernel import TritonKernel
 from shorthaul.codegen.triton.launch import Configuration, compile_for, configure, load, torch_dtype
@@ -40,6 +41,7 @@ class TritonTarget:
         self.device = device
         self.interprets = device.type == "cpu"
         self._scratch_bytes: dict[str, int] = {}
+        self._batches: dict[tuple[int, ...], TritonKernel] = {}
         if not self.interprets:
             require_gpu(device)
 
@@ -47,14 +49,35 @@ class TritonTarget:
     def configurations(self, segment: Segment, sizes: Mapping[str, int], wide: bool) -> list[tuple[int, int, Configuration]]:
         """(node, position among its kernels, configuration) in the order in which they run, merges of partial results included."""
         found = []
-        for call in segment.kernels:
+        for node, kernels in self._launched(segment):
             at = 0
-            for kernel in self.kernels[call.node].kernels:
+            for kernel in kernels:
                 first = configure(kernel, sizes, wide, **(INTERPRETED if self.interprets else {}))
                 for c in (first, *first.finish):
-                    found.append((call.node, at, c))
+                    found.append((node, at, c))
                     at += 1
         return found
+
+    def _launched(self, segment: Segment) -> list[tuple[int, Sequence[TritonKernel]]]:
+        """The kernels of a segment by node: those of a batch are one, the first node's."""
+        found: list[tuple[int, Sequence[TritonKernel]]] = []
+        batch: list[int] = []
+        for i, call in enumerate(segment.kernels):
+            mine = self.kernels[call.node]
+            following = self.kernels[segment.kernels[i + 1].node].batch if i + 1 < len(segment.kernels) else None
+            batch.append(call.node)
+            if mine.batch is not None and following is not None and following[0] == mine.batch[0]:
+                continue
+            found.append((batch[0], mine.kernels if len(batch) == 1 else [self._batch(tuple(batch))]))
+            batch = []
+        return found
+
+    def _batch(self, nodes: tuple[int, ...]) -> TritonKernel:
+        if nodes not in self._batches:
+            of = [self.kernels[n] for n in nodes]
+            containers = {a: c for m in of for k in m.kernels for a, c in k.containers.items()}
+            self._batches[nodes] = emit_batch([m.batch[1] for m in of if m.batch is not None], containers, of[0].kernels[0].plan.map.label)
+        return self._batches[nodes]
 
     def scratch(self, segment: Segment, sizes: Mapping[str, int]) -> list[tuple[str, int]]:
         """Names and bytes of the partial results of a segment."""

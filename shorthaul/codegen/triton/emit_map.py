@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from shorthaul.ir.builder import at, fresh_params, make_map
 from shorthaul.ir.containers import Container
+from shorthaul.ir.flat import Flat, flat_form
 from shorthaul.ir.nodes import Access, Map
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar_ops import COMBINERS, identity
@@ -22,12 +23,16 @@ from .text import NoTritonText
 
 @dataclass(frozen=True)
 class MapKernels:
-    """Kernels that run one after the other. name: equal for maps whose kernels differ only in names."""
+    """Kernels that run one after the other. name: equal for maps whose kernels differ only in names.
+
+    batch: number of the batch (`BatchKernels`) that the map belongs to, with its flat form: then its neighbours of that batch run with it.
+    """
 
     name: str
     kernels: tuple[TritonKernel, ...]
     arguments: tuple[str, ...]
     sizes: tuple[Symbol, ...]
+    batch: tuple[int, Flat] | None = None
 
 
 _EMITTED: WeakKeyDictionary[Map, tuple[tuple, MapKernels]] = WeakKeyDictionary()
@@ -66,7 +71,10 @@ def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str]) 
     every = (*kernels, *(f for k in kernels for f in k.finish))
     outside = dict.fromkeys(a for k in every for a in k.arguments if a in containers)
     sizes = dict.fromkeys(s for k in every for s in k.sizes if not s.name.startswith(PARTS.name))
-    return MapKernels("_".join(k.structure for k in kernels), tuple(kernels), tuple(outside), tuple(sizes))
+    number = m.schedule.get("batch")
+    flat = flat_form(m, containers) if number is not None else None
+    return MapKernels("_".join(k.structure for k in kernels), tuple(kernels), tuple(outside), tuple(sizes),
+                      (number, flat) if flat is not None else None)  # fmt: skip
 
 
 def _uncovered(m: Map, containers: Mapping[str, Container], shared: Collection[str]) -> dict[str, tuple[str, int]]:
