@@ -26,6 +26,7 @@ from shorthaul.transforms.level1_operator.expansion_choice import choose_expansi
 from shorthaul.transforms.level1_operator.fission import Fission
 from shorthaul.transforms.level1_operator.pointwise_product import PointwiseProduct
 from shorthaul.transforms.level2_fusion.batch_kernels import BatchKernels
+from shorthaul.transforms.level2_fusion.merge_epilogue import MergeEpilogue
 from shorthaul.transforms.level2_fusion.write_through import WriteThrough
 from shorthaul.transforms.level3_layout.channels_last import assign_channels_last
 from shorthaul.transforms.level3_layout.constant_folding import ConstantFolding
@@ -122,7 +123,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 4:
         apply_everywhere(program, choices.adjust([InPlace(), UpdateInPlace(), EarlyUpdate()]))
     if level >= 2 and options.target == "triton":  # a launch costs more than a small kernel
-        apply_everywhere(program, choices.adjust([BatchKernels()]))
+        apply_everywhere(program, choices.adjust([MergeEpilogue(_joins), BatchKernels()]))
     if level >= 4 and not choices.inside:  # it is a plan for the whole program
         apply_everywhere(program, choices.adjust([ShareBuffers()]))
     choices.take(program, choices.last)
@@ -226,6 +227,17 @@ def _split(program: Program) -> None:
     from shorthaul.codegen.triton.emit_map import schedulable  # imports torch
 
     apply_everywhere(program, [Fission(lambda m: m.tasklet is None and not schedulable(m, program))])
+
+
+def _joins(reduction: Map, epilogues: list[Map], program: Program) -> bool:
+    """Whether the Triton target runs maps with a reduction's last kernel."""
+    from shorthaul.codegen.triton.emit_map import emit_joined
+    from shorthaul.codegen.triton.text import NoTritonText
+
+    try:
+        return emit_joined(reduction, epilogues, program) is not None
+    except NoTritonText:
+        return False
 
 
 # rewrites of the whole program, by the name under which they are logged: the stages of recipes

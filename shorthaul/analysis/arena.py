@@ -53,13 +53,13 @@ def arena_bytes(program: Program, plan: str, sizes: Mapping[Any, int] | None = N
 
 
 def _launches(program: Program) -> tuple[list[int], list[int]]:
-    """For every node the first and the last position of what is launched together with it (`BatchKernels`)."""
-    batches = [n.schedule.get("batch") if isinstance(n, Map) else None for n in program.nodes]
-    starts, ends = list(range(len(batches))), list(range(len(batches)))
-    for i in range(1, len(batches)):
-        if batches[i] is not None and batches[i] == batches[i - 1]:
+    """For every node the first and the last position of what is launched together with it (`BatchKernels`, `MergeEpilogue`)."""
+    marks = [{(k, n.schedule.get(k)) for k in ("batch", "epilogue")} if isinstance(n, Map) else set() for n in program.nodes]
+    starts, ends = list(range(len(marks))), list(range(len(marks)))
+    for i in range(1, len(marks)):
+        if any(number is not None for _, number in marks[i] & marks[i - 1]):
             starts[i] = starts[i - 1]
-    for i in reversed(range(len(batches) - 1)):
+    for i in reversed(range(len(marks) - 1)):
         if starts[i + 1] != i + 1:
             ends[i] = ends[i + 1]
     return starts, ends

@@ -251,10 +251,12 @@ def _complete(program: Program, nodes: Sequence[Node]) -> dict[str, int]:
     return last
 
 
-def _same_batch(node: Map, following: Sequence[Node]) -> bool:
-    """Whether the next node is launched together with this one."""
-    batch = node.schedule.get("batch")
-    return batch is not None and any(isinstance(n, Map) and n.schedule.get("batch") == batch for n in following)
+def launched_together(node: Node, *following: Node) -> bool:
+    """Whether a node that follows is launched together with this one, by a target that launches (`BatchKernels`, `MergeEpilogue`)."""
+    if not isinstance(node, Map):
+        return False
+    marks = {(k, node.schedule.get(k)) for k in ("batch", "epilogue") if node.schedule.get(k) is not None}
+    return any(isinstance(n, Map) and (k, n.schedule.get(k)) in marks for n in following for k in ("batch", "epilogue"))
 
 
 def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str],
@@ -269,13 +271,13 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
 
     touched: list[tuple[str, int, int]] = []
     of_step: dict[int, list[Node]] = {}
-    ends, ends_at = set(cuts), [0]
+    ends, ends_at, cut = set(cuts), [0], False
     for position, n in enumerate(nodes):
         if isinstance(n, Map):
             k = kernels[n.id]
             pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id, getattr(k, "checks", ())))
             at = len(result.steps)
-            if single and not _same_batch(n, nodes[position + 1 : position + 2]):
+            if single and not launched_together(n, *nodes[position + 1 : position + 2]):
                 flush()
         elif isinstance(n, LibraryCall):
             flush()
@@ -291,9 +293,11 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
             raise HostError(f"{n} ({n.origin}) is not a kernel or a library call; expand and schedule the program first")
         touched += [(c, position, at) for c in program.reads_of(n) | program.writes_of(n)]
         of_step.setdefault(at, []).append(n)
-        if position in ends:
+        cut = cut or position in ends
+        if cut and not (single and launched_together(n, *nodes[position + 1 : position + 2])):
             flush()
             ends_at.append(len(result.steps))
+            cut = False
     flush()
     result.labels = [_label(phase, of_step[at]) for at in range(len(result.steps))]
     for c, position, at in touched:

@@ -15,7 +15,7 @@ from shorthaul.symbolic import Expr, Symbol, affine, index, product, prove_eq
 from .builder import at, make_map
 from .containers import Container
 from .dtypes import DType
-from .memlet import Memlet, Span
+from .memlet import Indirect, Memlet, Span
 from .nodes import Map
 from .scalar import Scalar, read, reads_of, substitute_reads
 
@@ -52,7 +52,7 @@ def flat_form(m: Map, containers: Mapping[str, Container]) -> Flat | None:
         return None
     one = elements == 1  # everything has one element: nothing tells operands of one element from others
     moving = {found for found in layouts.values() if found}
-    if not one and (len(moving) != 1 or not all(layouts[w] for w in t.writes.values()) or not _dense(*moving, m.params)):
+    if not one and (len(moving) != 1 or not all(layouts[w] for w in t.writes.values()) or not _dense(next(iter(moving)), m.params)):
         return None
     i = index("i", ELEMENTS)
     order = list(dict.fromkeys([*(r for s in t.code.values() for r in reads_of(s)), *t.code]))
@@ -88,7 +88,8 @@ def _layout(x: Memlet, c: Container, params: tuple[Symbol, ...]) -> tuple[tuple[
     """The strides of the parameters in an element's address, without those of one value; None where it is not a sum of them alone."""
     address: IntLike = 0
     for s, stride in zip(x.subset, c.actual_strides, strict=True):
-        address = address + s * stride  # type: ignore[operator]
+        assert not isinstance(s, (Indirect, Span))
+        address = address + s * stride
     found = affine(address, params)
     if found is None or found[1] != 0:
         return None

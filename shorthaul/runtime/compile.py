@@ -44,7 +44,7 @@ def emit(program: Program) -> dict[int, Kernel]:
 def compile_triton(program: Program, device: torch.device) -> Compiled:
     """Compile for a GPU, or for Triton's interpreter where the device is a CPU. Kernels of programs without symbolic sizes are compiled
     now, others at the first call with new sizes. Raises DeviceError where the device, or Triton, does not serve."""
-    from shorthaul.codegen.triton.emit_map import emit_map
+    from shorthaul.codegen.triton.emit_map import MapKernels, emit_joined, emit_map
     from shorthaul.codegen.triton.plan import NotSchedulable
     from shorthaul.codegen.triton.text import NoTritonText
 
@@ -61,11 +61,31 @@ def compile_triton(program: Program, device: torch.device) -> Compiled:
                 kernels[n.id] = emit_map(n, program)
             except (NoTritonText, NotSchedulable) as e:
                 raise DeviceError(f"{n.label} ({n.origin}) has no kernel on a GPU yet: {e}") from e
+    for reduction, epilogues in _epilogues(program).items():
+        joined = emit_joined(reduction, epilogues, program)
+        if joined is not None:
+            kernels[reduction.id] = joined
+            kernels |= {e.id: MapKernels(kernels[e.id].name, (), kernels[e.id].arguments, kernels[e.id].sizes) for e in epilogues}
     host = build_host(program, kernels, single=True)
     executable = Executable(host, None, TritonTarget(kernels, device))
     if not program.symbols:
         executable.layout({})
     return Compiled(executable, kernels, {k.name: k.source for m in kernels.values() for k in m.kernels}, None)
+
+
+def _epilogues(program: Program) -> dict[Map, list[Map]]:
+    """Reductions with the maps behind them that belong to their last kernel (`MergeEpilogue`)."""
+    found: dict[Map, list[Map]] = {}
+    first: Map | None = None
+    for n in program.nodes:
+        number = n.schedule.get("epilogue") if isinstance(n, Map) else None
+        if number is None:
+            first = None
+        elif isinstance(n, Map) and first is not None and first.schedule.get("epilogue") == number:
+            found.setdefault(first, []).append(n)
+        elif isinstance(n, Map):
+            first = n
+    return found
 
 
 def compile_program(program: Program, *, units: int | None = None, apart: bool = False, **options: Any) -> Compiled:

@@ -25,6 +25,7 @@ from .level2_fusion.batch_kernels import BatchKernels
 from .level2_fusion.image_fusion import ImageFusion
 from .level2_fusion.linear_reduction_fusion import LinearReductionFusion
 from .level2_fusion.map_fusion import MapFusion
+from .level2_fusion.merge_epilogue import MergeEpilogue
 from .level2_fusion.reduction_fusion import ReductionFusion
 from .level2_fusion.row_sibling_fusion import RowSiblingFusion
 from .level2_fusion.sibling_fusion import SiblingFusion
@@ -59,10 +60,10 @@ Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
     ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, MapFusion, ReductionFusion,
-    LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, BatchKernels, AliasViews, ConstantFolding,
-    ChannelsLast, FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, PadContraction, TileLayout,
-    BatchTiling, Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, MaskFromResult, DeadCode,
-    InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
+    LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, MergeEpilogue, BatchKernels, AliasViews,
+    ConstantFolding, ChannelsLast, FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, PadContraction,
+    TileLayout, BatchTiling, Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, MaskFromResult,
+    DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -54,6 +54,17 @@ def emit_map(m: Map, program: Program) -> MapKernels:
     return found[1]
 
 
+def emit_joined(m: Map, epilogues: Sequence[Map], program: Program) -> MapKernels | None:
+    """The kernels of a map whose last one also runs the flat maps that read its results; None where it has no such kernel."""
+    containers = program.containers
+    flats = [flat_form(e, containers) for e in epilogues]
+    shared = [c for c in program.writes_of(m) if len(program.writers(c)) > 1]
+    try:
+        return _emit(m, containers, shared, [f for f in flats if f is not None]) if None not in flats else None
+    except NotSchedulable:
+        return None
+
+
 def schedulable(m: Map, program: Program) -> bool:
     """Whether the map has kernels."""
     try:
@@ -65,9 +76,9 @@ def schedulable(m: Map, program: Program) -> bool:
     return True
 
 
-def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str]) -> MapKernels:
+def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str], epilogues: Sequence[Flat] = ()) -> MapKernels:
     kernels: list[TritonKernel] = [_fill(c, containers, combine, part) for c, (combine, part) in _uncovered(m, containers, shared).items()]
-    kernels += emit_block_kernels(m, containers)
+    kernels += emit_block_kernels(m, containers, epilogues=epilogues)
     every = (*kernels, *(f for k in kernels for f in k.finish))
     outside = dict.fromkeys(a for k in every for a in k.arguments if a in containers)
     sizes = dict.fromkeys(s for k in every for s in k.sizes if not s.name.startswith(PARTS.name))

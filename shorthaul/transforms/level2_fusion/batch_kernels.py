@@ -40,7 +40,7 @@ class BatchKernels(Transformation):
             return
         kinds: dict[tuple, list[Map]] = {}
         for node in program.nodes:
-            if isinstance(node, Map) and node.schedule.get("batch") is None:
+            if isinstance(node, Map) and node.schedule.get("batch") is None and node.schedule.get("epilogue") is None:
                 form = flat_form(node, program.containers)
                 if form is not None and self._bytes(program, form.names) <= self.largest:
                     kinds.setdefault((form.key, node.phase), []).append(node)
@@ -58,7 +58,8 @@ class BatchKernels(Transformation):
         forms = []
         for node in m.nodes:
             require(isinstance(node, Map) and node.schedule.kind != "auto", "it is no scheduled kernel")
-            require(node.schedule.get("batch") is None, f"{node.label} is launched together with others already")  # type: ignore[attr-defined]
+            marks = [node.schedule.get(k) for k in ("batch", "epilogue")]  # type: ignore[attr-defined]
+            require(marks == [None, None], f"{node.label} is launched together with others already")
             form = flat_form(node, m.program.containers)  # type: ignore[arg-type]
             require(form is not None, f"{node.label} is not elementwise over memory without gaps")
             assert form is not None
