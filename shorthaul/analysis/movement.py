@@ -29,6 +29,7 @@ from .rereads import rereads
 from .roofline import Machine
 from .roofline import machine as machine_called
 from .tiles import loop_working_set, outer_bytes
+from .waves import product_rereads
 
 IntLike = Union[int, Expr]
 BAR = 24  # characters
@@ -255,9 +256,11 @@ def node_movement(node: Node, program: Program, machine: Machine | None = None, 
     if isinstance(node, LibraryCall) and node.function in IN_PLACE and (found := _rows_in_place(node, program)):
         return found
     moved = []
+    again = product_rereads(node, program, machine_called(machine), hints(program, sizes)) if isinstance(node, LibraryCall) else {}
     for side, names in (("read", program.reads_of(node)), ("write", program.writes_of(node))):
         for name in sorted(names):
-            moved.append(Moved(node, name, side, _whole(node, side, program, name, view_ops)))
+            repeated = again.get(name, 0) if side == "read" else 0
+            moved.append(Moved(node, name, side, _whole(node, side, program, name, view_ops), repeated))
     extra = node.attributes if isinstance(node, LibraryCall) else {}
     inside = reorder_bytes(node, program) if isinstance(node, LibraryCall) else 0
     for what, more in (("workspace_bytes", 0), ("reorder_bytes", inside)):  # written and read back once

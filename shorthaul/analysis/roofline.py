@@ -14,7 +14,7 @@ class Machine:
     """bandwidth: bytes per second between memory and the last cache. cache: bytes of that cache. flops: operations per second by
     dtype, for contractions (`contraction_flops`, tensor cores, in full precision of the dtype) and for everything else (`flops`).
     launch: seconds that starting a kernel costs. levels: the caches from the smallest, each with its bytes and bandwidth, where known: a
-    kernel that works on less than a cache holds is taken to find it there."""
+    kernel that works on less than a cache holds is taken to find it there. processors: multiprocessors of a GPU (0: no GPU)."""
 
     name: str
     bandwidth: float
@@ -23,6 +23,7 @@ class Machine:
     contraction_flops: Mapping[str, float] = field(default_factory=dict)
     launch: float = 0.0
     levels: tuple[tuple[str, int, float], ...] = ()
+    processors: int = 0
 
     def bandwidth_of(self, bytes: float) -> float:
         """Bytes per second for a kernel that moves so many: that of the first cache that holds them."""
@@ -47,11 +48,11 @@ MACHINES: dict[str, Machine] = {
         Machine("cpu", 20e9, 32 * _MIB, {"float32": 100e9, "float64": 50e9, "bfloat16": 100e9},
                 {"float32": 150e9, "float64": 75e9, "bfloat16": 300e9}, 2e-6),
         Machine("a100", 2.0e12, 40 * _MIB, {"float32": 19.5e12, "float64": 9.7e12, "bfloat16": 39e12, "float16": 78e12},
-                {"float32": 19.5e12, "float64": 19.5e12, "bfloat16": 312e12, "float16": 312e12}, 3e-6),
+                {"float32": 19.5e12, "float64": 19.5e12, "bfloat16": 312e12, "float16": 312e12}, 3e-6, processors=108),
         Machine("h100", 3.35e12, 50 * _MIB, {"float32": 67e12, "float64": 34e12, "bfloat16": 134e12, "float16": 134e12},
-                {"float32": 67e12, "float64": 67e12, "bfloat16": 989e12, "float16": 989e12}, 3e-6),
+                {"float32": 67e12, "float64": 67e12, "bfloat16": 989e12, "float16": 989e12}, 3e-6, processors=132),
         Machine("h200", 4.8e12, 50 * _MIB, {"float32": 67e12, "float64": 34e12, "bfloat16": 134e12, "float16": 134e12},
-                {"float32": 67e12, "float64": 67e12, "bfloat16": 989e12, "float16": 989e12}, 3e-6),
+                {"float32": 67e12, "float64": 67e12, "bfloat16": 989e12, "float16": 989e12}, 3e-6, processors=132),
     )
 }  # fmt: skip
 
