@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.networks import network
 from shorthaul.api import backend
 from shorthaul.codegen.triton.interpreting import is_interpreting
 from shorthaul.config import Options
+from shorthaul.ir.nodes import Map
 from shorthaul.testing.numerics import compare, pool
 from shorthaul.training import TrainStep
 
@@ -264,6 +266,35 @@ def test_a_step_that_updates_touched_rows_alone(lazy: bool) -> None:
     assert step.program is not None and any(n.label == "write_rows" for n in step.program.nodes)
     for (name, p), q in zip(ours.state_dict().items(), eager.state_dict().values(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_small_kernels_of_a_step_run_in_few_launches() -> None:
+    """Updates of one kind in one launch, statistics and updates of a batch norm in the kernels that merge its sums."""
+    torch.manual_seed(0)
+    widths = itertools.pairwise((3, 7, 5, 6))
+    layers = [m for k, n in widths for m in (nn.Conv2d(k, n, 3, padding=1), nn.BatchNorm2d(n), nn.SiLU())]
+    eager = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 64, 3)).double().to(DEVICE)
+    ours = copy.deepcopy(eager)
+    a, b = (torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (ours, eager))
+    step = TrainStep(ours, nn.functional.cross_entropy, a, target="triton", strict=True)
+    for _ in range(3):
+        x, y = torch.randn(6, 3, 8, 8, device=DEVICE).double(), torch.randint(0, 3, (6,), device=DEVICE)
+        loss = step(x, y)
+        b.zero_grad()
+        expected = nn.functional.cross_entropy(eager(x), y)
+        expected.backward()
+        b.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-9)
+    for (name, p), q in zip(ours.state_dict().items(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    program = step.program
+    assert program is not None
+    batched = [n.schedule.get("batch") for n in program.nodes if isinstance(n, Map) and n.schedule.get("batch") is not None]
+    joined = [n.schedule.get("epilogue") for n in program.nodes if isinstance(n, Map) and n.schedule.get("epilogue") is not None]
+    kernels = step.record.regions[-1].compiled.kernels
+    without = [n for n in program.nodes if isinstance(n, Map) and not kernels[n.id].kernels]
+    assert len(batched) > 2 * len(set(batched)) > 0
+    assert len(joined) >= 2 * len(set(joined)) >= 6 and len(without) == len(joined) - len(set(joined))
 
 
 LONG_SCANS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {

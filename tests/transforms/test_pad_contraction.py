@@ -86,3 +86,53 @@ def test_refuses_with_the_reason(why: str) -> None:
     transformation, (words, width), reason = REFUSED[why]
     p = program(direct, words, width)
     assert_refuses(transformation, matches(transformation, p)[0], reason)
+
+
+def stem(b: Any, x: Any, w: Any, bias: Any) -> Any:
+    """An image of three channels, computed with before: its gradient is wanted, too."""
+    y = b.op("convolution", {"stride": (2, 2), "padding": (1, 1)}, x=square(b, x), weight=w, bias=bias)
+    return b.op("pointwise", {"code": apply("tanh", read("x0", float64))}, x0=y)
+
+
+def image(channels: int = 3, out: int = 48, groups: int = 1) -> Program:
+    def build(b: Any, x: Any, w: Any, bias: Any) -> Any:
+        return b.op("convolution", {"groups": groups}, x=x, weight=w, bias=bias) if groups > 1 else stem(b, x, w, bias)
+
+    return network(build, maps=False, x=(2, channels, 6, 5), parameters={"w": (out, channels // groups, 3, 3), "bias": (out,)})
+
+
+IMAGES = PadContraction(granule=64, least_image=1)
+
+
+def test_channels_of_images_are_filled_up() -> None:
+    p = image()
+    inputs = values(p)
+    expected = results(p, inputs)
+    for n in [m.node.id for m in matches(IMAGES, p) if m.node.op != "contract"]:
+        apply_checked(IMAGES, next(m for m in matches(IMAGES, p) if m.node.id == n))
+    assert [r.name for r in p.log].count("PadContraction") == 2, "forward, and the gradient of the weight"
+    calls = [n for n in p.nodes if getattr(n, "op", "") in ("convolution", "conv_grad_weight")]
+    assert [p.containers[n.reads["x"].container].shape[1] for n in calls] == [8, 8]
+    assert len([n for n in p.nodes if getattr(n, "op", "") == "slice_backward"]) == 2, "the image once, and the weight"
+    expand(p, choose_default)
+    eliminate_common_subexpressions(p)
+    fuse(p, default_fusions())
+    apply_everywhere(p, [AliasViews()])
+    for k, v in results(p, inputs).items():
+        assert abs(v - expected[k]).max() < 1e-12 * max(1, abs(expected[k]).max())
+    assert_compiled(p, inputs, expected)
+
+
+NO_IMAGE = {
+    "even": (IMAGES, image(8), "are a multiple of 8"),
+    "groups": (IMAGES, image(4, groups=2), "in groups"),
+    "small": (PadContraction(granule=64, least_image=1 << 20), image(), "a small image"),
+    "wide type": (PadContraction(least_image=1), image(), "only 16-bit types"),
+    "few results": (IMAGES, image(out=4), "larger than the result"),
+}
+
+
+@pytest.mark.parametrize("why", NO_IMAGE)
+def test_refuses_an_image_with_the_reason(why: str) -> None:
+    transformation, p, reason = NO_IMAGE[why]
+    assert_refuses(transformation, next(m for m in matches(transformation, p) if m.node.op == "convolution"), reason)
