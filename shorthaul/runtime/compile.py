@@ -65,7 +65,7 @@ def compile_triton(program: Program, device: torch.device) -> Compiled:
         joined = emit_joined(reduction, epilogues, program)
         if joined is not None:
             kernels[reduction.id] = joined
-            kernels |= {e.id: MapKernels(kernels[e.id].name, (), kernels[e.id].arguments, kernels[e.id].sizes) for e in epilogues}
+            kernels |= {e.id: MapKernels((), kernels[e.id].arguments, kernels[e.id].sizes) for e in epilogues}
     host = build_host(program, kernels, single=True)
     executable = Executable(host, None, TritonTarget(kernels, device))
     if not program.symbols:

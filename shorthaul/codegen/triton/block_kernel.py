@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 from shorthaul.ir.builder import at, fresh_params
@@ -44,18 +44,12 @@ class BlockKernel(TritonKernel):
         return n
 
 
-def emit_block_kernels(
-    m: Map, containers: Mapping[str, Container], split: bool = True, epilogues: Sequence[Flat] = ()
-) -> list[BlockKernel]:
-    """The kernels of a map, in the order in which they run. Raises NotSchedulable with the reason.
-
-    epilogues: flat maps that run at the end of the last kernel, which has to be one that merges partial results.
-    """
+def emit_block_kernels(m: Map, containers: Mapping[str, Container], split: bool = True) -> list[BlockKernel]:
+    """The kernels of a map, in the order in which they run. Raises NotSchedulable with the reason."""
     plans = plan_flat(m, containers, split) if m.tasklet is not None else [_plan_nest(m, containers, split)]
     label = re.sub(r"\W", "_", m.name or "map").strip("_") or "map"
     label = f"map_{label}" if label[0].isdigit() else label
-    last = len(plans) - 1
-    return [_emit(plan, f"{label}_{i}_kernel" if i else f"{label}_kernel", epilogues if i == last else ()) for i, plan in enumerate(plans)]
+    return [_emit(plan, f"{label}_{i}_kernel" if i else f"{label}_kernel") for i, plan in enumerate(plans)]
 
 
 def _plan_nest(m: Map, containers: Mapping[str, Container], split: bool) -> BlockPlan:
@@ -65,9 +59,18 @@ def _plan_nest(m: Map, containers: Mapping[str, Container], split: bool) -> Bloc
         return plan_nest(m, containers, split)
 
 
-def _emit(plan: BlockPlan, name: str, epilogues: Sequence[Flat] = (), merges: bool = False) -> BlockKernel:
+def with_epilogues(kernel: BlockKernel, epilogues: Sequence[Flat]) -> BlockKernel:
+    """The same kernel, whose last merge of partial results also runs flat maps. Raises NotSchedulable where it has none that could."""
+    if not kernel.finish:
+        raise NotSchedulable(f"{kernel.name}: no kernel merges partial results")
+    last = kernel.finish[-1]
+    (plan,) = plan_flat(last.plan.map, last.plan.containers, split=False)
+    return replace(kernel, finish=[*kernel.finish[:-1], _emit(plan, last.name, EpilogueEmitter(plan, epilogues))])
+
+
+def _emit(plan: BlockPlan, name: str, emitter: BlockEmitter | None = None) -> BlockKernel:
     m = plan.map
-    e = EpilogueEmitter(plan, epilogues) if epilogues and merges else BlockEmitter(plan)
+    e = emitter or BlockEmitter(plan)
     e.kernel()
     used = "\n".join(e.lines)
     sizes = tuple(e.sizes.values())
@@ -83,11 +86,7 @@ def _emit(plan: BlockPlan, name: str, epilogues: Sequence[Flat] = (), merges: bo
     head += [f"    {s.name} = {s.name}_q * {s.name}_m" for s in sizes]
     source = "\n\n\n".join([HEADER.rstrip(), *e.helpers.values(), "\n".join([*head, *(e.lines or ["    pass"])])]) + "\n"
     scratch: dict[str, tuple[Container, IntLike]] = {}
-    groups = _groups(e.partials)
-    if epilogues and not merges and not groups:
-        raise NotSchedulable(f"map {m.label}: no kernel merges partial results")
-    finish = [_merge(f"{name.removesuffix('_kernel')}_merge{i or ''}", group, plan, scratch, epilogues if i == len(groups) - 1 else ())
-              for i, group in enumerate(groups)]  # fmt: skip
+    finish = [_merge(f"{name.removesuffix('_kernel')}_merge{i or ''}", group, plan, scratch) for i, group in enumerate(_groups(e.partials))]
     held = Plan(m, {**plan.containers, **{n: c for n, (c, _) in scratch.items()}})
     return BlockKernel(name, source, held, arguments, sizes, (), tuple(constexprs), scratch, list(finish), blocks=plan)  # type: ignore[arg-type]
 
@@ -110,8 +109,7 @@ def _groups(partials: list[Partial]) -> list[list[Partial]]:
     return list(groups.values())
 
 
-def _merge(name: str, group: list[Partial], plan: BlockPlan, scratch: dict[str, tuple[Container, IntLike]],
-           epilogues: Sequence[Flat]) -> BlockKernel:  # fmt: skip
+def _merge(name: str, group: list[Partial], plan: BlockPlan, scratch: dict[str, tuple[Container, IntLike]]) -> BlockKernel:
     """A kernel that merges the parts of results in a fixed order: deterministic, without atomics."""
     old = group[0].kept
     part = fresh_params((PARTS,))[0]
@@ -139,8 +137,5 @@ def _merge(name: str, group: list[Partial], plan: BlockPlan, scratch: dict[str, 
             writes[key] = target.with_(guard=kept_only).substitute(values)
     t = Tasklet(code, reads=reads, writes=writes, origins=group[0].state.tasklet.origins)
     tree = Map((part, *new), (t,), name=name, origins=t.origins)
-    if not epilogues:
-        (kernel,) = emit_block_kernels(tree, every, split=False)
-        return kernel
-    (merging,) = plan_flat(tree, every, split=False)
-    return _emit(merging, f"{name}_kernel", epilogues, merges=True)
+    (kernel,) = emit_block_kernels(tree, every, split=False)
+    return kernel

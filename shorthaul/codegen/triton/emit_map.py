@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 from shorthaul.ir.builder import at, fresh_params, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.flat import Flat, flat_form
-from shorthaul.ir.nodes import Access, Map
+from shorthaul.ir.nodes import Access, Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar_ops import COMBINERS, identity
 from shorthaul.symbolic import Expr, Symbol, free_symbols, product, prove_eq
 
-from .block_kernel import emit_block_kernels
+from .block_kernel import BlockKernel, emit_block_kernels, with_epilogues
 from .blocks import scatters
 from .kernel import PARTS, TritonKernel
 from .plan import NotSchedulable
@@ -23,19 +23,23 @@ from .text import NoTritonText
 
 @dataclass(frozen=True)
 class MapKernels:
-    """Kernels that run one after the other. name: equal for maps whose kernels differ only in names.
+    """Kernels that run one after the other.
 
     batch: number of the batch (`BatchKernels`) that the map belongs to, with its flat form: then its neighbours of that batch run with it.
     """
 
-    name: str
     kernels: tuple[TritonKernel, ...]
     arguments: tuple[str, ...]
     sizes: tuple[Symbol, ...]
     batch: tuple[int, Flat] | None = None
 
+    @property
+    def name(self) -> str:
+        """Equal for maps whose kernels differ only in names."""
+        return "_".join(k.structure for k in self.kernels)
 
-_EMITTED: WeakKeyDictionary[Map, tuple[tuple, MapKernels]] = WeakKeyDictionary()
+
+_EMITTED: WeakKeyDictionary[Node, tuple[tuple, list[int], MapKernels]] = WeakKeyDictionary()
 
 
 def emit_map(m: Map, program: Program) -> MapKernels:
@@ -47,22 +51,29 @@ def emit_map(m: Map, program: Program) -> MapKernels:
     containers = program.containers
     shared = [c for c in program.writes_of(m) if len(program.writers(c)) > 1]
     used = sorted(program.writes_of(m) | program.reads_of(m))
-    key = (tuple(shared), tuple((c, containers[c].dtype, containers[c].shape, containers[c].strides) for c in used))
-    found = _EMITTED.get(m)
-    if found is None or found[0] != key:
-        found = _EMITTED[m] = key, _emit(m, containers, shared)
-    return found[1]
+    laid_out = tuple((c, containers[c].dtype, containers[c].shape, containers[c].strides) for c in used)
+    key = (m.params, m.name, tuple(shared), laid_out)
+    found = _EMITTED.get(m.body[0])  # which a map with another schedule shares
+    if found is None or found[0] != key or found[1] != [id(n) for n in m.body]:
+        found = _EMITTED[m.body[0]] = key, [id(n) for n in m.body], _emit(m, containers, shared)
+    kernels = found[2]
+    batch = m.schedule.get("batch")
+    flat = flat_form(m, containers) if batch is not None else None
+    return kernels if flat is None else replace(kernels, batch=(batch, flat))
 
 
 def emit_joined(m: Map, epilogues: Sequence[Map], program: Program) -> MapKernels | None:
     """The kernels of a map whose last one also runs the flat maps that read its results; None where it has no such kernel."""
-    containers = program.containers
-    flats = [flat_form(e, containers) for e in epilogues]
-    shared = [c for c in program.writes_of(m) if len(program.writers(c)) > 1]
+    flats = [flat_form(e, program.containers) for e in epilogues]
+    kernels = emit_map(m, program).kernels
+    last = kernels[-1]
+    if None in flats or not isinstance(last, BlockKernel):
+        return None
     try:
-        return _emit(m, containers, shared, [f for f in flats if f is not None]) if None not in flats else None
+        joined = with_epilogues(last, [f for f in flats if f is not None])
     except NotSchedulable:
         return None
+    return _together((*kernels[:-1], joined), program.containers)
 
 
 def schedulable(m: Map, program: Program) -> bool:
@@ -76,16 +87,17 @@ def schedulable(m: Map, program: Program) -> bool:
     return True
 
 
-def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str], epilogues: Sequence[Flat] = ()) -> MapKernels:
+def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str]) -> MapKernels:
     kernels: list[TritonKernel] = [_fill(c, containers, combine, part) for c, (combine, part) in _uncovered(m, containers, shared).items()]
-    kernels += emit_block_kernels(m, containers, epilogues=epilogues)
+    kernels += emit_block_kernels(m, containers)
+    return _together(kernels, containers)
+
+
+def _together(kernels: Sequence[TritonKernel], containers: Mapping[str, Container]) -> MapKernels:
     every = (*kernels, *(f for k in kernels for f in k.finish))
     outside = dict.fromkeys(a for k in every for a in k.arguments if a in containers)
     sizes = dict.fromkeys(s for k in every for s in k.sizes if not s.name.startswith(PARTS.name))
-    number = m.schedule.get("batch")
-    flat = flat_form(m, containers) if number is not None else None
-    return MapKernels("_".join(k.structure for k in kernels), tuple(kernels), tuple(outside), tuple(sizes),
-                      (number, flat) if flat is not None else None)  # fmt: skip
+    return MapKernels(tuple(kernels), tuple(outside), tuple(sizes))
 
 
 def _uncovered(m: Map, containers: Mapping[str, Container], shared: Collection[str]) -> dict[str, tuple[str, int]]:
