@@ -37,6 +37,11 @@ class Flat:
     tree: Map
     containers: Mapping[str, Container]
 
+    @property
+    def single(self) -> frozenset[str]:
+        """The program's containers of which every element reads the first value."""
+        return frozenset(n for k, n in enumerate(self.names) if not self.containers[f"c{k}"].shape)
+
 
 def flat_form(m: Map, containers: Mapping[str, Container]) -> Flat | None:
     """The flat form of a map, or None: it combines or looks up values, or its operands lie differently in memory."""

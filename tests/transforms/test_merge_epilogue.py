@@ -101,6 +101,24 @@ def test_such_maps_are_in_no_batch() -> None:
     assert all(n.schedule.get("batch") is None for n in p.nodes if isinstance(n, Map))
 
 
+def test_one_element_of_a_result_may_not_be_there_yet() -> None:
+    p = Program("broadcast")
+    with p.edit("Build") as edit:
+        b = MapBuilder(edit)
+        x = edit.add_container(Container("x", float64, (ROWS, COLUMNS), role="input"))
+        s = edit.add_container(Container("s", float64, (COLUMNS,)))
+        y = edit.add_container(Container("y", float64, (COLUMNS,), role="output"))
+        n, c = b.params((ROWS, COLUMNS))
+        b.map((n, c), {"x": at(x, n, c)}, {"s": at(s, c, combine="sum")}, lambda x: {"s": x})
+        (c,) = b.params((COLUMNS,))
+        b.map((c,), {"s": at(s, c), "first": at(s, 0)}, {"y": at(y, c)}, lambda s, first: {"y": s / first})
+        edit.add(*(k.with_(schedule=Schedule("parallel")) for k in b.nodes))
+        edit.set_signature(Signature(("x",), ("y",)))
+        edit.set_form(Form.SCHEDULED)
+    assert [r.reason for r in apply_everywhere(p, [MergeEpilogue()]).refused] == [
+        "all of it needs one element of a result, which may not be there yet"]  # fmt: skip
+
+
 @pytest.mark.parametrize(("writes", "reason"), [("centred", "not elementwise over memory"), ("m", "runs with a reduction already")])
 def test_refuses_with_the_reason(writes: str, reason: str) -> None:
     p = sums()

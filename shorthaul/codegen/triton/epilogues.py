@@ -33,9 +33,13 @@ class EpilogueEmitter(BlockEmitter):
         if b is None or b.mode != "tile" or any(prove_eq(f.elements, b.size) is not True for f in self.epilogues):
             raise NotSchedulable(f"map {self.plan.map.label}: what reads its results does not run over them alone")
         super().kernel()
+        made = {m.container for m in stage.tasklet.writes.values()}
         for f in self.epilogues:
             t = f.tree.tasklet
             assert t is not None
+            if f.single & (made | set(f.names[-len(t.writes) :])) or len(set(f.names)) < len(f.names):
+                raise NotSchedulable(f"map {self.plan.map.label}: {f.tree.label} needs one element of a result, or one operand twice")
+            made |= set(f.names[-len(t.writes) :])
             (i,) = f.tree.params
             named = {f"c{k}": name for k, name in enumerate(f.names)}
             # the same memory as in the program, as rows without gaps
@@ -57,7 +61,7 @@ class EpilogueEmitter(BlockEmitter):
         """What is stored is known: a read of the same element gets the register. (From memory another thread might read it too early.)"""
         (stage,) = self.plan.stages
         assert stage.b is not None
-        if self.plan.address(m)[0] != stage.b.index:
+        if self.plan.address(m)[0] != stage.b.index or (m.guard if guard is None else guard):
             raise NotSchedulable(f"map {self.plan.map.label}: its results lie otherwise than it runs over them")
         computed = next(t.code[k].dtype for k, x in t.writes.items() if x is m)
         stored = self.plan.containers[m.container].dtype

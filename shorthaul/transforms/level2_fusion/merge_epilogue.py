@@ -51,6 +51,9 @@ class MergeEpilogue(Transformation):
         require(form is not None, "it is not elementwise over memory without gaps")
         assert form is not None
         require(prove_eq(form.elements, p.containers[m.mid].size), f"it does not run over the elements of {m.mid} alone")
+        made = [a, *(n for n in p.nodes[p.position(a) + 1 : p.position(b)] if _together(a, n))]
+        alone = p.roots(form.single).isdisjoint(frozenset().union(*(p.roots(p.writes_of(n)) for n in made)))
+        require(alone, "all of it needs one element of a result, which may not be there yet")
         reads, writes = p.roots(p.reads_of(b)), p.roots(p.writes_of(b))
         for n in p.nodes[p.position(a) + 1 : p.position(b)]:
             if not _together(a, n):
