@@ -63,11 +63,17 @@ def _line_of(node: fx.Node) -> Origin:
 
 @contextlib.contextmanager
 def levels_closed() -> Iterator[None]:
-    """Levels that an error left open are closed."""
+    """Levels that an error left open are closed, and what they forbid meanwhile is allowed again (hooks of saved tensors)."""
     depth = _functorch.get_dynamic_layer_stack_depth()
+    forbidden = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
     try:
         yield
     finally:
+        if torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() != forbidden:
+            if forbidden is None:
+                torch._C._autograd._saved_tensors_hooks_enable()
+            else:
+                torch._C._autograd._saved_tensors_hooks_disable(forbidden)
         if _functorch.get_dynamic_layer_stack_depth() > depth:
             _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
 
