@@ -72,9 +72,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 SAMPLED = (
     "api/test_autograd", "api/test_calls", "api/test_control_flow", "api/test_modules", "api/test_runtime_sizes", "api/test_shapes",
     "api/test_train_step", "api/test_vmap", "codegen/test_cpp_kernels", "codegen/test_triton", "ecosystem/", "frontends/test_functional",
-    "models/test_blocks", "models/test_in_the_wild", "models/test_random_draws", "models/test_research_networks", "models/test_symbolic_sizes",
-    "models/test_training", "models/test_transformers", "runtime/test_build", "runtime/test_vector", "suites/test_onnx", "testing/test_benchmark", "tuning/",
-    "verification/",
+    "models/test_blocks", "models/test_in_the_wild", "models/test_random_draws", "models/test_research_networks",
+    "models/test_symbolic_sizes", "models/test_training", "models/test_transformers", "runtime/test_build", "runtime/test_vector",
+    "suites/test_onnx", "testing/test_benchmark", "tuning/", "verification/",
 )  # fmt: skip
 
 
