@@ -130,3 +130,14 @@ def test_refuses_with_the_reason(writes: str, reason: str) -> None:
     with pytest.raises(Refusal, match=reason):
         MergeEpilogue().run(Match(p, {"reduction": reduction, "mid": "s", "epilogue": reader}))
     assert fingerprint(p) == before
+
+
+@pytest.mark.parametrize("transformation", [MergeEpilogue(), BatchKernels()])
+def test_places_of_a_node(transformation: MergeEpilogue | BatchKernels) -> None:
+    p = sums()
+    every = [m.place() for m in transformation.matches(p)]
+    for node in p.nodes:
+        found = [m.place() for m in transformation.matches_from(p, node)]
+        wanted = [m.place() for m in transformation.matches(p) if node in m.nodes]
+        assert len(found) == len(wanted) and all(f in wanted for f in found), node
+    assert every or isinstance(transformation, BatchKernels)

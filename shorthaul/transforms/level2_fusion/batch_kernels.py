@@ -36,11 +36,19 @@ class BatchKernels(Transformation):
 
     def matches(self, program: Program) -> Iterator[Match]:
         """As many kernels as one launch takes, from the first on."""
+        yield from self._groups(program, [n for n in program.nodes if isinstance(n, Map)])
+
+    def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
+        if isinstance(node, Map) and node.tasklet is not None:
+            alike = [n for n in program.nodes if isinstance(n, Map) and n.tasklet is not None and _operands(n) == _operands(node)]
+            yield from (m for m in self._groups(program, alike) if node in m.nodes)
+
+    def _groups(self, program: Program, maps: Sequence[Map]) -> Iterator[Match]:
         if program.form is not Form.SCHEDULED:
             return
         kinds: dict[tuple, list[Map]] = {}
-        for node in program.nodes:
-            if isinstance(node, Map) and node.schedule.get("batch") is None and node.schedule.get("epilogue") is None:
+        for node in maps:
+            if node.schedule.get("batch") is None and node.schedule.get("epilogue") is None:
                 form = flat_form(node, program.containers)
                 if form is not None and self._bytes(program, form.names) <= self.largest:
                     kinds.setdefault((form.key, node.phase), []).append(node)
@@ -86,6 +94,11 @@ class BatchKernels(Transformation):
             edit.add(*new, before=p.nodes[first])
         else:
             edit.add(*new)
+
+
+def _operands(node: Map) -> tuple[int, int]:
+    t = node.tasklet
+    return (len(t.reads), len(t.writes)) if t is not None else (0, 0)
 
 
 @dataclass

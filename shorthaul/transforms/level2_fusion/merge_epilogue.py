@@ -37,10 +37,16 @@ class MergeEpilogue(Transformation):
             return
         for node in list(program.nodes):
             if isinstance(node, Map) and program.node_is_current(node):
-                for c in sorted(_results(node)):
-                    for reader in program.readers(c):
-                        if isinstance(reader, Map) and reader is not node and reader.phase == node.phase:
-                            yield Match(program, {"reduction": node, "mid": c, "epilogue": reader})
+                yield from _behind(program, node)
+
+    def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
+        if program.form is not Form.SCHEDULED or not isinstance(node, Map):
+            return
+        yield from _behind(program, node)
+        for c in sorted(program.reads_of(node)):
+            for w in program.writers(c):
+                if isinstance(w, Map) and c in _results(w):
+                    yield from (m for m in _behind(program, w) if m.epilogue is node and m.mid == c)
 
     def check(self, m: Match) -> None:
         p, a, b = m.program, m.reduction, m.epilogue
@@ -79,6 +85,13 @@ class MergeEpilogue(Transformation):
         behind = p.nodes[last]
         edit.remove(b)
         edit.add(b.with_(schedule=b.schedule.with_options(epilogue=number)), after=behind)
+
+
+def _behind(program: Program, node: Map) -> Iterator[Match]:
+    for c in sorted(_results(node)):
+        for reader in program.readers(c):
+            if isinstance(reader, Map) and reader is not node and reader.phase == node.phase:
+                yield Match(program, {"reduction": node, "mid": c, "epilogue": reader})
 
 
 def _together(a: Map, n: Node) -> bool:
