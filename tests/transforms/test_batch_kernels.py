@@ -160,3 +160,11 @@ def test_refuses_with_the_reason(why: str) -> None:
     with pytest.raises(Refusal, match=reason):
         t.run(Match(p, {f"kernel_{i}": maps[k] for i, k in enumerate(places)}))
     assert fingerprint(p) == before
+
+
+def test_places_of_a_node() -> None:
+    p = updates()
+    (whole,) = BatchKernels().matches(p)
+    for node in p.nodes:
+        found = [m.place() for m in BatchKernels().matches_from(p, node)]
+        assert found == ([whole.place()] if node in whole.nodes else [])
