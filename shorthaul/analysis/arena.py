@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shorthaul.ir.nodes import Map
+from shorthaul.ir.launches import launched_together
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import container_sizes, runtime_sizes
 
@@ -53,13 +53,13 @@ def arena_bytes(program: Program, plan: str, sizes: Mapping[Any, int] | None = N
 
 
 def _launches(program: Program) -> tuple[list[int], list[int]]:
-    """For every node the first and the last position of what is launched together with it (`BatchKernels`, `MergeEpilogue`)."""
-    marks = [{(k, n.schedule.get(k)) for k in ("batch", "epilogue")} if isinstance(n, Map) else set() for n in program.nodes]
-    starts, ends = list(range(len(marks))), list(range(len(marks)))
-    for i in range(1, len(marks)):
-        if any(number is not None for _, number in marks[i] & marks[i - 1]):
+    """For every node the first and the last position of what is launched together with it (`ir.launches`)."""
+    nodes = program.nodes
+    starts, ends = list(range(len(nodes))), list(range(len(nodes)))
+    for i in range(1, len(nodes)):
+        if launched_together(nodes[i - 1], nodes[i]):
             starts[i] = starts[i - 1]
-    for i in reversed(range(len(marks) - 1)):
+    for i in reversed(range(len(nodes) - 1)):
         if starts[i + 1] != i + 1:
             ends[i] = ends[i + 1]
     return starts, ends

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from shorthaul.ir.containers import Container
+from shorthaul.ir.launches import launched_together
 from shorthaul.ir.nodes import Branch, Defines, LibraryCall, Loop, Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import container_sizes, runtime_sizes
@@ -251,14 +252,6 @@ def _complete(program: Program, nodes: Sequence[Node]) -> dict[str, int]:
     return last
 
 
-def launched_together(node: Node, *following: Node) -> bool:
-    """Whether a node that follows is launched together with this one, by a target that launches (`BatchKernels`, `MergeEpilogue`)."""
-    if not isinstance(node, Map):
-        return False
-    marks = {(k, node.schedule.get(k)) for k in ("batch", "epilogue") if node.schedule.get(k) is not None}
-    return any(isinstance(n, Map) and (k, n.schedule.get(k)) in marks for n in following for k in ("batch", "epilogue"))
-
-
 def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping[int, Any], kinds: Mapping[str, str],
            cuts: Sequence[int] = (), prefix: str = "", single: bool = False) -> Phase:  # fmt: skip
     result = Phase(phase)
@@ -273,11 +266,12 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
     of_step: dict[int, list[Node]] = {}
     ends, ends_at, cut = set(cuts), [0], False
     for position, n in enumerate(nodes):
+        joined = position + 1 < len(nodes) and launched_together(n, nodes[position + 1])
         if isinstance(n, Map):
             k = kernels[n.id]
             pending.append(KernelCall(k.name, k.arguments, k.sizes, n.id, getattr(k, "checks", ())))
             at = len(result.steps)
-            if single and not launched_together(n, *nodes[position + 1 : position + 2]):
+            if single and not joined:
                 flush()
         elif isinstance(n, LibraryCall):
             flush()
@@ -294,7 +288,7 @@ def _phase(program: Program, phase: str, nodes: Sequence[Node], kernels: Mapping
         touched += [(c, position, at) for c in program.reads_of(n) | program.writes_of(n)]
         of_step.setdefault(at, []).append(n)
         cut = cut or position in ends
-        if cut and not (single and launched_together(n, *nodes[position + 1 : position + 2])):
+        if cut and not (single and joined):
             flush()
             ends_at.append(len(result.steps))
             cut = False

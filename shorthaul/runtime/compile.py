@@ -11,6 +11,7 @@ import torch
 from shorthaul.codegen.cpp.emit import Kernel, emit_kernel, emit_source
 from shorthaul.codegen.host import build_host
 from shorthaul.errors import DeviceError
+from shorthaul.ir.launches import launched_together
 from shorthaul.ir.nodes import Branch, Loop, Map
 from shorthaul.ir.program import Program
 
@@ -78,12 +79,11 @@ def _epilogues(program: Program) -> dict[Map, list[Map]]:
     found: dict[Map, list[Map]] = {}
     first: Map | None = None
     for n in program.nodes:
-        number = n.schedule.get("epilogue") if isinstance(n, Map) else None
-        if number is None:
+        if not isinstance(n, Map):
             first = None
-        elif isinstance(n, Map) and first is not None and first.schedule.get("epilogue") == number:
+        elif first is not None and launched_together(first, n, "epilogue"):
             found.setdefault(first, []).append(n)
-        elif isinstance(n, Map):
+        else:
             first = n
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.flat import flat_form
+from shorthaul.ir.launches import MARKS, fresh_mark
 from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Form, Program
 
@@ -48,7 +49,7 @@ class BatchKernels(Transformation):
             return
         kinds: dict[tuple, list[Map]] = {}
         for node in maps:
-            if node.schedule.get("batch") is None and node.schedule.get("epilogue") is None:
+            if all(node.schedule.get(k) is None for k in MARKS):
                 form = flat_form(node, program.containers)
                 if form is not None and self._bytes(program, form.names) <= self.largest:
                     kinds.setdefault((form.key, node.phase), []).append(node)
@@ -66,8 +67,8 @@ class BatchKernels(Transformation):
         forms = []
         for node in m.nodes:
             require(isinstance(node, Map) and node.schedule.kind != "auto", "it is no scheduled kernel")
-            marks = [node.schedule.get(k) for k in ("batch", "epilogue")]  # type: ignore[attr-defined]
-            require(marks == [None, None], f"{node.label} is launched together with others already")
+            marked = any(node.schedule.get(k) is not None for k in MARKS)  # type: ignore[attr-defined]
+            require(not marked, f"{node.label} is launched together with others already")
             form = flat_form(node, m.program.containers)  # type: ignore[arg-type]
             require(form is not None, f"{node.label} is not elementwise over memory without gaps")
             assert form is not None
@@ -81,8 +82,7 @@ class BatchKernels(Transformation):
 
     def apply(self, m: Match, edit: Edit) -> None:
         p, order = m.program, m.order
-        taken = {n.schedule.get("batch") for n in p.nodes if isinstance(n, Map)}
-        batch = next(i for i in range(1, len(taken) + 2) if i not in taken)
+        batch = fresh_mark(p, "batch")
         anchor = order.before[-1] if order.before else None
         first = p.position(order.chosen[0])
         for n in (*order.chosen, *order.behind):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.flat import flat_form
+from shorthaul.ir.launches import fresh_mark, launched_together
 from shorthaul.ir.nodes import Map, Node
 from shorthaul.ir.program import Form, Program
 from shorthaul.symbolic import prove_eq
@@ -57,30 +58,29 @@ class MergeEpilogue(Transformation):
         require(form is not None, "it is not elementwise over memory without gaps")
         assert form is not None
         require(prove_eq(form.elements, p.containers[m.mid].size), f"it does not run over the elements of {m.mid} alone")
-        made = [a, *(n for n in p.nodes[p.position(a) + 1 : p.position(b)] if _together(a, n))]
+        made = [a, *(n for n in p.nodes[p.position(a) + 1 : p.position(b)] if launched_together(a, n, "epilogue"))]
         alone = p.roots(form.single).isdisjoint(frozenset().union(*(p.roots(p.writes_of(n)) for n in made)))
         require(alone, "all of it needs one element of a result, which may not be there yet")
         reads, writes = p.roots(p.reads_of(b)), p.roots(p.writes_of(b))
         for n in p.nodes[p.position(a) + 1 : p.position(b)]:
-            if not _together(a, n):
+            if not launched_together(a, n, "epilogue"):
                 before, after = p.roots(p.reads_of(n)), p.roots(p.writes_of(n))
                 free = writes.isdisjoint(before | after) and reads.isdisjoint(after)
                 require(free and not n.defines, f"{n.label} has to run between them")
         if self._joins is not None:
-            joined = [n for n in p.nodes[p.position(a) + 1 : p.position(b)] if isinstance(n, Map) and _together(a, n)]
+            joined = [n for n in p.nodes[p.position(a) + 1 : p.position(b)] if isinstance(n, Map) and launched_together(a, n, "epilogue")]
             require(self._joins(a, [*joined, b], p), "no kernel that merges parts of the reduction runs over these elements as they lie")
 
     def apply(self, m: Match, edit: Edit) -> None:
         p, a, b = m.program, m.reduction, m.epilogue
         number = a.schedule.get("epilogue")
         if number is None:
-            taken = {n.schedule.get("epilogue") for n in p.nodes if isinstance(n, Map)}
-            number = next(i for i in range(1, len(taken) + 2) if i not in taken)
+            number = fresh_mark(p, "epilogue")
             made = a.with_(schedule=a.schedule.with_options(epilogue=number))
             edit.replace(a, made)
             a = made
         last = p.position(a)
-        while last + 1 < len(p.nodes) and _together(a, p.nodes[last + 1]):
+        while last + 1 < len(p.nodes) and launched_together(a, p.nodes[last + 1], "epilogue"):
             last += 1
         behind = p.nodes[last]
         edit.remove(b)
@@ -92,11 +92,6 @@ def _behind(program: Program, node: Map) -> Iterator[Match]:
         for reader in program.readers(c):
             if isinstance(reader, Map) and reader is not node and reader.phase == node.phase:
                 yield Match(program, {"reduction": node, "mid": c, "epilogue": reader})
-
-
-def _together(a: Map, n: Node) -> bool:
-    number = a.schedule.get("epilogue")
-    return number is not None and isinstance(n, Map) and n.schedule.get("epilogue") == number
 
 
 def _results(node: Map) -> set[str]:
