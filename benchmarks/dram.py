@@ -154,8 +154,8 @@ def summary(name: str, rows: Sequence[dict[str, Any]]) -> str:
         if found > SHARE * measured or said > SHARE * predicted:
             beyond = abs(said / max(1, found) - 1) > KERNEL_WITHIN
             large, off = large + 1, off + beyond
-            numbers = [r[k] / 1e6 for k in ("predicted_read", "predicted_written", "read", "written", "seconds")]
-            text = "predicted {:8.1f} + {:7.1f} MB, measured {:8.1f} + {:7.1f}, {:7.1f} µs".format(*numbers[:4], numbers[4] * 1e12)
+            megabytes = [r[k] / 1e6 for k in ("predicted_read", "predicted_written", "read", "written")]
+            text = "predicted {:8.1f} + {:7.1f} MB, measured {:8.1f} + {:7.1f}, {:7.1f} µs".format(*megabytes, r["seconds"] * 1e6)
             lines.append(f"  {said / max(1, found):5.2f}{' !' if beyond else '  '} {text}  {r['label'][:70]}")
     lines.append(f"  {large} kernels above {SHARE:.0%} of the bytes, {off} of them off by more than {KERNEL_WITHIN:.0%}")
     return "\n".join(lines)

@@ -40,6 +40,17 @@ def program(build: Any, words: int = 11, width: int = 8) -> Program:
     return network(build, maps=False, x=(2, 3, width), parameters={"w": (words, width), "bias": (words,)})
 
 
+def assert_lowered(p: Program, inputs: Any, expected: Any) -> None:
+    """Fused, interpreted and compiled, the program computes what it did."""
+    expand(p, choose_default)
+    eliminate_common_subexpressions(p)
+    fuse(p, default_fusions())
+    apply_everywhere(p, [AliasViews()])
+    for k, v in results(p, inputs).items():
+        assert abs(v - expected[k]).max() < 1e-12 * max(1, abs(expected[k]).max())
+    assert_compiled(p, inputs, expected)
+
+
 @pytest.mark.parametrize("build", [head, direct])
 @pytest.mark.parametrize(("words", "width"), [(11, 8), (11, 7), (16, 5)])
 def test_sizes_are_filled_up(build: Any, words: int, width: int) -> None:
@@ -52,13 +63,7 @@ def test_sizes_are_filled_up(build: Any, words: int, width: int) -> None:
     sizes = {c for n in p.nodes if getattr(n, "op", "") == "contract" for m in (*n.reads.values(), *n.writes.values())
              for c in p.containers[m.container].shape[-2:]}  # fmt: skip
     assert sizes <= {3, 8, 16}
-    expand(p, choose_default)
-    eliminate_common_subexpressions(p)
-    fuse(p, default_fusions())
-    apply_everywhere(p, [AliasViews()])
-    for k, v in results(p, inputs).items():
-        assert abs(v - expected[k]).max() < 1e-12 * max(1, abs(expected[k]).max())
-    assert_compiled(p, inputs, expected)
+    assert_lowered(p, inputs, expected)
 
 
 def test_gradients_share_what_is_filled() -> None:
@@ -114,13 +119,7 @@ def test_channels_of_images_are_filled_up() -> None:
     calls = [n for n in p.nodes if getattr(n, "op", "") in ("convolution", "conv_grad_weight")]
     assert [p.containers[n.reads["x"].container].shape[1] for n in calls] == [8, 8]
     assert len([n for n in p.nodes if getattr(n, "op", "") == "slice_backward"]) == 2, "the image once, and the weight"
-    expand(p, choose_default)
-    eliminate_common_subexpressions(p)
-    fuse(p, default_fusions())
-    apply_everywhere(p, [AliasViews()])
-    for k, v in results(p, inputs).items():
-        assert abs(v - expected[k]).max() < 1e-12 * max(1, abs(expected[k]).max())
-    assert_compiled(p, inputs, expected)
+    assert_lowered(p, inputs, expected)
 
 
 NO_IMAGE = {
