@@ -36,7 +36,7 @@ from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
 from shorthaul.runtime.executable import CallError
-from shorthaul.runtime.graphs import GraphedExecutable, in_place_inputs
+from shorthaul.runtime.graphs import graphed, in_place_inputs
 from shorthaul.runtime.report import Record, Region
 from shorthaul.runtime.target import TARGETS
 from shorthaul.symbolic import Symbol
@@ -223,23 +223,12 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     region.captured(program, imported.fallbacks)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         program.attributes["part_bytes"] = DISTRIBUTED_PART_BYTES
-    if name != "cpp":
-        with region.timed("optimize"):
-            pipeline.optimize(program, options)
-        with region.timed("build"):
-            compiled = target.compile(program, device)
-        interface = interface_of(graph, imported, depends, watched)
-        executable: Any = compiled.executable
-        if device.type == "cuda" and options.cuda_graphs:
-            written = frozenset(str(interface.inputs[i]) for i, _ in interface.mutations)
-            roles = {n: program.containers[n].role for n in program.signature.inputs}
-            executable = GraphedExecutable(executable, in_place_inputs(program.signature.inputs, roles, written))
-        region.finished(program, dataclasses.replace(compiled, executable=executable))
-        ready = CompiledGraph(program.name, program, interface, executable)
-        return Capture(ready, "", graph.outputs, region.operators, region.fallbacks, [])
-    with region.timed("cache"):
-        key = artifact_key(program, options, foreign_sources(_definitions()))
-        found = None if options.trace else load(key)
+    kept = not options.trace and (name == "cpp" or (name == "triton" and device.type == "cuda"))
+    key, found = "", None
+    if kept:
+        with region.timed("cache"):
+            key = artifact_key(program, options, foreign_sources(_definitions()), device=device)
+            found = load(key, device)
     if found is not None:
         program, compiled = found
     else:
@@ -247,14 +236,20 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
             pipeline.optimize(program, options)
         with region.timed("build"):
             compiled = target.compile(program, device)
-        if not options.trace:
+        if kept:
             with region.timed("cache"):
                 store(key, program, compiled)
-    region.finished(program, compiled)
     interface = interface_of(graph, imported, depends, watched)
+    in_place: frozenset[str] | None = None
+    if device.type == "cuda" and options.cuda_graphs:
+        written = frozenset(str(interface.inputs[i]) for i, _ in interface.mutations)
+        roles = {n: program.containers[n].role for n in program.signature.inputs}
+        in_place = in_place_inputs(program.signature.inputs, roles, written)
+    compiled = graphed(compiled, in_place)
+    region.finished(program, compiled)
     foreign = [t for t in graph.targets if t.count(".") == 2 and not t.startswith(("aten.", "prims.", "shorthaul."))]
-    return Capture(CompiledGraph(program.name, program, interface, compiled.executable), key, graph.outputs, region.operators,
-                   region.fallbacks, foreign)  # fmt: skip
+    ready = CompiledGraph(program.name, program, interface, compiled.executable)
+    return Capture(ready, key, graph.outputs, region.operators, region.fallbacks, foreign, device, in_place)
 
 
 install()  # gives Program the methods that need other parts of the package (`ir` knows none of them)

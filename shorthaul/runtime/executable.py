@@ -33,7 +33,7 @@ from .control import Control
 from .memory import ARENAS, Arena
 
 if TYPE_CHECKING:
-    from .triton_target import TritonTarget
+    from .gpu_launch import KernelTarget
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int64": torch.int64,
@@ -178,10 +178,10 @@ class Backward:
 
 
 class Executable:
-    """A compiled program. Build it with the host program and a function that gives a compiled C function by name, or with the Triton
-    target that runs its kernels, on whose device everything lives then."""
+    """A compiled program. Build it with the host program and a function that gives a compiled C function by name, or with the target
+    that runs its kernels, on whose device everything lives then."""
 
-    def __init__(self, host: HostProgram, function: Callable[[str], Any] | None, target: TritonTarget | None = None) -> None:
+    def __init__(self, host: HostProgram, function: Callable[[str], Any] | None, target: KernelTarget | None = None) -> None:
         self.host = host
         self.target = target
         self.device = target.device if target is not None else torch.device("cpu")

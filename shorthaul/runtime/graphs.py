@@ -10,12 +10,14 @@ replay: outputs are copies; gradients are lent where the loop lets go of them be
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from .compile import Compiled
 from .executable import Backward, Executable, Layout, Run, copy_all
 from .lending import Lent, Watch
 
@@ -230,6 +232,14 @@ def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     found = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in tensors.items()}
     copy_all(list(found.values()), list(tensors.values()))
     return found
+
+
+def graphed(compiled: Compiled, in_place: frozenset[str] | None) -> Compiled:
+    """With its phases as CUDA graphs that read those inputs where they are; as it is where None is given."""
+    if in_place is None:
+        return compiled
+    executable: Any = GraphedExecutable(compiled.executable, in_place)
+    return dataclasses.replace(compiled, executable=executable)
 
 
 def in_place_inputs(names: Sequence[str], roles: Mapping[str, str], written: frozenset[str]) -> frozenset[str]:

@@ -1,16 +1,12 @@
-"""Triton kernels of a host program: compiled in parallel, launched on a GPU without Python's launcher, or run by Triton's interpreter.
-
-A compiled kernel's parameters are read by the driver from addresses when it is launched. Here those addresses are the entries of the
-phase's own pointer table, so that a launch is one call of the driver with arguments that never change.
-"""
+"""Triton kernels of a host program: compiled in parallel, launched on a GPU without Python's launcher (`gpu_launch`), or run by
+Triton's interpreter."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +21,11 @@ from shorthaul.codegen.triton.launch import Configuration, compile_for, configur
 from shorthaul.errors import DeviceError
 
 from .executable import Binding
+from .gpu_launch import Binary, Launched, Step, bind, in_turn
 
 LEAST_CAPABILITY = (8, 0)
 # the interpreter takes as long for a large block as for a small one
 INTERPRETED = {"budget": 1 << 16, "programs": 3}
-Step = Callable[[int, int], None]
-NULL = (ctypes.c_uint64 * 1)(0)
 
 
 class TritonTarget:
@@ -100,7 +95,7 @@ class TritonTarget:
             for _, _, c in self.configurations(segment, sizes, wide):
                 job = self._job(c, unaligned)
                 work.setdefault(job.key, job)
-        missing = [j for j in work.values() if j.key not in _LOADED]
+        missing = [j for j in work.values() if j.key not in _BINARIES]
         with ThreadPoolExecutor(max_workers=max(1, min(len(missing) or 1, os.cpu_count() or 1))) as pool:
             list(pool.map(lambda job: job.compiled(), missing))
 
@@ -114,38 +109,27 @@ class TritonTarget:
     # binding ----------------------------------------------------------------------------------------------------------
     def prepare(self, segment: Segment, binding: Binding, table: Any, slots: Mapping[str, int]) -> Step:
         """A function that runs the segment on what the pointer table holds when it is called. slots: entry of each container."""
+        if not self.interprets:
+            return in_turn([bind(launched, table, slots, self.device) for launched in self.launched(segment, binding)])
         steps = []
         for node, _, c in self.configurations(segment, binding.sizes, binding.wide):
             if c.programs:
-                names = [scratch_name(node, a) if scratch_name(node, a) in slots else a for a in c.kernel.arguments]
-                bind = self._interpreted if self.interprets else self._launch
-                steps.append(bind(c, names, binding, table, slots))
-        if len(steps) == 1:
-            return steps[0]
+                steps.append(self._interpreted(c, self._names(node, c), binding, table, slots))
+        return in_turn(steps)
 
-        def run(address: int, sizes: int) -> None:
-            for step in steps:
-                step(address, sizes)
+    def launched(self, segment: Segment, binding: Binding) -> list[Launched]:
+        """The launches of a segment, in the order in which they run."""
+        found = []
+        for node, _, c in self.configurations(segment, binding.sizes, binding.wide):
+            if c.programs:
+                binary = self._job(c, binding.unaligned).binary()
+                found.append(Launched(node, c.kernel.name, tuple(self._names(node, c)), tuple(c.numbers), c.programs, binary))
+        return found
 
-        return run
-
-    def _launch(self, c: Configuration, names: Sequence[str], binding: Binding, table: Any, slots: Mapping[str, int]) -> Step:
-        function, shared, warps = self._job(c, binding.unaligned).loaded()
-        numbers = (ctypes.c_int32 * max(1, len(c.numbers)))(*c.numbers)
-        base, at = table.ctypes.data, ctypes.addressof(numbers)
-        values = [base + 8 * slots[n] for n in names] + [at + 4 * i for i in range(len(c.numbers))]
-        values += [ctypes.addressof(NULL)] * 2  # memory that Triton's own tools may ask for
-        parameters = (ctypes.c_void_p * len(values))(*values)
-        launch, stream, device = _driver().cuLaunchKernel, torch._C._cuda_getCurrentRawStream, self.device.index
-        one, grid, threads, bytes_ = (ctypes.c_uint(n) for n in (1, c.programs, 32 * warps, shared))
-        handle, name = ctypes.c_void_p(function), c.kernel.name
-
-        def run(address: int, sizes: int, _keep: Any = (numbers, table)) -> None:
-            error = launch(handle, grid, one, one, threads, one, one, bytes_, ctypes.c_void_p(stream(device)), parameters, None)
-            if error:
-                raise RuntimeError(f"kernel {name} could not be launched: CUDA driver error {error}")
-
-        return run
+    def _names(self, node: int, c: Configuration) -> list[str]:
+        """Containers and partial results, as the memory plan calls them, whose pointers a kernel takes."""
+        partial = {scratch_name(node, a) for a in c.kernel.arguments} & self._scratch_bytes.keys()
+        return [scratch_name(node, a) if scratch_name(node, a) in partial else a for a in c.kernel.arguments]
 
     def _interpreted(self, c: Configuration, names: Sequence[str], binding: Binding, table: Any, slots: Mapping[str, int]) -> Step:
         function, dtypes = load(c.kernel), self.dtypes(c)
@@ -199,27 +183,22 @@ class _Job:
                 _COMPILED[self.key] = found
         return found
 
-    def loaded(self) -> tuple[int, int, int]:
-        """Handle, bytes of shared memory and warps."""
-        found = _LOADED.get(self.key)
+    def binary(self) -> Binary:
+        """Its machine code. Raises DeviceError where it asks for memory that nobody gives it."""
+        found = _BINARIES.get(self.key)
         if found is None:
-            import triton
-
             k = self.compiled()
             m = k.metadata
             if m.global_scratch_size or m.profile_scratch_size:
                 raise DeviceError(f"the Triton kernel {m.name} asks for memory of its own")
-            with torch.cuda.device(self.device):
-                utils = triton.runtime.driver.active.utils
-                handle = utils.load_binary(m.name, k.kernel, m.shared, self.device.index)[1]
-            found = _LOADED[self.key] = handle, m.shared, m.num_warps
+            found = _BINARIES[self.key] = Binary(m.name, k.kernel, m.shared, m.num_warps)
         return found
 
 
 _LOCK = threading.RLock()
 _FUNCTIONS: dict[str, Any] = {}
 _COMPILED: dict[tuple, Any] = {}
-_LOADED: dict[tuple, tuple[int, int, int]] = {}
+_BINARIES: dict[tuple, Binary] = {}
 
 
 def _function(kernel: TritonKernel) -> Any:
@@ -228,11 +207,6 @@ def _function(kernel: TritonKernel) -> Any:
     if found is None:
         found = _FUNCTIONS[kernel.structure] = load(kernel)
     return found
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")
 
 
 def require_gpu(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from shorthaul.ir.program import Program
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import Interface
 from shorthaul.runtime.compile import Compiled
-from shorthaul.runtime.graphs import GraphedExecutable
+from shorthaul.runtime.graphs import graphed
 from shorthaul.runtime.report import LOG, Region
 from shorthaul.runtime.target import TARGETS, Target
 from shorthaul.runtime.train_step import Scalars, StepGraph, in_place_updates
@@ -205,16 +205,15 @@ class Site:
             step.give(step.results.values())
         program, compiled = self._built(step.program, target, name, options, device, region)
         interface, written, outputs = self._interface(step, program)
-        executable: Any = compiled.executable
         if device.type == "cuda" and options.cuda_graphs:
             # parameters, buffers, state and scalars stay where they are; the rest of the inputs is copied to fixed places
             lasting = {n for n in program.signature.inputs if program.containers[n].role in ("parameter", "buffer")}
-            executable = GraphedExecutable(executable, frozenset(lasting | set(step.scalars.values())))
-        region.finished(program, dataclasses.replace(compiled, executable=executable))
+            compiled = graphed(compiled, frozenset(lasting | set(step.scalars.values())))
+        region.finished(program, compiled)
         numbers = None
         if update is not None:
             numbers = HostNumbers(owner.optimizer, update, list(step.scalars), lambda name: getattr(owner, name))
-        return Variant(self, StepGraph(program.name, program, interface, executable, written), step, numbers, outputs)
+        return Variant(self, StepGraph(program.name, program, interface, compiled.executable, written), step, numbers, outputs)
 
     def _may_be_lazy(self) -> bool:
         """Whether tables of this step may be lazy; a reason why not goes into the report."""
@@ -254,20 +253,18 @@ class Site:
     def _built(self, program: Program, target: Target, name: str, options: Options, device: torch.device,
                region: Region) -> tuple[Program, Compiled]:  # fmt: skip
         """The program optimized and compiled, from the cache where it is there."""
-        if name != "cpp":
-            with region.timed("optimize"):
-                pipeline.optimize(program, options)
-            with region.timed("build"):
-                return program, target.compile(program, device)
-        with region.timed("cache"):
-            key = artifact_key(program, options)
-            found = load(key)
-        if found is not None:
-            return found
+        kept = name == "cpp" or (name == "triton" and device.type == "cuda")
+        if kept:
+            with region.timed("cache"):
+                key = artifact_key(program, options, device=device)
+                found = load(key, device)
+            if found is not None:
+                return found
         with region.timed("optimize"):
             pipeline.optimize(program, options)
         with region.timed("build"):
             compiled = target.compile(program, device)
-        with region.timed("cache"):
-            store(key, program, compiled)
+        if kept:
+            with region.timed("cache"):
+                store(key, program, compiled)
         return program, compiled

@@ -30,7 +30,7 @@ def arguments(args: tuple, kwargs: Mapping[str, Any], live: LiveState) -> tuple[
             place = seen.get(id(v))
             if place is not None:
                 return ("same", place)
-            if v.device.type != "cpu" or v.layout is not torch.strided or v.__dict__:
+            if v.device.type not in ("cpu", "cuda") or v.layout is not torch.strided or v.__dict__:
                 raise NotRecordable("an argument is a tensor with attributes, or on another device, or not strided")
             seen[id(v)] = len(leaves)
             leaves.append(v)
@@ -61,7 +61,8 @@ def settings() -> Key | None:
     frames = sys.modules.get("torch._dynamo.eval_frame")
     if frames is not None and frames._stance.stance != "default":
         return None
-    autocast = (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled())
+    kinds = ("cpu", "cuda")
+    autocast = (*((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in kinds), torch.is_autocast_cache_enabled())
     others = c._is_any_autocast_enabled()
     deterministic = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     return (

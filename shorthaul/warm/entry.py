@@ -140,7 +140,7 @@ class Entry:
                 ready = state.graphs.get((key, settings))
                 if ready is not None:
                     return (None, live, leaves) if ready.shares_memory(live, leaves) else (ready, live, leaves)
-            found = record.find(record.record_key(live, key, settings, self.options))
+            found = record.find(record.record_key(live, leaves, key, settings, self.options))
             if found is None:
                 self._why = "no capture record for this module, this code and these arguments"
                 return None, live, leaves
@@ -264,7 +264,7 @@ class Entry:
             inputs, outputs = o.runs[0]
             places = calls.places(inputs, o.live, leaves)
             form = calls.template(result, outputs, o.live, leaves)
-            record.store(record.record_key(o.live, key, o.settings, self.options), o.capture, places, form)
+            record.store(record.record_key(o.live, leaves, key, o.settings, self.options), o.capture, places, form)
             o.region.start = f"traced{why}; a later start finds its capture record"
         except NotRecordable as e:
             o.region.start = f"traced{why}; no capture record: {e}"

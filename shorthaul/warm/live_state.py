@@ -268,7 +268,7 @@ class LiveState:
             raise NotRecordable(f"{name} is a {type(t).__qualname__}, a subclass of torch.Tensor")
         if not self._new(t):
             return
-        if t.device.type != "cpu" or t.layout is not torch.strided:
+        if t.device.type not in ("cpu", "cuda") or t.layout is not torch.strided:
             raise NotRecordable(f"{name} is on {t.device} with layout {t.layout}")
         self.index[id(t)] = len(self.tensors)
         self.tensors.append(t)

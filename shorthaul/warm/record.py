@@ -16,15 +16,16 @@ import torch
 from shorthaul.frontends.functional import GraphRef, OutputSpec, ViewSpec, rebuilder
 from shorthaul.ir.nodes import Origin
 from shorthaul.ir.program import Program
-from shorthaul.runtime.artifact import load, tools
+from shorthaul.runtime.artifact import CPU, load, tools
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.cache import Cache, make_key
 from shorthaul.runtime.compile import Compiled
+from shorthaul.runtime.graphs import graphed
 
 from .calls import Key
 from .live_state import LiveState, NotRecordable
 
-FORMAT = 1
+FORMAT = 2
 KIND = "captures"
 _DTYPES = {str(d): d for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
                                torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128)}  # fmt: skip
@@ -35,7 +36,8 @@ _FIELDS = ("inputs", "sizes", "results", "size_results", "rebuild", "mutations",
 class Capture:
     """What one compilation leaves for its record. artifact: the key of the optimized program, empty
     where it is not kept. outputs: how the graph's outputs are rebuilt.
-    foreign: operators that are defined outside PyTorch and this package."""
+    foreign: operators that are defined outside PyTorch and this package. in_place: inputs that CUDA graphs read where they are; None
+    where there are no such graphs."""
 
     graph: CompiledGraph
     artifact: str
@@ -43,6 +45,8 @@ class Capture:
     operators: Counter[str]
     fallbacks: list[tuple[str, Origin]]
     foreign: list[str]
+    device: torch.device
+    in_place: frozenset[str] | None
 
 
 @dataclass
@@ -58,11 +62,13 @@ class Found:
     fallbacks: list[tuple[str, Origin]]
 
 
-def record_key(live: LiveState, call: Key, settings: Key, options: object) -> str:
-    """The key of a record: the live state, the call, the settings, the options, and everything that the compiled program depends on."""
+def record_key(live: LiveState, leaves: Sequence[torch.Tensor], call: Key, settings: Key, options: object) -> str:
+    """The key of a record: the live state, the call with its tensors, the settings, the options, and everything that the compiled program
+    depends on."""
+    device = next((t.device for t in (*live.tensors, *leaves) if t.device.type != "cpu"), CPU)
     environment = sorted((k, v) for k, v in os.environ.items() if k.startswith(("TORCHDYNAMO", "TORCH_DYNAMO", "TORCH_COMPILE")))
     return make_key("capture", str(FORMAT), live.digest, repr(call), repr(settings), repr(options), sys.version, np.__version__,
-                    repr(environment), repr(_distributed()), *tools())  # fmt: skip
+                    repr(environment), repr(_distributed()), *tools(device))  # fmt: skip
 
 
 def _distributed() -> bool:
@@ -85,7 +91,8 @@ def store(key: str, capture: Capture, inputs: list[tuple[str, int]], form: Any) 
         raise NotRecordable("a result is an expression of sizes")
     value = {
         "format": FORMAT, "artifact": capture.artifact, "places": inputs, "form": form,
-        "name": capture.graph.name,
+        "name": capture.graph.name, "device": str(capture.device),
+        "in_place": None if capture.in_place is None else sorted(capture.in_place),
         "interface": {
             "inputs": i.inputs, "results": i.results, "size_results": list(i.size_results.items()),
             "mutations": i.mutations, "random": list(i.random), "depends": {k: sorted(v) for k, v in i.depends.items()}, "where": i.where,
@@ -103,10 +110,11 @@ def find(key: str) -> Found | None:
     value: Any = Cache(KIND).get_json(key) if not extended() else None
     if value is None or value.get("format") != FORMAT:
         return None
-    loaded = load(value["artifact"])
+    loaded = load(value["artifact"], torch.device(value["device"]))
     if loaded is None:
         return None
     program, compiled = loaded
+    compiled = graphed(compiled, None if value["in_place"] is None else frozenset(value["in_place"]))
     v = value["interface"]
     outputs = [_load_output(o) for o in value["outputs"]]
     interface = Interface(

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NETWORK = """
 import torch
 from torch import nn
@@ -32,10 +34,10 @@ import network
 import shorthaul as sh
 
 torch.manual_seed(0)
-net = sh.optimize(network.Net())
-x = torch.linspace(-1, 1, 48).reshape(6, 8)
+net = sh.optimize(network.Net().to(sys.argv[1]))
+x = torch.linspace(-1, 1, 48, device=sys.argv[1]).reshape(6, 8)
 losses = []
-for _ in range(3):
+for _ in range(5):
     for p in net.parameters():
         p.grad = None
     loss = net(x).square().sum()
@@ -49,25 +51,26 @@ print(json.dumps({"losses": losses, "mean": net.norm.running_mean.tolist(), "sta
 """
 
 
-def steps(folder: Path) -> dict[str, Any]:
+def steps(folder: Path, device: str) -> dict[str, Any]:
     environment = {**os.environ, "SHORTHAUL_CACHE_DIR": str(folder / "cache"), "SHORTHAUL_WARM_START": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), root])
-    done = subprocess.run([sys.executable, "-c", STEPS], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", STEPS, device], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_second_process_neither_traces_nor_imports_dynamo_until_the_source_changes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_second_process_neither_traces_nor_imports_dynamo_until_the_source_changes(tmp_path: Path, device: str) -> None:
     source = tmp_path / "network.py"
     source.write_text(NETWORK)
-    cold = steps(tmp_path)
+    cold = steps(tmp_path, device)
     assert cold["start"].endswith("a later start finds its capture record") and "torch._dynamo" in cold["tracer"]
-    warm = steps(tmp_path)
+    warm = steps(tmp_path, device)
     assert warm["start"].startswith("from its capture record") and "kernels" in warm["report"]
     assert warm["tracer"] == []
     assert (warm["losses"], warm["mean"]) == (cold["losses"], cold["mean"])
     source.write_text(NETWORK.replace("GAIN = 2.0", "GAIN = 4.0"))
-    edited = steps(tmp_path)
+    edited = steps(tmp_path, device)
     assert edited["start"].startswith("traced")
     assert abs(edited["losses"][0] / cold["losses"][0] - 4) < 1e-4
