@@ -63,7 +63,7 @@ def test_launches_from_the_cache_are_those_that_were_compiled(hopper: None) -> N
     launches = [target.launched(s, binding) for s in ours]  # type: ignore[attr-defined]
     assert launches == [kept.launches[gpu_launch.nodes_of(s)] for s in theirs]  # type: ignore[attr-defined]
     assert [target.scratch(s, {}) for s in ours] == [kept.scratch(s, {}) for s in theirs]
-    assert all(launch.binary.code[:4] == b"\x7fELF" for launch in sum(launches, []))
+    assert all(launch.binary.code[:4] == b"\x7fELF" for of in launches for launch in of)
     assert any(launch.numbers or kept.scratch(s, {}) for s, of in zip(theirs, launches, strict=True) for launch in of)
     a, b = (e.layout({}) for e in (compiled.executable, ready.executable))
     assert (a.offsets, a.arena_bytes) == (b.offsets, b.arena_bytes)
