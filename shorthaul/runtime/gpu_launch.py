@@ -25,7 +25,8 @@ SHARED_BY_DEFAULT = 49152  # bytes of shared memory that a kernel has without as
 class KernelTarget(Protocol):
     """What an executable asks of the kernels of a GPU."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device: ...
 
     def compile_all(self, segments: Sequence[Segment], sizes: Mapping[str, int], wide: bool, unaligned: frozenset[str]) -> None:
         """Compile the distinct kernels at these sizes."""
