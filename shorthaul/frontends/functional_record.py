@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from shorthaul.frontends.functional import Origin, Unsupported
+from shorthaul.frontends.sizes import scaled
 
 aten = torch.ops.aten
 
@@ -122,6 +123,9 @@ _SIZE_FUNCTIONS = {
     "ToFloat": (torch.sym_float, 1),
     "PowByNatural": (operator.pow, 2),
     "Pow": (operator.pow, 2),
+    "FloatPow": (operator.pow, 2),
+    "OpaqueUnaryFn_sqrt": (torch._sym_sqrt, 1),  # type: ignore[attr-defined]
+    "OpaqueUnaryFn_log2": (torch._sym_log2, 1),  # type: ignore[attr-defined]
 }
 
 
@@ -269,6 +273,10 @@ class Recorder(TorchDispatchMode):
             source, dim = self._symbols[expr]
             value = source.meta["val"].shape[dim]
             node = self.call(aten.sym_size.int, (source, dim), {}, value, False)
+        elif (product := scaled(expr)) is not None:
+            node = self._expression(product[0])
+            for function, part in ((operator.mul, product[1].numerator), (operator.floordiv, product[1].denominator)):
+                node = self.call(function, (node, part), {}, _apply(function, node, part), False)
         else:
             name = type(expr).__name__
             if name not in _SIZE_FUNCTIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,16 +20,19 @@ from shorthaul.frontends.functional_hops import custom_function
 from shorthaul.frontends.importer_control import import_control
 from shorthaul.frontends.sizes import Sizes
 from shorthaul.ir.containers import Container, contiguous_strides
-from shorthaul.ir.dtypes import DTYPES, DType, dtype, int64
+from shorthaul.ir.dtypes import DTYPES, DType, dtype, float64, int64
 from shorthaul.ir.memlet import Condition, full
 from shorthaul.ir.nodes import Defines, LibraryCall, Node, Operator, Origin
 from shorthaul.ir.program import Program, Signature
 from shorthaul.ir.sizes import used_sizes
 from shorthaul.ops.builder import OpBuilder
-from shorthaul.ops.registry import ATEN, AtenCall, OperatorError, TensorType, load_extensions
+from shorthaul.ops.registry import ATEN, AtenCall, OperatorError, TensorType, definition, load_extensions
 from shorthaul.symbolic import Symbol, free_symbols, prove_eq, prove_le
 
 RANDOM_INPUTS = ("rng_seed", "rng_offset")
+# Functions of Python floats that follow from sizes, as operators.
+_NUMBERS = {torch.sym_float: "", operator.add: "add", operator.mul: "mul", operator.truediv: "div", operator.pow: "pow",
+            torch.sym_max: "maximum", torch.sym_min: "minimum", torch._sym_sqrt: "sqrt", torch._sym_log2: "log2"}  # type: ignore[attr-defined]  # fmt: skip
 Late = tuple[int, int, Any]  # (result, dimension, SymInt): a size that depends on data and appears here first
 
 
@@ -182,6 +186,8 @@ class _Importer:
             return self.sizes.convert(fake)
         if node.target is torch.ops.aten._local_scalar_dense.default and isinstance(fake, (float, torch.SymFloat)):
             return self._number(node)
+        if isinstance(fake, torch.SymFloat) and node.target in _NUMBERS:
+            return self._number_of_sizes(node)
         name = str(getattr(node.target, "__name__", node.target))
         if name == "getitem":
             source, i = self.env[node.args[0]], node.args[1]  # type: ignore[index]
@@ -237,6 +243,18 @@ class _Importer:
         value = b.reshape(b.op("detach", x=x), ())
         self.nodes += b.nodes
         return value  # type: ignore[no-any-return]
+
+    def _number_of_sizes(self, node: fx.Node) -> Container:
+        """A Python float that follows from sizes is computed as a tensor, in double precision as Python does."""
+        origin = node.meta["origin"]
+        b = OpBuilder(self.edit, "forward", (Origin(origin.module, origin.source, str(node.target)),), hint=node.name)
+        parts = [v if isinstance(v, Container) else b.full((), v, float64) for v in map(self._value, node.args)]
+        name = _NUMBERS[node.target]
+        if name:
+            d = definition(name)
+            parts = [b.op(name, **dict(zip(d.operands, parts, strict=True)))]
+        self.nodes += b.nodes
+        return parts[0]  # type: ignore[no-any-return]
 
     def _require(self, condition: Condition, text: str) -> None:
         """Check a condition on sizes that depend on data where the last of them is defined, unless their bounds prove it."""

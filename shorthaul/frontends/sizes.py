@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Union
 
 import torch
@@ -22,6 +23,20 @@ _RELATIONS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "StrictLessThan": ("ge", lambda a, b: b - a - 1),
     "Equality": ("eq", lambda a, b: a - b),
 }
+
+
+_EXACT = 1 << 20  # largest denominator of a factor: with it the product of a factor and a size is exact in double precision
+
+
+def scaled(e: Any) -> tuple[Any, Fraction] | None:
+    """The size and the factor of a product that is rounded down to a whole number, as in ``int(1.5 * n)``; None for other expressions."""
+    if type(e).__name__ not in ("TruncToInt", "FloorToInt") or not e.args[0].is_Mul or len(e.args[0].args) != 2:
+        return None
+    factor, size = sorted(e.args[0].args, key=lambda a: not a.is_number)
+    if type(size).__name__ != "ToFloat" or not factor.is_number or factor <= 0 or not size.args[0].is_nonnegative:
+        return None
+    exact = Fraction(float(factor))
+    return (size.args[0], exact) if exact.denominator <= _EXACT else None
 
 
 class Sizes:
@@ -115,6 +130,8 @@ class Sizes:
         if e.is_Symbol:
             found = self._cache.get(e)
             return self._symbol(e, env) if found is None else found
+        if (product := scaled(e)) is not None:
+            return floordiv(self._of(product[0], env) * product[1].numerator, product[1].denominator)
         args = [self._of(a, env) for a in e.args]
         kind = type(e).__name__
         if kind == "Add":

@@ -6,6 +6,7 @@ Grids have sizes around vector widths and tiles, and sizes for which a window, a
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,6 +87,13 @@ def reduced(m: Net, x: torch.Tensor) -> Any:
     return x.sum(0), x.flatten(0, 1).var(0), x.std(1), x.logsumexp(1), (x - x.mean((0, 1))).square().mean(), x.amin(1)
 
 
+def numbers(m: Net, x: torch.Tensor) -> Any:
+    """Python floats that follow from sizes, and sizes that are rounded from them."""
+    n, k = x.shape[:2]
+    shares = x * (1.0 / n), x / math.sqrt(k), x * (n / (2.5 * k)), x * n**-0.5, x * float(max(n, k)), x + math.log2(n)
+    return *(y.sin() for y in shares), x[:, : int(0.5 * k)].exp(), F.interpolate(x, scale_factor=1.5).cos()
+
+
 LENGTHS = [(5, 7), (2, 2), (3, 2), (7, 8), (4, 9), (17, 16), (33, 5), (2, 65)]
 # (function, its inputs, the dimensions that are marked, compilations): PyTorch compiles again where a size that follows from others is 1,
 # and once more when the size that this depends on changes after that
@@ -96,6 +104,7 @@ CASES: list[tuple[Callable[..., Any], Callable[[int, int], Sequence[torch.Tensor
     (images, lambda n, k: (randn(2, 3, 4 * n, 4 * k + 1),), {(0, 2), (0, 3)}, 1),
     (attended, lambda n, k: (randn(n, k, 8),), {(0, 0), (0, 1)}, 1),
     (reduced, lambda n, k: (randn(n, k, 8),), {(0, 0), (0, 1)}, 1),
+    (numbers, lambda n, k: (randn(n, k, 8),), {(0, 0), (0, 1)}, 2),
     (skipped, lambda n, k: (randn(2, 3, 2 * n, 4 * k),), {(0, 2), (0, 3)}, 1),
 ]
 
