@@ -4,22 +4,22 @@ Triton's interpreter."""
 from __future__ import annotations
 
 import ctypes
-import os
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton.language as tl
 
 from shorthaul.codegen.host import Segment
 from shorthaul.codegen.triton.batch import emit_batch
 from shorthaul.codegen.triton.emit_map import MapKernels
 from shorthaul.codegen.triton.kernel import TritonKernel
-from shorthaul.codegen.triton.launch import Configuration, compile_for, configure, load, torch_dtype
+from shorthaul.codegen.triton.launch import Configuration, configure, load, torch_dtype
+from shorthaul.codegen.triton.worker import Answer, Request
 from shorthaul.errors import DeviceError
 
+from .compile_pool import compile_requests
 from .executable import Binding
 from .gpu_launch import Binary, Launched, Step, bind, in_turn
 
@@ -96,8 +96,8 @@ class TritonTarget:
                 job = self._job(c, unaligned)
                 work.setdefault(job.key, job)
         missing = [j for j in work.values() if j.key not in _BINARIES]
-        with ThreadPoolExecutor(max_workers=max(1, min(len(missing) or 1, os.cpu_count() or 1))) as pool:
-            list(pool.map(lambda job: job.compiled(), missing))
+        for job, answer in zip(missing, compile_requests([j.request() for j in missing]), strict=True):
+            job.accept(answer)
 
     def _job(self, c: Configuration, unaligned: frozenset[str]) -> _Job:
         types = c.types(self.dtypes(c))
@@ -166,47 +166,31 @@ class _Job:
     unaligned: tuple[int, ...]
     device: torch.device
 
-    def compiled(self) -> Any:
-        with _LOCK:
-            found = _COMPILED.get(self.key)
-            function = _function(self.configuration.kernel)
-        if found is None:
-            major, minor = torch.cuda.get_device_capability(self.device)
-            try:
-                found = compile_for(function, self.configuration, self.types, 10 * major + minor, self.unaligned)
-            except Exception as e:
-                k = self.configuration.kernel
-                where = "; ".join(str(o) for o in k.plan.map.origins[:3])
-                raise DeviceError(f"the Triton kernel {k.name} of {where} does not compile: {type(e).__name__}: {str(e)[:400]}. "
-                                  "This is a defect of the code generator: please report it.") from e  # fmt: skip
-            with _LOCK:
-                _COMPILED[self.key] = found
+    def request(self) -> Request:
+        c = self.configuration
+        major, minor = torch.cuda.get_device_capability(self.device)
+        constants = {k: None if k == "INDEX" else v for k, v in c.constants.items()}
+        wide = c.constants.get("INDEX") == tl.int64
+        return Request(c.kernel.source, c.kernel.name, tuple(self.types), constants, wide, c.meta, 10 * major + minor, self.unaligned)
+
+    def accept(self, answer: Answer) -> Binary:
+        """Keep the machine code. Raises DeviceError where there is none, or where it asks for memory that nobody gives it."""
+        k = self.configuration.kernel
+        if answer.error:
+            where = "; ".join(str(o) for o in k.plan.map.origins[:3])
+            raise DeviceError(f"the Triton kernel {k.name} of {where} does not compile: {answer.error[:400]}. "
+                              "This is a defect of the code generator: please report it.")  # fmt: skip
+        if answer.memory:
+            raise DeviceError(f"the Triton kernel {k.name} asks for memory of its own")
+        found = _BINARIES[self.key] = Binary(answer.name, answer.code, answer.shared, answer.warps)
         return found
 
     def binary(self) -> Binary:
-        """Its machine code. Raises DeviceError where it asks for memory that nobody gives it."""
-        found = _BINARIES.get(self.key)
-        if found is None:
-            k = self.compiled()
-            m = k.metadata
-            if m.global_scratch_size or m.profile_scratch_size:
-                raise DeviceError(f"the Triton kernel {m.name} asks for memory of its own")
-            found = _BINARIES[self.key] = Binary(m.name, k.kernel, m.shared, m.num_warps)
-        return found
+        """Its machine code, compiled where it is not yet."""
+        return _BINARIES.get(self.key) or self.accept(compile_requests([self.request()])[0])
 
 
-_LOCK = threading.RLock()
-_FUNCTIONS: dict[str, Any] = {}
-_COMPILED: dict[tuple, Any] = {}
 _BINARIES: dict[tuple, Binary] = {}
-
-
-def _function(kernel: TritonKernel) -> Any:
-    """The jitted function of a kernel: that of the first one of its structure."""
-    found = _FUNCTIONS.get(kernel.structure)
-    if found is None:
-        found = _FUNCTIONS[kernel.structure] = load(kernel)
-    return found
 
 
 def require_gpu(device: torch.device) -> None:

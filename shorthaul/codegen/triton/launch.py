@@ -24,19 +24,24 @@ TYPES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "f
 
 def load(kernel: TritonKernel) -> Any:
     """The jitted function of a kernel's source; the same source is one function."""
-    key = hashlib.sha256(kernel.source.encode()).hexdigest()[:24]
+    return load_source(kernel.source, kernel.name)
+
+
+def load_source(source: str, name: str) -> Any:
+    """The jitted function of that name in a source; the same source is one function."""
+    key = hashlib.sha256(source.encode()).hexdigest()[:24]
     found = _LOADED.get(key)
     if found is None:
         if is_interpreting():
             repair()
         # Triton reads a function's source through inspect, which looks in linecache
-        filename = f"<shorthaul triton {kernel.name} {key}>"
-        linecache.cache[filename] = (len(kernel.source), None, kernel.source.splitlines(keepends=True), filename)
+        filename = f"<shorthaul triton {name} {key}>"
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
         space: dict[str, Any] = {"__name__": f"shorthaul_generated_{key}", "__file__": filename}
-        exec(compile(kernel.source, filename, "exec"), space)
+        exec(compile(source, filename, "exec"), space)
         if is_interpreting():
             space["libdevice"] = HostLibdevice()
-        found = _LOADED[key] = space[kernel.name]
+        found = _LOADED[key] = space[name]
     return found
 
 
@@ -152,6 +157,13 @@ def compile_for(
     function: Any, c: Configuration, types: list[str], capability: int, unaligned: Collection[int] = ()
 ) -> Any:
     """Compile a jitted function for a compute capability (90 is sm_90). unaligned: positions of pointers that 16 bytes need not divide."""
+    return compile_source(function, types, c.constants, c.meta, capability, unaligned)
+
+
+def compile_source(
+    function: Any, types: list[str], constants: Mapping[str, Any], meta: Mapping[str, Any], capability: int, unaligned: Collection[int] = ()
+) -> Any:
+    """As `compile_for`, with the parts of a configuration: constexpr arguments in their order, warps and stages."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -159,7 +171,7 @@ def compile_for(
     names = function.arg_names
     signature = {n: types[i] if i < len(types) else "constexpr" for i, n in enumerate(names)}
     # by position: the function may be that of an equal kernel with other names
-    constexprs = {(len(types) + i,): v for i, v in enumerate(c.constants.values())}
+    constexprs = {(len(types) + i,): v for i, v in enumerate(constants.values())}
     aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types) if t.startswith("*") and i not in unaligned}
     source = ASTSource(function, signature=signature, constexprs=constexprs, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=c.meta)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(meta))
