@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("triton", reason="the Triton target needs triton")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-ANYWHERE = ["triton_maps.py", "triton_contractions.py", "triton_operators.py", "triton_programs.py"]  # in the interpreter and on a GPU
+# in the interpreter and on a GPU
+ANYWHERE = ["triton_maps.py", "triton_contractions.py", "triton_operators.py", "triton_programs.py", "triton_ordered.py"]
 
 
 def run(*arguments: str, interpret: bool) -> str:
