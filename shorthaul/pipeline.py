@@ -24,6 +24,7 @@ from shorthaul.transforms.choices import DEFAULT, Choices
 from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level1_operator.fission import Fission
+from shorthaul.transforms.level1_operator.ordered_scatter import OrderedScatter
 from shorthaul.transforms.level1_operator.pointwise_product import PointwiseProduct
 from shorthaul.transforms.level2_fusion.batch_kernels import BatchKernels
 from shorthaul.transforms.level2_fusion.merge_epilogue import MergeEpilogue
@@ -197,7 +198,7 @@ def _lower_bodies(program: Program, options: Options, check: bool) -> None:
                 bodies = []
                 for body in node.bodies:
                     # nodes get ids of their own: the gradient's body has those of the forward one, too
-                    kept = {k: v for k, v in body.attributes.items() if k == "size_hints"}
+                    kept = {k: v for k, v in body.attributes.items() if k in ("size_hints", "deterministic")}
                     own = Program(body.name, body.form, dict(body.containers), [n.copy() for n in body.nodes], body.signature, body.symbols,
                                   dict(body.constants), attributes=kept)  # fmt: skip
                     optimize(own, options, check=check)
@@ -220,6 +221,8 @@ def schedule_for(program: Program, target: str) -> None:
         _schedule(program)
     if target == "triton":
         _split(program)
+        if program.deterministic:  # a CPU's threads never add to the same element
+            apply_everywhere(program, [OrderedScatter()])
 
 
 def _split(program: Program) -> None:

@@ -124,6 +124,8 @@ class _Importer:
         p.attributes["stop_gradient"] = self.stop
         if self.checkpoint:
             p.attributes["checkpoint"] = self.checkpoint
+        if torch.are_deterministic_algorithms_enabled():
+            p.attributes["deterministic"] = True
         return Imported(p, results, sizes, inputs, self.fallbacks)
 
     # containers -------------------------------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ class Program:
         self._place(0, 0, self.nodes)
 
     # queries ----------------------------------------------------------------------------------------------------------
+    @property
+    def deterministic(self) -> bool:
+        """Whether its results are the same to the last bit at every run: it was captured under `torch.use_deterministic_algorithms`."""
+        return bool(self.attributes.get("deterministic"))
+
     def readers(self, container: str) -> list[Node]:
         """Top-level nodes that read the container, by id (an order that undo restores)."""
         return _by_id(self._readers.get(container))

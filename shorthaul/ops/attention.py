@@ -129,7 +129,8 @@ class AttentionBase(OperatorDefinition):
             )
 
         def gpu_library(c: Expansion) -> None:
-            call = c.library(f"gpu_{self.function}", {**{k: c.attr(k) for k in ("causal", "scale", "p")}, "layouts": self.gpu_layouts})
+            attributes = {**{k: c.attr(k) for k in ("causal", "scale", "p")}, "layouts": self.gpu_layouts}
+            call = c.library(f"gpu_{self.function}", {**attributes, "deterministic": c.edit.program.deterministic})
             for k in ("seed", "offset"):  # the kernel draws for itself, and hands on what the gradient needs to draw again
                 call.reads.pop(k, None)
             for k in ("lse", "gq", "gk", "gv"):

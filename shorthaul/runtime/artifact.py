@@ -32,8 +32,8 @@ from .library import CompiledLibrary
 from .machine import machine
 
 FORMAT = 2
-KEPT = ("size_hints", "eager_bytes", "part_bytes", "whole_step", "memory_plan")  # attributes of a program that its run needs
-
+# attributes of a program that its run needs
+KEPT = ("size_hints", "eager_bytes", "part_bytes", "whole_step", "memory_plan", "deterministic")
 
 
 class Refusal(NamedTuple):
@@ -69,7 +69,7 @@ def tools(device: torch.device = CPU) -> tuple[str, ...]:
 def artifact_key(program: Program, *options: object, device: torch.device = CPU) -> str:
     """The key of a program of operators, before it is optimized."""
     names = json.dumps([list(program.containers), [str(o) for n in program.nodes for o in n.origins]])
-    wanted = ("size_hints", "stop_gradient", "checkpoint", "part_bytes", "whole_step", "lazy_tables")
+    wanted = ("size_hints", "stop_gradient", "checkpoint", "part_bytes", "whole_step", "lazy_tables", "deterministic")
     attributes = {k: v for k, v in program.attributes.items() if k in wanted}
     parts = (fingerprint(program), names, repr(sorted(attributes.items(), key=lambda i: i[0])), repr(options))
     return make_key("artifact", str(FORMAT), *parts, *tools(device))

@@ -372,7 +372,12 @@ class Executable:
 
         reads = {k: tensor(c, source) for k, c, source in step.reads}
         out = {k: tensor(c, source) for k, c, source in step.out}
-        values = step.function(reads, step.attributes, out)
+        try:
+            values = step.function(reads, step.attributes, out)
+        except RuntimeError as e:
+            if "use_deterministic_algorithms" in str(e):  # PyTorch names its function and the remedy, and not where it is called
+                e.add_note(f"It is called by {step.origin}.")
+            raise
         if step.defines:
             self._define(step, layout, values)
         for k, destination in out.items():

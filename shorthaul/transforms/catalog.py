@@ -19,6 +19,7 @@ from .level1_operator.fission import Fission
 from .level1_operator.map_collapse import MapCollapse
 from .level1_operator.map_interchange import MapInterchange
 from .level1_operator.map_tiling import MapTiling
+from .level1_operator.ordered_scatter import OrderedScatter
 from .level1_operator.pointwise_product import PointwiseProduct
 from .level1_operator.schedule_choice import ScheduleChoice
 from .level2_fusion.batch_kernels import BatchKernels
@@ -59,11 +60,11 @@ GROUP = "shorthaul.transformations"
 Chosen = Union[str, type[Transformation], Transformation]
 T = TypeVar("T", bound=type[Transformation])
 _BUILT_IN: tuple[type[Transformation], ...] = (
-    ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, MapFusion, ReductionFusion,
-    LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, MergeEpilogue, BatchKernels, AliasViews,
-    ConstantFolding, ChannelsLast, FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, PadContraction,
-    TileLayout, BatchTiling, Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, MaskFromResult,
-    DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
+    ExpansionChoice, ScheduleChoice, MapCollapse, MapInterchange, MapTiling, PointwiseProduct, Fission, OrderedScatter, MapFusion,
+    ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, MergeEpilogue, BatchKernels,
+    AliasViews, ConstantFolding, ChannelsLast, FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage,
+    PadContraction, TileLayout, BatchTiling, Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute,
+    MaskFromResult, DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

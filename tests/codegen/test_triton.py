@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("triton", reason="the Triton target needs triton")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-ANYWHERE = ["triton_maps.py", "triton_contractions.py", "triton_operators.py", "triton_programs.py"]  # in the interpreter and on a GPU
+# in the interpreter and on a GPU
+ANYWHERE = ["triton_maps.py", "triton_contractions.py", "triton_operators.py", "triton_programs.py", "triton_ordered.py"]
 
 
 def run(*arguments: str, interpret: bool) -> str:
@@ -47,7 +48,8 @@ def test_kernels_of_a_network_compile_without_a_gpu() -> None:
 
 
 def test_kernels_of_sparse_updates_compile_without_a_gpu() -> None:
-    assert "lazy row_step: cubin" in run(str(HERE / "triton_row_cubins.py"), interpret=False)
+    out = run(str(HERE / "triton_row_cubins.py"), interpret=False)
+    assert "lazy row_step: cubin" in out and "ordered places" in out and "serial pointwise+row_sums: cubin" in out
 
 
 @pytest.mark.slow

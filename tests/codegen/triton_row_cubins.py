@@ -1,4 +1,4 @@
-"""Compiles the kernels of sparse updates, exact and lazy, for sm_90 without a GPU. Run by test_triton.py."""
+"""Compiles the kernels of sparse updates, exact, lazy and deterministic, for sm_90 without a GPU. Run by test_triton.py."""
 
 from shorthaul import pipeline
 from shorthaul.codegen.triton.emit_map import emit_map
@@ -53,9 +53,7 @@ def step(lazy: bool) -> Program:
     return p
 
 
-for lazy in (False, True):
-    program = step(lazy)
-    pipeline.optimize(program, Options(target="triton"), check=True)
+def kernels(program: Program, what: str) -> None:
     for m in program.nodes:
         if isinstance(m, Map):
             for kernel in emit_map(m, program).kernels:
@@ -63,4 +61,20 @@ for lazy in (False, True):
                 for k in (first, *first.finish):
                     types = k.types({a: x.dtype.name for a, x in k.kernel.containers.items()})
                     assert compile_for(load(k.kernel), k, types, 90).asm["cubin"][:4] == b"\x7fELF"
-                    print(f"{'lazy' if lazy else 'exact'} {m.label}: cubin")
+                    print(f"{what} {m.label}: cubin")
+
+
+for lazy in (False, True):
+    program = step(lazy)
+    pipeline.optimize(program, Options(target="triton"), check=True)
+    kernels(program, "lazy" if lazy else "exact")
+program = step(False)  # sums by index in one order: sorted, and one after the other
+program.attributes["deterministic"] = True
+pipeline.optimize(program, Options(target="triton"), check=True)
+assert any(n.label == "ordered_sum" for n in program.nodes)
+kernels(program, "ordered")
+program = step(False)
+pipeline.optimize(program, Options(target="triton"), check=True)
+program.attributes["deterministic"] = True
+assert any("serial" in k.source for m in program.nodes if isinstance(m, Map) for k in emit_map(m, program).kernels)
+kernels(program, "serial")

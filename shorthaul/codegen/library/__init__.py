@@ -7,7 +7,7 @@ marked `writes_out` fills and returns
 them where it can; others return tensors of their own, and the caller copies. Sizes in attributes are ints.
 """
 
-from . import attention, convolution, counted, generic, matrix_products, ordering, rows  # noqa: F401
+from . import attention, convolution, counted, generic, matrix_products, ordering, rows, sums  # noqa: F401
 from .table import LIBRARY, LibraryError, library, writes_out
 
 __all__ = ["LIBRARY", "LibraryError", "library", "writes_out"]

@@ -52,9 +52,10 @@ def flash_attention_backward(reads: Tensors, attributes: Mapping[str, Any], out:
     return {"gq": gq, "gk": gk, "gv": gv}
 
 
-def _on_hopper(x: torch.Tensor) -> bool:
-    """Whether cuDNN's kernel is the fast one; before, it is the flash attention that PyTorch brings."""
-    return torch.cuda.get_device_capability(x.device) >= (9, 0)
+def _by_cudnn(q: torch.Tensor, attributes: Mapping[str, Any]) -> bool:
+    """Whether cuDNN's kernel is the one: from Hopper on it is the fast one, but it adds up gradients in any order. Else it is the flash
+    attention that PyTorch brings, which heeds `torch.use_deterministic_algorithms` (with `warn_only` it warns, as in eager mode)."""
+    return not attributes.get("deterministic") and torch.cuda.get_device_capability(q.device) >= (9, 0)
 
 
 def _laid_out_like(q: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -73,7 +74,7 @@ def gpu_flash_attention(reads: Tensors, attributes: Mapping[str, Any], out: Tens
     PyTorch's generator from which dropout was drawn (two int64)."""
     q, k, v = reads["q"], reads["k"], reads["v"]
     p, causal, scale = attributes["p"], attributes["causal"], attributes["scale"]
-    if _on_hopper(q):
+    if _by_cudnn(q, attributes):
         y, lse, _, _, _, _, seed, offset, _ = aten._scaled_dot_product_cudnn_attention.default(
             q, k, v, None, True, p, causal, False, scale=scale
         )
@@ -91,7 +92,7 @@ def gpu_flash_attention_backward(reads: Tensors, attributes: Mapping[str, Any], 
     rng = reads["rng"] if p else torch.zeros(2, dtype=torch.int64, device=q.device)
     lengths = (None, None, q.shape[2], k.shape[2])
     g, y = _laid_out_like(q, g), _laid_out_like(q, y)
-    if _on_hopper(q):
+    if _by_cudnn(q, attributes):
         gq, gk, gv = aten._scaled_dot_product_cudnn_attention_backward.default(
             g, q, k, v, y, lse.unsqueeze(-1), rng[0], rng[1], None, *lengths, p, causal, scale=scale
         )

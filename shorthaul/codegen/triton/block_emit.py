@@ -412,8 +412,8 @@ class BlockEmitter:
             left.append(var)
         codes = [t.code[n] for n in g.connectors]
         dtypes = tuple(c.dtype for c in codes)
-        right = [self.value(t, c)[0] for c in codes]
-        right = [f"tl.full([1, 1], {x}, {TRITON_TYPES[c.dtype.name]})" if c.op == "const" else x for x, c in zip(right, codes, strict=True)]
+        right = [f"tl.full([1, 1], {literal(c.attr)}, {TRITON_TYPES[c.dtype.name]})" if c.op == "const" else self.value(t, c)[0]
+                 for c in codes]  # fmt: skip
         names = [self.fresh(f"{n}_new") for n in g.connectors]
         self.line(f"{', '.join(names)} = {self.merge_call(str(g.combine), dtypes, left, right)}")
         self.line("tl.debug_barrier()")

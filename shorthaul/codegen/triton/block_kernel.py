@@ -44,9 +44,9 @@ class BlockKernel(TritonKernel):
         return n
 
 
-def emit_block_kernels(m: Map, containers: Mapping[str, Container], split: bool = True) -> list[BlockKernel]:
-    """The kernels of a map, in the order in which they run. Raises NotSchedulable with the reason."""
-    plans = plan_flat(m, containers, split) if m.tasklet is not None else [_plan_nest(m, containers, split)]
+def emit_block_kernels(m: Map, containers: Mapping[str, Container], split: bool = True, ordered: bool = False) -> list[BlockKernel]:
+    """The kernels of a map, in the order in which they run. ordered: see `plan_flat`. Raises NotSchedulable with the reason."""
+    plans = plan_flat(m, containers, split, ordered) if m.tasklet is not None else [_plan_nest(m, containers, split)]
     label = re.sub(r"\W", "_", m.name or "map").strip("_") or "map"
     label = f"map_{label}" if label[0].isdigit() else label
     return [_emit(plan, f"{label}_{i}_kernel" if i else f"{label}_kernel") for i, plan in enumerate(plans)]

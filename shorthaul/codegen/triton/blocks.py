@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from shorthaul.analysis.collisions import may_meet, telling
 from shorthaul.ir.containers import Container
 from shorthaul.ir.memlet import Indirect, Memlet
 from shorthaul.ir.nodes import Map, Tasklet
@@ -178,32 +179,9 @@ def write_groups(
         subset = frozenset().union(*(free(s) for s in m.subset))
         reduced = frozenset() if m.combine is None else frozenset(p for p in scope - subset if not _unit(p))
         inside = reduced - local.get(m.container, frozenset())
-        meets = m.combine is not None and scatters(m, scope, containers)
+        meets = m.combine is not None and may_meet(m, scope, containers[m.container])
         found.append(Group(names, m.combine, m.scan, inside, meets, m.container in local))
     return found
-
-
-def scatters(m: Memlet, scope: Iterable[Symbol], containers: Mapping[str, Container]) -> bool:
-    """Whether several points of the parameters in a combining write's subscripts may meet in one element."""
-    if m.is_indirect:
-        return True
-    used = [p for p in scope if not _unit(p) and any(p in free(s) for s in m.subset)]
-    plain = [s for s in m.subset if isinstance(s, Symbol)]
-    if len(set(plain)) == len(plain) and set(plain) >= set(used):
-        return False
-    base, _ = address(m, containers[m.container])
-    steps = []
-    for p in used:
-        k = coefficient(base, p)
-        if not isinstance(k, int) or k <= 0 or not isinstance(p.size, int):
-            return True
-        steps.append((k, p.size))
-    span = 1
-    for k, n in sorted(steps):
-        if k < span:
-            return True
-        span += k * (n - 1)
-    return False
 
 
 def _params(m: Map) -> Iterable[Symbol]:
@@ -264,8 +242,11 @@ def ordered(m: Map, containers: Mapping[str, Container], params: Sequence[Symbol
 
 
 # plans ------------------------------------------------------------------------------------------------------------------
-def plan_flat(m: Map, containers: Mapping[str, Container], split: bool = True) -> list[BlockPlan]:
-    """The kernels of a flat map: one for all writes that can share their loops, more where reductions run over different parameters."""
+def plan_flat(m: Map, containers: Mapping[str, Container], split: bool = True, ordered: bool = False) -> list[BlockPlan]:
+    """The kernels of a flat map: one for all writes that can share their loops, more where reductions run over different parameters.
+
+    ordered: floating sums that meet are made in one order (see `Program.deterministic`), not by atomics.
+    """
     t = m.tasklet
     assert t is not None
     params = tuple(p for p in m.params if not _unit(p))
@@ -278,7 +259,7 @@ def plan_flat(m: Map, containers: Mapping[str, Container], split: bool = True) -
     for g in groups:
         if g.scan is not None:
             others.setdefault(("scan", g.scan), []).append(g)
-        elif g.scatters and not atomic(g, t):
+        elif g.scatters and not atomic(g, t, ordered):
             others.setdefault(("serial", g.connectors), []).append(g)
         elif g.combine is None or g.scatters or g.reduced == main:
             first.append(g)
@@ -289,31 +270,20 @@ def plan_flat(m: Map, containers: Mapping[str, Container], split: bool = True) -
         if isinstance(key, tuple) and key[0] == "scan":
             plans.append(_steps(m, containers, params, these, [key[1]], "scan"))
         elif isinstance(key, tuple):
-            used = frozenset().union(*(free(s) for s in t.writes[these[0].connectors[0]].subset))
-            indexed = _index_params(t, t.writes[these[0].connectors[0]])
-            serial = [p for p in params if p not in used or p in indexed]
+            apart = telling(t.writes[these[0].connectors[0]])  # programs that differ in these never meet
+            serial = [p for p in params if p not in apart]
             plans.append(_steps(m, containers, params, these, serial, "serial"))
         else:
             plans.append(_flat(m, containers, params, these, key, split))
     return plans
 
 
-def atomic(g: Group, t: Tasklet) -> bool:
-    """Whether hardware has the combination as one operation on memory."""
+def atomic(g: Group, t: Tasklet, ordered: bool = False) -> bool:
+    """Whether hardware has the combination as one operation on memory; ordered: and its result does not depend on the order."""
     dtype = t.code[g.connectors[0]].dtype
     if g.combine == "sum":
-        return dtype.is_float or dtype.bits >= 32
+        return (dtype.is_float and not ordered) or (not dtype.is_float and dtype.bits >= 32)
     return g.combine in ("max", "max0", "min") and not dtype.is_float and dtype.bits >= 32
-
-
-def _index_params(t: Tasklet, m: Memlet) -> frozenset[Symbol]:
-    """Parameters on which the indirect subscripts of a memlet depend."""
-    found: frozenset[Symbol] = frozenset()
-    for s in m.subset:
-        if isinstance(s, Indirect):
-            read = t.reads[s.name]
-            found |= read.symbols | _index_params(t, read)
-    return found
 
 
 def _flat(m: Map, containers: Mapping[str, Container], params: tuple[Symbol, ...], groups: list[Group], reduced: frozenset[Symbol],

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
+from shorthaul.analysis.collisions import may_meet
 from shorthaul.ir.builder import at, fresh_params, make_map
 from shorthaul.ir.containers import Container
 from shorthaul.ir.flat import Flat, flat_form
@@ -15,7 +16,6 @@ from shorthaul.ir.scalar_ops import COMBINERS, identity
 from shorthaul.symbolic import Expr, Symbol, free_symbols, product, prove_eq
 
 from .block_kernel import BlockKernel, emit_block_kernels, with_epilogues
-from .blocks import scatters
 from .kernel import PARTS, TritonKernel
 from .plan import NotSchedulable
 from .text import NoTritonText
@@ -52,10 +52,10 @@ def emit_map(m: Map, program: Program) -> MapKernels:
     shared = [c for c in program.writes_of(m) if len(program.writers(c)) > 1]
     used = sorted(program.writes_of(m) | program.reads_of(m))
     laid_out = tuple((c, containers[c].dtype, containers[c].shape, containers[c].strides) for c in used)
-    key = (m.params, m.name, tuple(shared), laid_out)
+    key = (m.params, m.name, tuple(shared), laid_out, program.deterministic)
     found = _EMITTED.get(m.body[0])  # which a map with another schedule shares
     if found is None or found[0] != key or found[1] != [id(n) for n in m.body]:
-        found = _EMITTED[m.body[0]] = key, [id(n) for n in m.body], _emit(m, containers, shared)
+        found = _EMITTED[m.body[0]] = key, [id(n) for n in m.body], _emit(m, containers, shared, program.deterministic)
     kernels = found[2]
     batch = m.schedule.get("batch")
     flat = flat_form(m, containers) if batch is not None else None
@@ -87,9 +87,9 @@ def schedulable(m: Map, program: Program) -> bool:
     return True
 
 
-def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str]) -> MapKernels:
+def _emit(m: Map, containers: Mapping[str, Container], shared: Collection[str], ordered: bool) -> MapKernels:
     kernels: list[TritonKernel] = [_fill(c, containers, combine, part) for c, (combine, part) in _uncovered(m, containers, shared).items()]
-    kernels += emit_block_kernels(m, containers)
+    kernels += emit_block_kernels(m, containers, ordered=ordered)
     return _together(kernels, containers)
 
 
@@ -111,7 +111,7 @@ def _uncovered(m: Map, containers: Mapping[str, Container], shared: Collection[s
         kept = [p for p in a.params if p in _kept(a)]
         guarded = any(free_symbols(e.expr) & set(kept) for e in memlet.guard if isinstance(e.expr, Expr))
         covered = prove_eq(product(p.size for p in kept), c.size) is True and not guarded
-        if scatters(memlet, a.params, containers) or (not covered and memlet.container not in shared):
+        if may_meet(memlet, a.params, c) or (not covered and memlet.container not in shared):
             components = COMBINERS[memlet.combine].components
             found[memlet.container] = memlet.combine, components.index(a.connector) if len(components) > 1 else 0
     return found
