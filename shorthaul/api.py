@@ -232,6 +232,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     if found is not None:
         program, compiled = found
     else:
+        target.expect(device)
         with region.timed("optimize"):
             pipeline.optimize(program, options)
         with region.timed("build"):

@@ -10,7 +10,6 @@ made again.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from .build import header_hash
 from .cache import Cache, make_key
 from .compile import Compiled
 from .executable import Executable
-from .gpu_launch import Binary, FixedKernels, Launched, nodes_of
+from .gpu_launch import Binary, FixedKernels, Launched, nodes_of, triton_version
 from .library import CompiledLibrary
 from .machine import machine
 
@@ -59,7 +58,7 @@ def tools(device: torch.device = CPU) -> tuple[str, ...]:
     """What compiled programs depend on besides themselves: this package, PyTorch, and what compiles for the device."""
     common = (source_hash(), torch.__version__)
     if device.type == "cuda":
-        return (*common, importlib.metadata.version("triton"), str(torch.version.cuda), torch.cuda.get_device_name(device),
+        return (*common, triton_version(), str(torch.version.cuda), torch.cuda.get_device_name(device),
                 repr(torch.cuda.get_device_capability(device)))  # fmt: skip
     target = machine()
     compiler = target.compiler

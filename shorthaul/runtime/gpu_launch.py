@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +21,7 @@ from shorthaul.codegen.host import Segment
 from shorthaul.errors import DeviceError
 
 Step = Callable[[int, int], None]
+TRITON = "3.6"  # the version that kernels are tested with
 SHARED_BY_DEFAULT = 49152  # bytes of shared memory that a kernel has without asking for more
 
 
@@ -157,6 +160,20 @@ def _load(binary: Binary, device: torch.device) -> int:
 
 _PREFER_SHARED = 1  # CU_FUNC_CACHE_PREFER_SHARED
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+@functools.cache
+def triton_version() -> str:
+    """The version of Triton, with a warning where it is not the one that kernels are tested with. Raises DeviceError, with the remedy,
+    where there is none."""
+    try:
+        found = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError as e:
+        raise DeviceError(f"tensors are on a GPU, and Triton is not installed. Install triton {TRITON}.") from e
+    if found.split(".")[:2] != TRITON.split("."):
+        warnings.warn(f"Triton {found} is installed; the kernels are tested with {TRITON}. If one does not compile, install that.",
+                      stacklevel=2)  # fmt: skip
+    return found
 
 
 @functools.cache

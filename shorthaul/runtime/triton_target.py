@@ -195,10 +195,8 @@ _BINARIES: dict[tuple, Binary] = {}
 
 def require_gpu(device: torch.device) -> None:
     """Raise DeviceError, with the remedy, where kernels for the device cannot be compiled or run."""
-    try:
-        import triton
-    except ImportError as e:
-        raise DeviceError("tensors are on a GPU, and Triton is not installed. Install triton 3.6.") from e
+    import triton
+
     if torch.version.hip or device.type != "cuda":
         raise DeviceError(f"tensors are on {device}. CPUs and NVIDIA GPUs are supported.")
     capability = torch.cuda.get_device_capability(device)

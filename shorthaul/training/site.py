@@ -260,6 +260,7 @@ class Site:
                 found = load(key, device)
             if found is not None:
                 return found
+        target.expect(device)
         with region.timed("optimize"):
             pipeline.optimize(program, options)
         with region.timed("build"):

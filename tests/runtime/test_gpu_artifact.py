@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from shorthaul.ir.fingerprint import fingerprint
 from shorthaul.runtime import gpu_launch, triton_target
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.compile import compile_triton
-from shorthaul.runtime.gpu_launch import Binary, Launched, bind, loaded
+from shorthaul.runtime.gpu_launch import Binary, Launched, bind, loaded, triton_version
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 GPU = torch.device("cuda", 0)
@@ -122,3 +123,18 @@ def test_machine_code_that_the_driver_refuses(listening: Driver) -> None:
     listening.refuses = "cuModuleLoadData"
     with pytest.raises(DeviceError, match="kernel_7 cannot be loaded on cuda:0: cuModuleLoadData gave CUDA driver error 209"):
         loaded(Binary("kernel_7", b"code", 0, 4), GPU)
+
+
+def test_triton_that_is_missing_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    triton_version.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", none)
+    net = sh.optimize(nn.Linear(3, 3), target="triton", strict=True)
+    with pytest.raises(Exception, match=r"Triton is not installed. Install triton 3.6"):
+        net(torch.randn(2, 3))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.9.1")
+    with pytest.warns(UserWarning, match="Triton 3.9.1 is installed; the kernels are tested with 3.6"):
+        triton_version()
+    triton_version.cache_clear()
