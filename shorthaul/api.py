@@ -27,6 +27,7 @@ from shorthaul.frontends.functional import FunctionalGraph, OutputSpec, Unsuppor
 from shorthaul.frontends.importer import RANDOM_INPUTS, Imported, import_graph
 from shorthaul.frontends.sparse_lookups import sparse_lookups
 from shorthaul.frontends.traced_gradient import traced_gradient
+from shorthaul.ir.collection import uncollected
 from shorthaul.ir.nodes import Operator
 from shorthaul.ir.program import Program
 from shorthaul.ir.sizes import runtime_sizes
@@ -205,6 +206,7 @@ def recompile_reason() -> str:
     return str(reason).strip().split("\n")[0].split(": ", 1)[-1] if reason else ""
 
 
+@uncollected()
 def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Options, region: Region) -> Capture:
     with region.timed("functionalize"):
         graph = functionalize(gm, example_inputs)

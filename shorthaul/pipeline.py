@@ -12,6 +12,7 @@ from functools import partial
 
 from shorthaul.analysis.eager import eager_bytes
 from shorthaul.config import Options
+from shorthaul.ir.collection import uncollected
 from shorthaul.ir.containers import Container
 from shorthaul.ir.nodes import Branch, Loop, Map, Operator, Schedule
 from shorthaul.ir.program import Form, Program
@@ -58,6 +59,7 @@ from shorthaul.transforms.level4_global.update_in_place import UpdateInPlace, me
 from shorthaul.transforms.recipe import RecipeError, Stages, parse
 
 
+@uncollected()
 def optimize(program: Program, options: Options | None = None, *, check: bool = False, choices: Choices = DEFAULT) -> Result:
     """Lower a program of operators to a scheduled one, in place, with the transformations up to `options.level`.
 

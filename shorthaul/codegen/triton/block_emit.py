@@ -344,9 +344,9 @@ class BlockEmitter:
     @contextmanager
     def point(self, at: dict[Symbol, int]) -> Iterator[None]:
         """Write for these values of what is written out of a window."""
-        before, self.plan.at = self.plan.at, at
+        before = self.plan.stand(at)
         yield
-        self.plan.at = before
+        self.plan.stand(before)
 
     # writes -----------------------------------------------------------------------------------------------------------
     def write(self, s: Stage, name: str) -> None:

@@ -111,6 +111,21 @@ class BlockPlan:
     loop_bytes: int = 0
     copies: tuple[Split, ...] = ()
     at: dict[Symbol, int] = field(default_factory=dict)
+    _known: dict[Expr, IntLike] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _there: dict[tuple, dict[Expr, IntLike]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _here: dict[Expr, IntLike] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def stand(self, at: dict[Symbol, int]) -> dict[Symbol, int]:
+        """Give what is written out other values; returns those before."""
+        before, self.at = self.at, at
+        self._here = self._there.setdefault(tuple(at.items()), {})
+        return before
+
+    def bind(self, p: Symbol, value: IntLike) -> None:
+        """Say what a map parameter is in axis indices."""
+        self.values[p] = value
+        self._known.clear()
+        self._there.clear()
 
     def finish(self) -> BlockPlan:
         for p in _params(self.map):
@@ -122,6 +137,7 @@ class BlockPlan:
                 self.values[p] = (p.lower or 0) + (axis.index // after if at == 0 else axis.index // after % p.size)
         for x in self.splits:
             self.values[x.param] = substitute(x.expr, self.values)
+        self._known.clear()
         return self
 
     @property
@@ -151,8 +167,15 @@ class BlockPlan:
             return e
         if isinstance(e, Indirect):  # of a local: those of containers are split off by `address`
             raise NotSchedulable(f"map {self.map.label}: a local is read at an index that is data ({e.name}), which registers do not have")
-        e = substitute(e, self.values)
-        return substitute(e, self.at) if self.at and not isinstance(e, int) else e
+        found = self._known.get(e)  # the same subscripts are asked for at every position and tap of a window
+        if found is None:
+            found = self._known[e] = substitute(e, self.values)
+        if not self.at or isinstance(found, int):
+            return found
+        here = self._here.get(found)
+        if here is None:
+            here = self._here[found] = substitute(found, self.at)
+        return here
 
     def address(self, m: Memlet) -> tuple[IntLike, tuple[tuple[str, IntLike], ...]]:
         """Offset of an element in axis indices, and its indirect subscripts with their strides."""
@@ -472,7 +495,7 @@ def plan_nest(m: Map, containers: Mapping[str, Container], split: bool = True) -
     plan = BlockPlan(m, every, a, stages, frozenset(m.locals), form="nest").finish()
     for p, q in values.items():
         if p is not q:
-            plan.values[p] = plan.values[q]  # type: ignore[index]
+            plan.bind(p, plan.values[q])  # type: ignore[index]
     return plan
 
 

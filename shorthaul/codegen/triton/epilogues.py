@@ -45,7 +45,7 @@ class EpilogueEmitter(BlockEmitter):
             # the same memory as in the program, as rows without gaps
             flat = {name: dataclasses.replace(f.containers[own], name=name) for own, name in named.items()}
             self.plan.containers = {**self.plan.containers, **flat}
-            self.plan.values[i] = b.index
+            self.plan.bind(i, b.index)
             reads, writes = ({c: dataclasses.replace(m, container=named[m.container]) for c, m in side.items()}
                              for side in (t.reads, t.writes))  # fmt: skip
             own = Tasklet(t.code, reads=reads, writes=writes, origins=f.tree.origins)
