@@ -45,6 +45,7 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     eliminate_common_subexpressions,
 )
 from shorthaul.transforms.level4_global.compact_gradient import CompactGradient
+from shorthaul.transforms.level4_global.compress_saved import CompressSaved
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.early_update import EarlyUpdate
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
@@ -117,6 +118,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         apply_everywhere(program, choices.adjust([CompactGradient()]))
     if level >= 3 and options.target == "triton":  # a CPU's kernels keep such sums in registers by fusion
         apply_everywhere(program, choices.adjust([NarrowStorage()]))
+    if level >= 4 and options.saved is not None:  # it changes numbers: on request only
+        apply_everywhere(program, choices.adjust([CompressSaved(options.saved)]))
     schedule_for(program, options.target)
     if level >= 3:
         apply_everywhere(program, choices.adjust([StackWeights()]))

@@ -45,6 +45,7 @@ from .level4_global.batch_tiling import BatchTiling
 from .level4_global.checkpoint import Checkpoint
 from .level4_global.common_subexpressions import CommonSubexpressions
 from .level4_global.compact_gradient import CompactGradient
+from .level4_global.compress_saved import CompressSaved
 from .level4_global.dead_code import DeadCode
 from .level4_global.early_update import EarlyUpdate
 from .level4_global.fused_loss_head import FusedLossHead
@@ -63,7 +64,7 @@ _BUILT_IN: tuple[type[Transformation], ...] = (
     LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, MergeEpilogue, BatchKernels, AliasViews,
     ConstantFolding, ChannelsLast, FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage, PadContraction,
     TileLayout, BatchTiling, Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute, MaskFromResult,
-    DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
+    CompressSaved, DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 
