@@ -54,8 +54,9 @@ def optimize(
     through PyTorch instead of being compiled raises an error with its source line. recipe: a Recipe or the path of its file, whose steps
     take the place of the default choices; steps without a place here are skipped and reported. RecipeError for a file that is none.
     cuda_graphs: on a GPU, replay captured phases instead of launching kernel by kernel. target: what is compiled for: "auto" (the device's
-    own), "cpp", "triton", or a target that another package adds (UnknownName for one that none has). saved: "bfloat16" or "float16":
-    values are saved for the backward phase in that type where fewer bytes move then; gradients are those of rounded values.
+    own), "cpp", "triton", or a target that another package adds (UnknownName for one that none has). saved: in what other form
+    values are saved for the backward phase where fewer bytes move then: "bfloat16" or "float16" (gradients are those of rounded values),
+    or "bits", of conditions on them (exact).
     `module.report()` says what was compiled, fused, not fused and why.
     """
     if not isinstance(module, torch.nn.Module):

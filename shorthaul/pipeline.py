@@ -52,6 +52,7 @@ from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.mask_from_result import MaskFromResult
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.level4_global.saved_bits import SavedBits
 from shorthaul.transforms.level4_global.share_buffers import ShareBuffers
 from shorthaul.transforms.level4_global.sparse_update import SparseUpdate
 from shorthaul.transforms.level4_global.update_in_place import UpdateInPlace, merge_phases
@@ -118,8 +119,9 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         apply_everywhere(program, choices.adjust([CompactGradient()]))
     if level >= 3 and options.target == "triton":  # a CPU's kernels keep such sums in registers by fusion
         apply_everywhere(program, choices.adjust([NarrowStorage()]))
-    if level >= 4 and options.saved is not None:  # it changes numbers: on request only
-        apply_everywhere(program, choices.adjust([CompressSaved(options.saved)]))
+    if options.saved is not None:  # on request only: narrow types change numbers, and bits cost a CPU more time than the bytes do
+        form = SavedBits() if options.saved == "bits" else CompressSaved(options.saved)
+        apply_everywhere(program, choices.adjust([form]))
     schedule_for(program, options.target)
     if level >= 3:
         apply_everywhere(program, choices.adjust([StackWeights()]))

@@ -61,8 +61,8 @@ def optimize(program: Program, level: int = 4, *, check: bool = False, recipe: R
 
     check: verify it after every stage. inside: a module path; transformations are applied only where all nodes at a place are of that
     module, so that `recipe` is one for the block alone, which `spread` and `moved` take to others. target: "cpp" (this CPU) or "triton" (a
-    GPU): some choices differ. saved: a narrower type ("bfloat16", "float16") for values saved for the backward phase, which changes
-    gradients. Raises RecipeError where the recipe does not fit, KeyError for a module that no node comes from.
+    GPU): some choices differ. saved: another form for values saved for the backward phase: "bits", or "bfloat16" or "float16",
+    which change gradients. Raises RecipeError where the recipe does not fit, KeyError for a module that no node comes from.
     """
     if inside and not any((n.origin.module + ".").startswith(inside + ".") for n in program.nodes):
         known = sorted({n.origin.module for n in program.nodes if n.origin.module})

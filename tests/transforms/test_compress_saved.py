@@ -194,7 +194,7 @@ def test_what_is_narrow_already_is_left_alone() -> None:
 def test_wrong_parameters_are_errors() -> None:
     with pytest.raises(ValueError, match=r"CompressSaved.dtype is one of 'bfloat16', 'float16', not 'float64'"):
         make("CompressSaved", dtype="float64")
-    with pytest.raises(ValueError, match="saved is None, bfloat16 or float16, not 'int8'"):
+    with pytest.raises(ValueError, match="saved is None, bits, bfloat16 or float16, not 'int8'"):
         Options(saved="int8")
     with pytest.raises(ValueError, match="level 4"):
         Options(level=2, saved="bfloat16")

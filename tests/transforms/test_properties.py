@@ -53,12 +53,14 @@ from shorthaul.transforms.level4_global.compress_saved import CompressSaved
 from shorthaul.transforms.level4_global.dead_code import DeadCode, eliminate_dead_code
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
+from shorthaul.transforms.level4_global.mask_from_result import MaskFromResult
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.level4_global.saved_bits import SavedBits
 
 ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(),
        Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding(), BatchTiling(cache=1 << 12, least=64),
        BatchTiling(cache=1 << 9, least=64, dims=2), MapCollapse(), MapInterchange(), MapTiling(size=2), SumOfRepeated()]  # fmt: skip
-SAVED = [CompressSaved(least=1), CompressSaved("float16", "memory", least=1)]
+SAVED = [CompressSaved(least=1), CompressSaved("float16", "memory", least=1), SavedBits(least=1), SavedBits("memory", least=1)]
 LIBRARY = [FoldTranspose(), FoldScale(), StackWeights(always=True)]  # of contractions by library, which random networks have as maps
 
 
@@ -110,6 +112,30 @@ def test_what_is_saved_in_another_form_keeps_what_a_network_computes(seed: int) 
     p, sizes = random_network(seed, steps=6)
     fusions = [MapFusion("refuse"), MapFusion("recompute"), ReductionFusion(), SiblingFusion()]
     walk(p, seed, sizes, steps=16, choice=[*fusions, Recompute(), *SAVED])
+
+
+@pytest.mark.parametrize("seed", sample(range(300), 12))
+def test_bits_keep_what_a_network_computes(seed: int) -> None:
+    """Networks of ReLUs whose sizes are multiples of eight, fused or not: bits at every place."""
+    p, sizes = random_network(seed, steps=8, inner=((8, 3), (2, 8, 2), (16, 2, 2))[seed % 3], unary=("relu", "relu", "neg", "tanh"))
+    apply_everywhere(p, [MaskFromResult()])
+    if seed % 2:
+        fuse(p)
+    inputs = values(p, seed, sizes)
+    expected = results(p, inputs)
+    marks = [fingerprint(p)]
+    for t in (SavedBits(least=1), SavedBits("memory", least=1)):
+        for m in list(t.matches(p)):
+            moved = movement(p).bytes
+            if all(p.node_is_current(n) for n in m.nodes) and t.try_apply(m):
+                verify(p)
+                assert_same(p, inputs, expected)
+                assert moved - movement(p).bytes - p.log[-1].notes["saves"] == 0, f"at {m.describe()}"
+                marks.append(fingerprint(p))
+    while len(marks) > 1:
+        assert fingerprint(p) == marks.pop()
+        p.undo()
+    assert fingerprint(p) == marks.pop()
 
 
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
