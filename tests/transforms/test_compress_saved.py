@@ -15,6 +15,7 @@ import shorthaul as sh
 from shorthaul.analysis.liveness import liveness
 from shorthaul.analysis.movement import movement
 from shorthaul.config import Options
+from shorthaul.gui import details
 from shorthaul.ir.dtypes import float16, float64
 from shorthaul.ir.nodes import LibraryCall
 from shorthaul.ir.program import Program
@@ -204,6 +205,7 @@ def test_it_is_said_that_numbers_change() -> None:
     p = layers(read_by_both, w=(8, 5))
     text = str(p.explain(narrow()))
     assert "changes numbers: values are rounded by at most 3.9e-03 of themselves" in text and "  changes numbers\n" in text + "\n"
+    assert all(details.place(x)["text"].endswith(" (changes numbers)") for x in p.places(narrow()))  # in the studio
     before = p.clone()
     m = place(p, narrow(), writer="contract")
     p.apply(narrow(), m, check="numbers")  # allows for the rounding
