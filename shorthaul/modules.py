@@ -45,7 +45,7 @@ TRANSFORMED = (
 
 def optimize(
     module: torch.nn.Module, *, level: int = 4, strict: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None,
-    cuda_graphs: bool = True, target: str = "auto",
+    cuda_graphs: bool = True, target: str = "auto", saved: str | None = None,
 ) -> torch.nn.Module:  # fmt: skip
     """Optimize a module for training, in place; returns the same object.
 
@@ -54,7 +54,9 @@ def optimize(
     through PyTorch instead of being compiled raises an error with its source line. recipe: a Recipe or the path of its file, whose steps
     take the place of the default choices; steps without a place here are skipped and reported. RecipeError for a file that is none.
     cuda_graphs: on a GPU, replay captured phases instead of launching kernel by kernel. target: what is compiled for: "auto" (the device's
-    own), "cpp", "triton", or a target that another package adds (UnknownName for one that none has).
+    own), "cpp", "triton", or a target that another package adds (UnknownName for one that none has). saved: in what other form
+    values are saved for the backward phase where fewer bytes move then: "bfloat16" or "float16" (gradients are those of rounded values),
+    or "bits", of conditions on them (exact).
     `module.report()` says what was compiled, fused, not fused and why.
     """
     if not isinstance(module, torch.nn.Module):
@@ -63,7 +65,7 @@ def optimize(
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript module holds no Python code to capture; optimize the nn.Module it was made from")
-    options = Options(level, strict, None if recipe is None else _text_of(recipe), target, cuda_graphs)
+    options = Options(level, strict, None if recipe is None else _text_of(recipe), target, cuda_graphs, saved=saved)
     if target not in ("auto", "cpp", "triton"):
         from shorthaul.runtime.target import TARGETS
 

@@ -47,12 +47,14 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     eliminate_common_subexpressions,
 )
 from shorthaul.transforms.level4_global.compact_gradient import CompactGradient
+from shorthaul.transforms.level4_global.compress_saved import CompressSaved
 from shorthaul.transforms.level4_global.dead_code import eliminate_dead_code
 from shorthaul.transforms.level4_global.early_update import EarlyUpdate
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
 from shorthaul.transforms.level4_global.mask_from_result import MaskFromResult
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.level4_global.saved_bits import SavedBits
 from shorthaul.transforms.level4_global.share_buffers import ShareBuffers
 from shorthaul.transforms.level4_global.sparse_update import SparseUpdate
 from shorthaul.transforms.level4_global.update_in_place import UpdateInPlace, merge_phases
@@ -120,6 +122,9 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         apply_everywhere(program, choices.adjust([CompactGradient()]))
     if level >= 3 and options.target == "triton":  # a CPU's kernels keep such sums in registers by fusion
         apply_everywhere(program, choices.adjust([NarrowStorage()]))
+    if options.saved is not None:  # on request only: narrow types change numbers, and bits cost a CPU more time than the bytes do
+        form = SavedBits() if options.saved == "bits" else CompressSaved(options.saved)
+        apply_everywhere(program, choices.adjust([form]))
     schedule_for(program, options.target)
     if level >= 3:
         apply_everywhere(program, choices.adjust([StackWeights()]))

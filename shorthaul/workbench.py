@@ -56,18 +56,18 @@ class TransformationError(RuntimeError):
 
 
 def optimize(program: Program, level: int = 4, *, check: bool = False, recipe: Recipe | str | os.PathLike[str] | None = None,
-             inside: str = "", target: str = "cpp") -> Program:  # fmt: skip
+             inside: str = "", target: str = "cpp", saved: str | None = None) -> Program:  # fmt: skip
     """Lower the program in place with the transformations up to `level` (or by a recipe alone); returns it.
 
     check: verify it after every stage. inside: a module path; transformations are applied only where all nodes at a place are of that
     module, so that `recipe` is one for the block alone, which `spread` and `moved` take to others. target: "cpp" (this CPU) or "triton" (a
-    GPU): some choices differ. Raises RecipeError where the recipe
-    does not fit, KeyError for a module that no node comes from.
+    GPU): some choices differ. saved: another form for values saved for the backward phase: "bits", or "bfloat16" or "float16",
+    which change gradients. Raises RecipeError where the recipe does not fit, KeyError for a module that no node comes from.
     """
     if inside and not any((n.origin.module + ".").startswith(inside + ".") for n in program.nodes):
         known = sorted({n.origin.module for n in program.nodes if n.origin.module})
         raise KeyError(f"no node of program {program.name} comes from a module {inside!r}; there are {', '.join(known[:8])}, ...")
-    options = Options(level, recipe=None if recipe is None else str(_recipe(recipe)), target=target)
+    options = Options(level, recipe=None if recipe is None else str(_recipe(recipe)), target=target, saved=saved)
     pipeline.optimize(program, options, check=check, choices=Choices(inside=inside))
     return program
 
@@ -109,7 +109,8 @@ def apply(program: Program, chosen: Chosen | Place, place: Place | Match | Mappi
 
     Without a place: where it saves most. check: True verifies the program afterwards, "numbers" also interprets it before and after on
     random values (slow; for small programs), False trusts it. Returns the place. Raises Refusal with the reason where it does not
-    apply, TransformationError where it broke the program; either way the program is as it was.
+    apply, TransformationError where it broke the program; either way the program is as it was. A transformation that rounds values
+    (`Transformation.rounding`) may change results by a few times that.
     """
     if isinstance(chosen, Place):
         t, found = chosen.transformation, chosen
@@ -135,7 +136,7 @@ def apply(program: Program, chosen: Chosen | Place, place: Place | Match | Mappi
         if check:
             verify(program, program.form)
         if values is not None and before is not None:
-            _require_same(program, before, interpret(program, values, library=library_for_interpreter()))
+            _require_same(program, before, interpret(program, values, library=library_for_interpreter()), t.rounding)
     except (Refusal, EditError):
         raise
     except Exception as e:
@@ -338,9 +339,9 @@ class NumericCheck:
     """Two programs run by the interpreter on the same random values.
 
     error: the largest difference of a result, relative to the largest value of that result, which is `container`; limit: what rounding
-    may cause. whole: the programs were run as a whole, not only what differs between them. nodes: how many were run. wide: they were run
-    in float64, because in its own type a result (a gradient that is nothing but rounding, of a bias before a batch norm) could not be
-    judged. reason: why nothing was run, empty where it was.
+    may cause, that of rewrites which store values in a narrower type included. whole: the programs were run as a whole, not only what
+    differs between them. nodes: how many were run. wide: they were run in float64, because in its own type a result (a gradient that is
+    nothing but rounding, of a bias before a batch norm) could not be judged. reason: why nothing was run, empty where it was.
     """
 
     error: float = 0.0
@@ -364,6 +365,7 @@ class NumericCheck:
         return f"{'agrees' if self.ok else 'DIFFERS'}: {found}, by interpreting {what} on random values{' in float64' if self.wide else ''}"
 
 
+ROUNDINGS = 8.0  # how often the rounding of one value may occur in a result, by which rewrites that round values are judged
 ROUNDS = 8  # of looking for what else belongs to the part that is interpreted
 WORK = 2_000_000_000  # scalar operations that a check may take: half a minute of the interpreter
 
@@ -400,7 +402,9 @@ def check_numbers(before: Program, after: Program, *, work: int = WORK) -> Numer
         return NumericCheck(whole=whole, reason=f"{total:.1e} operations are too many for the interpreter")
     values = _values(left) | {n: v for n, v in _values(right).items() if n not in left.containers}
     a, b = (interpret(p, {n: values[n] for n in p.containers if n in values}, library=library_for_interpreter()) for p in (left, right))
-    name, error, limit = _difference(left, a, b)
+    done = {id(r) for r in before.log}
+    rounding = max((r.notes.get("rounding", 0.0) for r in after.log if id(r) not in done), default=0.0)
+    name, error, limit = _difference(left, a, b, rounding=rounding)
     wide = error > limit
     if wide:  # wrong, or rounding alone: where that is, it is gone in float64, measured by the size that the result had
         c, d = (interpret(p, {n: values[n] for n in p.containers if n in values}, library=library_for_interpreter(), wide=True)
@@ -448,12 +452,16 @@ def _values(program: Program) -> dict[str, np.ndarray]:
 
 
 def _difference(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray],
-                sizes: Mapping[str, np.ndarray] | None = None) -> tuple[str, float, float]:  # fmt: skip
-    """The result that differs most by its limit: its name, the difference relative to its largest value (or that in `sizes`), the limit."""
+                sizes: Mapping[str, np.ndarray] | None = None, rounding: float = 0.0) -> tuple[str, float, float]:  # fmt: skip
+    """The result that differs most by its limit: its name, the difference relative to its largest value (or that in `sizes`), the limit.
+
+    rounding: of values on the way to the results, relative to them, where a rewrite rounds them.
+    """
     worst = ("", 0.0, 1e-4)
     for name in sorted(program.results):
         a, b = np.asarray(before[name], np.float64), np.asarray(after[name], np.float64)
         limit = 1e-9 if program.containers[name].dtype.bits == 64 else 1e-4 if program.containers[name].dtype.bits == 32 else 3e-2
+        limit = max(limit, ROUNDINGS * rounding)
         known = np.isfinite(a)
         if a.shape != b.shape or not np.array_equal(known, np.isfinite(b)):
             return name, float("inf"), limit
@@ -465,8 +473,8 @@ def _difference(program: Program, before: Mapping[str, np.ndarray], after: Mappi
     return worst
 
 
-def _require_same(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
-    name, error, limit = _difference(program, before, after)
+def _require_same(program: Program, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], rounding: float) -> None:
+    name, error, limit = _difference(program, before, after, rounding=rounding)
     if not error <= limit:
         raise _Differs(f"{name} differs by {error:.1e} of its size")
 

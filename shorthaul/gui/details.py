@@ -42,6 +42,7 @@ def details(view: View, node: Node, places: Iterable[Place], above: str = "") ->
 def place(p: Place) -> Json:
     """A place of a transformation: what the page shows, and what `Session.apply` takes back."""
     text = " → ".join(v for v in p.where.values() if ": " in v) or "the whole program"
+    text += " (changes numbers)" if p.transformation.rounding else ""
     return {"transformation": p.transformation.name, "level": p.transformation.level, "parameters": _plain(p.transformation.parameters),
             "where": dict(p.where), "text": text, "saves": p.saves, "at_stake": p.at_stake, "reason": p.reason,
             "nodes": [n.id for n in p.match.nodes]}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, Union
 
 from shorthaul.ir.builder import at
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import float32, int64
+from shorthaul.ir.dtypes import DType, float32, int16, int32, int64, uint8
 from shorthaul.ir.memlet import Condition, Indirect
 from shorthaul.ir.scalar import Scalar, apply, cast, const, index_value, where
 from shorthaul.symbolic import Expr, product, prove_eq, prove_le
@@ -32,13 +32,35 @@ def by_flat_index(g: Gradient, gy: Container, index: Container, rank: int, shape
     return g.reshape(found, shape)
 
 
+def place_dtype(sizes: Iterable[IntLike]) -> DType:
+    """The narrowest integer type that numbers all elements of these sizes: a map of 14 by 14 takes a byte an element."""
+    count = product(sizes)
+    return next((d for d, most in ((uint8, 1 << 8), (int16, 1 << 15), (int32, 1 << 31)) if prove_le(count, most) is True), int64)
+
+
+def numbered(c: Expansion, number: Container) -> None:
+    """The optional results `indices` and `place` from the row-major number of each maximum, where it is neither itself."""
+    for name in ("indices", "place"):
+        if c.wants(name) and (result := c.output(name)) is not number:
+            p = c.params(result.shape)
+            dtype = result.dtype
+            c.map(p, {"i": at(number, *p)}, {"place": at(result, *p)}, lambda i, dtype=dtype: {"place": cast(i, dtype)})
+
+
+def number_of(c: Expansion, shape: tuple[IntLike, ...]) -> Container:
+    """Where the row-major number of each maximum goes: into `indices` where they are wanted."""
+    return c.output("indices") if c.wants("indices") else c.temp(shape, int64)
+
+
 @register
 class AdaptiveMaxPool(OperatorDefinition):
-    """The maximum of windows that cut each of the last dimensions into `size` parts, and its row-major index in those dimensions."""
+    """The maximum of windows that cut each of the last dimensions into `size` parts, and its row-major index in those dimensions: `indices`
+    as PyTorch returns it, and `place`, which the gradient takes, in the narrowest type.
+    """
 
     name = "adaptive_max_pool"
-    results = ("y", "indices")
-    optional_results = ("indices",)
+    results = ("y", "indices", "place")
+    optional_results = ("indices", "place")
     attributes: Mapping[str, Any] = {"size": ()}
     aten = ("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 
@@ -55,7 +77,8 @@ class AdaptiveMaxPool(OperatorDefinition):
             f"operand of shape {list(x.shape)} has no elements",
         )
         shape = (*x.shape[: -len(size)], *size)
-        return {"y": TensorType(x.dtype, shape), "indices": TensorType(int64, shape)}
+        place = TensorType(place_dtype(x.shape[-len(size) :]), shape)
+        return {"y": TensorType(x.dtype, shape), "indices": TensorType(int64, shape), "place": place}
 
     def maps(self, c: Expansion) -> None:
         x, y, size = c.input(), c.output(), c.attr("size")
@@ -70,17 +93,18 @@ class AdaptiveMaxPool(OperatorDefinition):
             source.append(start + tap)
             guard.append(Condition(end - 1 - start - tap))
         reads = {"x": at(x, *outer[:-rank], *source, guard=guard, fill=-math.inf)}
-        if not c.wants("indices"):
+        if not c.wants("indices") and not c.wants("place"):
             c.map([*params, *tap_params], reads, {"y": at(y, *outer, combine="max")}, lambda x: {"y": x})
             return
-        index = index_value(row_major(source, sizes))
+        index, number = index_value(row_major(source, sizes)), number_of(c, y.shape)
         c.map([*params, *tap_params], reads,
-              {"value": at(y, *outer, combine="argmax"), "index": at(c.output("indices"), *outer, combine="argmax")},
+              {"value": at(y, *outer, combine="argmax"), "index": at(number, *outer, combine="argmax")},
               lambda x: {"value": x, "index": index})  # fmt: skip
+        numbered(c, number)
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x = g.grad(), g.input()
-        return {"x": gy and by_flat_index(g, gy, g.output("indices"), len(g.attr("size")), x.shape)}
+        return {"x": gy and by_flat_index(g, gy, g.output("place"), len(g.attr("size")), x.shape)}
 
     def samples(self) -> Iterable[Sample]:
         x = TensorType(float32, (2, 3, 7, 6))
@@ -142,13 +166,13 @@ class FractionalMaxPool(OperatorDefinition):
     """The maximum of windows of `kernel`, `size` of them along each of the last dimensions, spread by the random numbers `samples`.
 
     samples (batch, channels, rank) in [0, 1), of two dimensions the last one first: window o starts at floor((o + u) a) - floor(u a), where
-    a = (n - kernel) / (size - 1); the last ends the operand (Graham 2014). Result indices: row-major in the pooled dimensions.
+    a = (n - kernel) / (size - 1); the last ends the operand (Graham 2014). Results indices and place: row-major in the pooled dimensions.
     """
 
     name = "fractional_max_pool"
     operands = ("x", "samples")
-    results = ("y", "indices")
-    optional_results = ("indices",)
+    results = ("y", "indices", "place")
+    optional_results = ("indices", "place")
     attributes: Mapping[str, Any] = {"kernel": (), "size": ()}
     aten = ("aten.fractional_max_pool2d.default", "aten.fractional_max_pool3d.default")
 
@@ -175,7 +199,8 @@ class FractionalMaxPool(OperatorDefinition):
         self.require(fits, f"samples of shape {list(u.shape)} do not fit operand {list(x.shape)}")
         self.require(u.dtype is x.dtype, f"samples are {u.dtype}, the operand {x.dtype}")
         shape = (*x.shape[:-rank], *size)
-        return {"y": TensorType(x.dtype, shape), "indices": TensorType(int64, shape)}
+        place = TensorType(place_dtype(x.shape[-rank:]), shape)
+        return {"y": TensorType(x.dtype, shape), "indices": TensorType(int64, shape), "place": place}
 
     def maps(self, c: Expansion) -> None:
         x, u, y, size, kernel = c.input(), c.input("samples"), c.output(), c.attr("size"), c.attr("kernel")
@@ -210,7 +235,7 @@ class FractionalMaxPool(OperatorDefinition):
         outer, outputs = p[:-rank], p[-rank:]
         reads = {f"i{d}": at(place, *outer, outputs[d], taps[d]) for d, place in enumerate(places)}
         reads["x"] = at(x, *outer, *(Indirect(f"i{d}") for d in range(rank)))
-        index = c.output("indices") if c.wants("indices") else c.temp(y.shape, int64)
+        index = number_of(c, y.shape)
 
         def value(x: Scalar, **i: Scalar) -> dict[str, Scalar]:
             flat = const(0, int64)
@@ -221,10 +246,11 @@ class FractionalMaxPool(OperatorDefinition):
         c.map(
             (*p, *taps), reads, {"value": at(y, *p, combine="argmax"), "index": at(index, *p, combine="argmax")}, value
         )
+        numbered(c, index)
 
     def gradient(self, g: Gradient) -> dict[str, Container | None]:  # type: ignore[override]
         gy, x = g.grad(), g.input()
-        return {"x": gy and by_flat_index(g, gy, g.output("indices"), len(g.attr("size")), x.shape)}
+        return {"x": gy and by_flat_index(g, gy, g.output("place"), len(g.attr("size")), x.shape)}
 
     def samples(self) -> Iterable[Sample]:
         x, u = TensorType(float32, (2, 3, 7, 6)), TensorType(float32, (2, 3, 2))

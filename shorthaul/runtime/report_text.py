@@ -80,6 +80,11 @@ def _compiled(region: Region, program: Program) -> list[str]:
     if applied:
         lines.append("transformed   " + ", ".join(f"{name} {n}×" for name, n in applied.most_common()))
     lines += _bytes(program)
+    rounded = [r for r in program.log if r.notes.get("rounding")]
+    if rounded:
+        most, less = max(r.notes["rounding"] for r in rounded), sum(r.notes.get("memory", 0) for r in rounded)
+        what = f"{_count(len(rounded), 'value')} saved for the backward phase, by at most {most:.1e} of themselves"
+        lines.append(f"rounded       {what} ({_size(less)} less); gradients are those of the rounded values")
     refused = sorted(program.attributes.get("refusals", ()), key=lambda r: -r.bytes)
     if refused:
         shown = _distinct(refused)

@@ -166,6 +166,11 @@ class Transformation:
         """Parameters as they are logged and saved in recipes."""
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
 
+    @property
+    def rounding(self) -> float:
+        """By how much it changes a value at most, relative to it, where it rounds what was not rounded before; 0 for nearly all."""
+        return 0.0
+
     def matches(self, program: Program) -> Iterator[Match]:
         """All places where the pattern occurs, in program order."""
         assert self.pattern is not None, f"{self.name} has neither a pattern nor matches()"
@@ -236,6 +241,8 @@ class Transformation:
         with m.program.edit(self.name, self.parameters, where=m.describe(), place=m.place(), level=self.level) as edit:
             edit.rewrite.notes["saves"] = self.saves(m)
             edit.rewrite.notes["mid"] = mid
+            if self.rounding:
+                edit.rewrite.notes["rounding"] = self.rounding
             self.apply(m, edit)
             if m.program.form is Form.SCHEDULED:  # what it made is a kernel there
                 edit.schedule()

@@ -46,12 +46,14 @@ from .level4_global.batch_tiling import BatchTiling
 from .level4_global.checkpoint import Checkpoint
 from .level4_global.common_subexpressions import CommonSubexpressions
 from .level4_global.compact_gradient import CompactGradient
+from .level4_global.compress_saved import CompressSaved
 from .level4_global.dead_code import DeadCode
 from .level4_global.early_update import EarlyUpdate
 from .level4_global.fused_loss_head import FusedLossHead
 from .level4_global.in_place import InPlace
 from .level4_global.mask_from_result import MaskFromResult
 from .level4_global.recompute import Recompute
+from .level4_global.saved_bits import SavedBits
 from .level4_global.share_buffers import ShareBuffers
 from .level4_global.sparse_update import SparseUpdate
 from .level4_global.update_in_place import UpdateInPlace
@@ -64,7 +66,7 @@ _BUILT_IN: tuple[type[Transformation], ...] = (
     ReductionFusion, LinearReductionFusion, ImageFusion, SiblingFusion, RowSiblingFusion, WriteThrough, MergeEpilogue, BatchKernels,
     AliasViews, ConstantFolding, ChannelsLast, FoldTranspose, FoldScale, SumOfRepeated, StackWeights, LibraryLayout, NarrowStorage,
     PadContraction, TileLayout, BatchTiling, Checkpoint, FusedLossHead, CommonSubexpressions, SparseUpdate, CompactGradient, Recompute,
-    MaskFromResult, DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
+    MaskFromResult, SavedBits, CompressSaved, DeadCode, InPlace, UpdateInPlace, EarlyUpdate, ShareBuffers,
 )  # fmt: skip
 _registered: dict[str, type[Transformation]] = {t.__name__: t for t in _BUILT_IN}
 

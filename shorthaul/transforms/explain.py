@@ -46,7 +46,8 @@ class Place:
         text = " → ".join(v for v in self.where.values() if ": " in v) or "the whole program"
         line = next((o.source for n in self.match.nodes for o in n.origins if o.source), "")
         number = human(self.saves if self.saves is not None else self.at_stake)
-        return f"{number:>10}  {text}" + (f"  ({line})" if line else "") + (f"\n{'':12}{self.reason}" if self.reason else "")
+        changes = "  changes numbers" if self.applies and self.transformation.rounding else ""
+        return f"{number:>10}  {text}" + (f"  ({line})" if line else "") + changes + (f"\n{'':12}{self.reason}" if self.reason else "")
 
 
 def place_of(t: Transformation, m: Match) -> Place:
@@ -106,7 +107,8 @@ def explain_transformation(program: Program, t: Transformation) -> Explanation:
     """Where a transformation was applied, where it applies now, and where not and why."""
     summary = (type(t).__doc__ or "").strip().split("\n")[0]
     applied = [r for r in program.log if r.name == t.name and r.notes.get("place") is not None]
-    return Explanation(f"{t.name} (level {t.level}): {summary}", [], places(program, t), applied)
+    notes = [f"changes numbers: values are rounded by at most {t.rounding:.1e} of themselves"] if t.rounding else []
+    return Explanation(f"{t.name} (level {t.level}): {summary}", notes, places(program, t), applied)
 
 
 def explain_node(program: Program, node: Node) -> Explanation:

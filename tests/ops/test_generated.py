@@ -139,6 +139,8 @@ def differentiable_results(name: str) -> tuple[str, ...]:
         "attention": ("lse",),
         "nll_loss": ("total_weight",),
         "max_pool": ("offset",),
+        "adaptive_max_pool": ("place",),
+        "fractional_max_pool": ("place",),
         "group_norm": ("mean", "rstd"),
     }
     d = REGISTRY[name]

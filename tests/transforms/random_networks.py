@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,11 @@ SIZE = Symbol("N", 1)
 class Grower:
     """Appends random operators to a network; `live` are the values so far."""
 
-    def __init__(self, rng: np.random.Generator, b: OpBuilder, live: list[Container]) -> None:
+    def __init__(
+        self, rng: np.random.Generator, b: OpBuilder, live: list[Container], unary: Sequence[str] = UNARY
+    ) -> None:
         self.rng = rng
+        self.unary = unary
         self.b = b
         self.live = live
         self.used: set[str] = set()
@@ -55,7 +59,7 @@ class Grower:
 
     # one operator each ---------------------------------------------------------------------------------------------------
     def do_unary(self) -> Any:
-        op = str(self.rng.choice(UNARY))
+        op = str(self.rng.choice(self.unary))
         x = self.pick()
         return self.b.op(op, x=self.b.op("tanh", x=x) if op == "exp" else x)
 
@@ -195,12 +199,16 @@ class Grower:
         return self.b.op("contract", {"equation": f"{letters},{other}->{letters[:-1]}z"}, a=x, b=y)
 
 
-def random_network(seed: int, steps: int = 8) -> tuple[Program, dict[Symbol, int]]:
-    """(differentiated program of maps, actual sizes); everything that nothing reads is an output."""
+def random_network(
+    seed: int, steps: int = 8, *, inner: Sequence[int] | None = None, unary: Sequence[str] = UNARY
+) -> tuple[Program, dict[Symbol, int]]:
+    """(differentiated program of maps, actual sizes); everything that nothing reads is an output. inner: sizes of all dimensions but the
+    first, which are small random ones else; unary: functions of one operand to choose from."""
     rng = np.random.default_rng(seed)
     symbolic = bool(rng.integers(0, 3) == 0)
     first = SIZE if symbolic else int(rng.integers(1, 4))
     rest = [int(n) for n in rng.integers(1, 5, rng.integers(1, 4))]
+    rest = rest if inner is None else list(inner)
     inputs: dict[str, Any] = {"x": (first, *rest)}
     parameters: dict[str, Any] = {}
     if rng.integers(0, 2):
@@ -211,7 +219,7 @@ def random_network(seed: int, steps: int = 8) -> tuple[Program, dict[Symbol, int
         parameters["u"] = (*rest[:-1], 1)
 
     def build(b: OpBuilder, *given: Container) -> list[Container]:
-        grow = Grower(rng, b, list(given))
+        grow = Grower(rng, b, list(given), unary)
         for _ in range(steps):
             grow.step()
         read = {m.container for n in b.nodes for m in n.reads.values()}

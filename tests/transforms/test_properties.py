@@ -49,22 +49,28 @@ from shorthaul.transforms.level4_global.common_subexpressions import (
     CommonSubexpressions,
     eliminate_common_subexpressions,
 )
+from shorthaul.transforms.level4_global.compress_saved import CompressSaved
 from shorthaul.transforms.level4_global.dead_code import DeadCode, eliminate_dead_code
 from shorthaul.transforms.level4_global.fused_loss_head import FusedLossHead
 from shorthaul.transforms.level4_global.in_place import InPlace
+from shorthaul.transforms.level4_global.mask_from_result import MaskFromResult
 from shorthaul.transforms.level4_global.recompute import Recompute
+from shorthaul.transforms.level4_global.saved_bits import SavedBits
 
 ALL = [MapFusion("refuse"), MapFusion("recompute"), MapFusion("keep"), ReductionFusion(), ImageFusion(), SiblingFusion(),
        Recompute(), DeadCode(), CommonSubexpressions(), ConstantFolding(), BatchTiling(cache=1 << 12, least=64),
        BatchTiling(cache=1 << 9, least=64, dims=2), MapCollapse(), MapInterchange(), MapTiling(size=2), SumOfRepeated()]  # fmt: skip
+SAVED = [CompressSaved(least=1), CompressSaved("float16", "memory", least=1), SavedBits(least=1), SavedBits("memory", least=1)]
 LIBRARY = [FoldTranspose(), FoldScale(), StackWeights(always=True)]  # of contractions by library, which random networks have as maps
 
 
 def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int, choice: Sequence[Transformation] = ALL) -> None:
-    """Apply transformations at random places; check program, numbers, claim and undo after each."""
+    """Apply transformations at random places; check program, numbers, claim and undo after each. Where some round values, numbers are
+    compared without any rounding: but for it they are the same."""
     rng = np.random.default_rng(seed)
     inputs = values(p, seed, sizes)
-    expected = results(p, inputs)
+    wide = any(t.rounding for t in choice)
+    expected = results(p, inputs, wide=wide)
     marks = [fingerprint(p)]
     start = len(p.log)
     for _ in range(steps):
@@ -79,7 +85,7 @@ def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int, choice:
             continue
         verify(p)
         assert [p.position(n) for n in p.nodes] == list(range(len(p.nodes)))
-        assert_same(p, inputs, expected)
+        assert_same(p, inputs, expected, wide=wide)
         claim = p.log[-1].notes["saves"]
         assert moved - movement(p).bytes - claim == 0, f"{t.name} at {m.describe()} claims {claim}"
         marks.append(fingerprint(p))
@@ -99,6 +105,37 @@ FOUND = (119, 204, 469, 502, 2168, 2170, 2331, 3163, 3528, 3722, 3779)
 def test_any_sequence_of_transformations_keeps_what_a_network_computes(seed: int) -> None:
     p, sizes = random_network(seed, steps=6)
     walk(p, seed, sizes, steps=25)
+
+
+@pytest.mark.parametrize("seed", sample(range(1000, 1300), 16))
+def test_what_is_saved_in_another_form_keeps_what_a_network_computes(seed: int) -> None:
+    p, sizes = random_network(seed, steps=6)
+    fusions = [MapFusion("refuse"), MapFusion("recompute"), ReductionFusion(), SiblingFusion()]
+    walk(p, seed, sizes, steps=16, choice=[*fusions, Recompute(), *SAVED])
+
+
+@pytest.mark.parametrize("seed", sample(range(300), 12))
+def test_bits_keep_what_a_network_computes(seed: int) -> None:
+    """Networks of ReLUs whose sizes are multiples of eight, fused or not: bits at every place."""
+    p, sizes = random_network(seed, steps=8, inner=((8, 3), (2, 8, 2), (16, 2, 2))[seed % 3], unary=("relu", "relu", "neg", "tanh"))
+    apply_everywhere(p, [MaskFromResult()])
+    if seed % 2:
+        fuse(p)
+    inputs = values(p, seed, sizes)
+    expected = results(p, inputs)
+    marks = [fingerprint(p)]
+    for t in (SavedBits(least=1), SavedBits("memory", least=1)):
+        for m in list(t.matches(p)):
+            moved = movement(p).bytes
+            if all(p.node_is_current(n) for n in m.nodes) and t.try_apply(m):
+                verify(p)
+                assert_same(p, inputs, expected)
+                assert moved - movement(p).bytes - p.log[-1].notes["saves"] == 0, f"at {m.describe()}"
+                marks.append(fingerprint(p))
+    while len(marks) > 1:
+        assert fingerprint(p) == marks.pop()
+        p.undo()
+    assert fingerprint(p) == marks.pop()
 
 
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -215,7 +252,7 @@ def test_loss_heads_at_random(seed: int) -> None:
 
 def test_transformations_say_what_they_are() -> None:
     """Level, before and after in the docstring, parameters that are logged."""
-    everything: list[Any] = [*ALL, *LIBRARY, FusedLossHead(), TileLayout(), AliasViews(), InPlace(), *default_fusions()]
+    everything: list[Any] = [*ALL, *LIBRARY, *SAVED, FusedLossHead(), TileLayout(), AliasViews(), InPlace(), *default_fusions()]
     for t in everything:
         assert t.level in (1, 2, 3, 4)
         assert "before:" in (type(t).__doc__ or "") and "after:" in (type(t).__doc__ or ""), t.name

@@ -80,21 +80,24 @@ def values(p: Program, seed: int = 0, sizes: Mapping[Symbol, int] | None = None)
     return given
 
 
-def results(p: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs, gradients and updates; operators are run as their maps."""
+def results(p: Program, inputs: Mapping[str, np.ndarray], *, wide: bool = False) -> dict[str, np.ndarray]:
+    """Outputs, gradients and updates; operators are run as their maps. wide: without rounding to narrower types than float64."""
 
     def lower(program: Program, operator: Operator) -> None:
         if program.node_is_current(operator):
             expand(program, choose_maps)
 
-    computed = interpret(p, inputs, library=library_for_interpreter(), expand=lower)
+    computed = interpret(p, inputs, library=library_for_interpreter(), expand=lower, wide=wide)
     return {k: computed[k] for k in sorted(p.results)}
 
 
-def assert_same(p: Program, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-    for k, v in results(p, inputs).items():
+def assert_same(
+    p: Program, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], rounding: float = 0.0, wide: bool = False
+) -> None:
+    """The program computes what is expected; `rounding` of values that it stores in a narrower type may show, relative to the largest."""
+    for k, v in results(p, inputs, wide=wide).items():
         scale = max(1.0, float(np.abs(expected[k]).max(initial=0)))
-        np.testing.assert_allclose(v, expected[k], rtol=1e-9, atol=1e-11 * scale, err_msg=k)
+        np.testing.assert_allclose(v, expected[k], rtol=1e-9, atol=(1e-11 + 8 * rounding) * scale, err_msg=k)
 
 
 def kernels(p: Program, phase: str | None = None) -> list[Map]:
@@ -125,7 +128,7 @@ def apply_checked(
     assert t.try_apply(m), "check passed, but try_apply refused"
     assert p.log[-1].name == t.name and p.log[-1].parameters == t.parameters
     verify(p)
-    assert_same(p, inputs, expected)
+    assert_same(p, inputs, expected, t.rounding)
     if claims:
         assert moved - movement(p).bytes - claim == 0, (
             f"{t.name} claims {claim} bytes, movement fell by {moved - movement(p).bytes}"
