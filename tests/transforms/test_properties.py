@@ -74,10 +74,10 @@ def walk(p: Program, seed: int, sizes: Mapping[Symbol, int], steps: int, choice:
     marks = [fingerprint(p)]
     start = len(p.log)
     for _ in range(steps):
-        found: list[tuple[Transformation, Match]] = []
-        while not found:
-            t = choice[int(rng.integers(0, len(choice)))]
-            found = [(t, m) for m in t.matches(p)]
+        tried = (choice[i] for i in rng.permutation(len(choice)))
+        found = next((f for t in tried if (f := [(t, m) for m in t.matches(p)])), None)
+        if found is None:  # none of them has a place left
+            break
         t, m = found[int(rng.integers(0, len(found)))]
         moved = movement(p).bytes
         if not t.try_apply(m):
