@@ -27,7 +27,7 @@ from shorthaul.ops.expand import choose_maps, expand
 from shorthaul.pipeline import _schedule, optimize
 from shorthaul.symbolic import Symbol
 from shorthaul.testing import sample
-from shorthaul.transforms.base import Match, Transformation, apply_everywhere
+from shorthaul.transforms.base import Transformation, apply_everywhere
 from shorthaul.transforms.fuse import default_fusions, fuse
 from shorthaul.transforms.level1_operator.expansion_choice import choose_expansion
 from shorthaul.transforms.level1_operator.map_collapse import MapCollapse
