@@ -157,7 +157,7 @@ def test_no_compiler_still_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> Any:
         raise NoCompiler
 
-    monkeypatch.setattr(api, "load", lambda key: None)
+    monkeypatch.setattr(api, "load", lambda *_: None)
     monkeypatch.setattr(target, "compile_program", missing)
     m = sh.optimize(nn.Linear(8, 4))
     with pytest.warns(sh.FallbackWarning, match=r"(no C\+\+ compiler|compiler that CXX names)"):
@@ -179,7 +179,7 @@ def test_failed_compilation_still_trains(monkeypatch: pytest.MonkeyPatch, error:
     def fails(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(api, "load", lambda key: None)
+    monkeypatch.setattr(api, "load", lambda *_: None)
     monkeypatch.setattr(target, "compile_program", fails)
     m = sh.optimize(nn.Linear(8, 4))
     with pytest.warns(sh.FallbackWarning, match=words):
