@@ -9,7 +9,7 @@ from shorthaul.ir.blocks import grid, visits
 from shorthaul.ir.containers import Container
 from shorthaul.ir.nodes import Loop, Node
 from shorthaul.ir.program import Program
-from shorthaul.symbolic import Expr, maximum
+from shorthaul.symbolic import Expr, maximum, minimum, summation
 
 from .liveness import value
 
@@ -71,11 +71,17 @@ def outer_bytes(node: Loop, containers: Mapping[str, Container], inside: Iterabl
     }
     blocks = grid(node.tile, shapes.values())
     inputs, written = set(body.signature.inputs), set(body.signature.outputs)
-    totals: dict[tuple[str, str], IntLike] = {}
+    views: dict[tuple[str, str], dict[str, IntLike]] = {}
     for _, container, side, number in inside:
-        key = base_of(body, container), side
-        known = totals.get(key)
-        totals[key] = number if known is None else maximum(known, number) if fits else known + number
+        mine = views.setdefault((base_of(body, container), side), {})
+        known = mine.get(container, 0)
+        mine[container] = maximum(known, number) if fits else known + number
+    totals: dict[tuple[str, str], IntLike] = {}
+    for key, mine in views.items():
+        # views of one container may be of different parts (packed queries, keys and values), or of the same
+        most = maximum(*mine.values()) if len(mine) > 1 else next(iter(mine.values()))
+        every = summation(mine.values())
+        totals[key] = every if not fits or len(mine) == 1 else maximum(most, minimum(every, body.containers[key[0]].bytes))
     result: dict[tuple[str, str], IntLike] = {}
     for (name, side), number in totals.items():
         if name == node.index:

@@ -166,6 +166,8 @@ REFUSED: dict[str, tuple[Callable[..., Any], int, SavedBits, str]] = {
     "rows": (relu, 6, TRAFFIC, "no dimension but the innermost is a multiple of 8"),
     "the value": (lambda b, x, w: b.op("sin", x=product(b, x, w)), ROWS, TRAFFIC, "the backward phase needs the value itself"),
     "small": (relu, ROWS, SavedBits(), "it has only 1024 bytes"),
+    "the value beside": (lambda b, x, w: pointwise(b, where(apply("le", v := read("x0", float64), 0.0), 0.0, v * v), x0=product(b, x, w)),
+                         ROWS, TRAFFIC, "the backward phase needs the value itself"),
     "two conditions": (lambda b, x, w: [b.op("neg", x=b.op("relu", x=(h := product(b, x, w)))),
                                         pointwise(b, where(apply("lt", read("x0", float64), 0.5), read("y0", float64), 1.0), x0=h,
                                                   y0=b.op("tanh", x=product(b, x, w)))], ROWS, TRAFFIC, "different conditions"),

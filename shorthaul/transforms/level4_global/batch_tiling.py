@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Union
 
+from shorthaul.analysis.movement import node_movement
 from shorthaul.analysis.roofline import machine
 from shorthaul.analysis.tiles import working_set
 from shorthaul.ir.edit import Edit
@@ -212,16 +213,27 @@ class BatchTiling(Transformation):
         assert roles is not None
         tile = self.tile(p, nodes, roles, rows)
         require(tile is not None, f"one sample and the weights do not fit the {self._budget} bytes of the cache")
-        m.derived.update(roles=roles, rows=rows, tile=tile, saved=saved(p, nodes, roles, rows))
-        require(m.saved > 0, "they share nothing that would stay in the cache")
+        require(saved(p, nodes, roles, rows) > 0, "they share nothing that would stay in the cache")
         require_no_cycle(p, nodes)
+        assert tile is not None
+        loop = loop_of(p, nodes, roles, rows, tile)  # in which copies are views: what it moves is known when it is there
+        m.derived.update(loop=loop, saved=_moved(p, nodes) - _moved(p, [loop]))
+        require(m.saved > 0, "they share nothing that would stay in the cache")
 
     def saves(self, m: Match) -> IntLike:
         """What the nodes hand each other and nobody else needs is neither written nor read; what several read is read once."""
         return m.saved
 
     def apply(self, m: Match, edit: Edit) -> None:
-        loop = loop_of(m.program, m.nodes, m.roles, m.rows, m.tile)
         written = {c for n in m.nodes for c in m.program.writes_of(n)}
-        edit.fuse(m.nodes, loop)
+        edit.fuse(m.nodes, m.loop)
         edit.drop_unused(written)
+
+
+def _moved(p: Program, nodes: Sequence[Node]) -> int:
+    total = 0
+    for n in nodes:
+        for x in node_movement(n, p):
+            assert isinstance(x.bytes, int)
+            total += x.bytes
+    return total

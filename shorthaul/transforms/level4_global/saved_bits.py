@@ -151,7 +151,7 @@ def _without_questions(t: Tasklet, mine: set[str]) -> tuple[list[Scalar], list[t
         if k is None:
             return None
         asked.append((k, n))
-        return const(True, bool_)
+        return read("?", bool_)  # not a constant, for which a branch that reads the value itself would vanish
 
     memo: dict[Scalar, Scalar] = {}
     return [rewrite(code, leaf, memo) for code in t.code.values()], asked
