@@ -36,10 +36,11 @@ from shorthaul.ops.registry import REGISTRY
 from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import CompiledGraph, Interface
 from shorthaul.runtime.build import NoCompiler
+from shorthaul.runtime.compile import Compiled
 from shorthaul.runtime.executable import CallError
 from shorthaul.runtime.graphs import graphed, in_place_inputs
 from shorthaul.runtime.report import Record, Region
-from shorthaul.runtime.target import TARGETS
+from shorthaul.runtime.target import TARGETS, Target
 from shorthaul.symbolic import Symbol
 from shorthaul.transforms.catalog import catalog
 from shorthaul.warm.entry import Entry
@@ -225,23 +226,7 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     region.captured(program, imported.fallbacks)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         program.attributes["part_bytes"] = DISTRIBUTED_PART_BYTES
-    kept = not options.trace and (name == "cpp" or (name == "triton" and device.type == "cuda"))
-    key, found = "", None
-    if kept:
-        with region.timed("cache"):
-            key = artifact_key(program, options, foreign_sources(_definitions()), device=device)
-            found = load(key, device)
-    if found is not None:
-        program, compiled = found
-    else:
-        target.expect(device)
-        with region.timed("optimize"):
-            pipeline.optimize(program, options)
-        with region.timed("build"):
-            compiled = target.compile(program, device)
-        if kept:
-            with region.timed("cache"):
-                store(key, program, compiled)
+    program, compiled, key = built(program, target, name, options, device, region)
     interface = interface_of(graph, imported, depends, watched)
     in_place: frozenset[str] | None = None
     if device.type == "cuda" and options.cuda_graphs:
@@ -253,6 +238,29 @@ def _compile(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], options: O
     foreign = [t for t in graph.targets if t.count(".") == 2 and not t.startswith(("aten.", "prims.", "shorthaul."))]
     ready = CompiledGraph(program.name, program, interface, compiled.executable)
     return Capture(ready, key, graph.outputs, region.operators, region.fallbacks, foreign, device, in_place)
+
+
+def built(program: Program, target: Target, name: str, options: Options, device: torch.device,
+          region: Region) -> tuple[Program, Compiled, str]:  # fmt: skip
+    """A captured program optimized and compiled for the target of that name, from the cache where it is there, and its key in the cache:
+    empty for what is not kept (other packages' targets, programs for Triton's interpreter, and with the option `trace`)."""
+    kept = not options.trace and (name == "cpp" or (name == "triton" and device.type == "cuda"))
+    key = ""
+    if kept:
+        with region.timed("cache"):
+            key = artifact_key(program, options, foreign_sources(_definitions()), device=device)
+            found = load(key, device)
+        if found is not None:
+            return *found, key
+    target.expect(device)
+    with region.timed("optimize"):
+        pipeline.optimize(program, options)
+    with region.timed("build"):
+        compiled = target.compile(program, device)
+    if kept:
+        with region.timed("cache"):
+            store(key, program, compiled)
+    return program, compiled, key
 
 
 install()  # gives Program the methods that need other parts of the package (`ir` knows none of them)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 
 from shorthaul.codegen.host import Segment
@@ -195,8 +196,6 @@ _BINARIES: dict[tuple, Binary] = {}
 
 def require_gpu(device: torch.device) -> None:
     """Raise DeviceError, with the remedy, where kernels for the device cannot be compiled or run."""
-    import triton
-
     if torch.version.hip or device.type != "cuda":
         raise DeviceError(f"tensors are on {device}. CPUs and NVIDIA GPUs are supported.")
     capability = torch.cuda.get_device_capability(device)

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shorthaul import pipeline
-from shorthaul.api import device_of, interface_of
-from shorthaul.config import Options
+from shorthaul.api import built, device_of, interface_of
 from shorthaul.frontends.functional import FunctionalGraph, Unsupported
 from shorthaul.frontends.optimizers import FirstStep, NotTraced, Update, flat_parameters, initialize, trace_update
 from shorthaul.ir.program import Program
-from shorthaul.runtime.artifact import artifact_key, load, store
 from shorthaul.runtime.bridge import Interface
-from shorthaul.runtime.compile import Compiled
 from shorthaul.runtime.graphs import graphed
 from shorthaul.runtime.report import LOG, Region
-from shorthaul.runtime.target import TARGETS, Target
+from shorthaul.runtime.target import TARGETS
 from shorthaul.runtime.train_step import Scalars, StepGraph, in_place_updates
 
 from .numbers import HostNumbers
@@ -203,7 +199,7 @@ class Site:
         if mode == "gradients" or (mode == "update" and owner.grads):
             step.results = dict(step.gradients)
             step.give(step.results.values())
-        program, compiled = self._built(step.program, target, name, options, device, region)
+        program, compiled, _ = built(step.program, target, name, options, device, region)
         interface, written, outputs = self._interface(step, program)
         if device.type == "cuda" and options.cuda_graphs:
             # parameters, buffers, state and scalars stay where they are; the rest of the inputs is copied to fixed places
@@ -249,23 +245,3 @@ class Site:
 
         interface = dataclasses.replace(base, inputs=inputs, results=results, mutations=mutations, rebuild=rebuild)
         return interface, [place_of[old] for old, _ in updates], len(self.captured.outputs)
-
-    def _built(self, program: Program, target: Target, name: str, options: Options, device: torch.device,
-               region: Region) -> tuple[Program, Compiled]:  # fmt: skip
-        """The program optimized and compiled, from the cache where it is there."""
-        kept = name == "cpp" or (name == "triton" and device.type == "cuda")
-        if kept:
-            with region.timed("cache"):
-                key = artifact_key(program, options, device=device)
-                found = load(key, device)
-            if found is not None:
-                return found
-        target.expect(device)
-        with region.timed("optimize"):
-            pipeline.optimize(program, options)
-        with region.timed("build"):
-            compiled = target.compile(program, device)
-        if kept:
-            with region.timed("cache"):
-                store(key, program, compiled)
-        return program, compiled

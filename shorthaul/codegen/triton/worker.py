@@ -116,4 +116,3 @@ def main(processes: int) -> None:
             future = pool.submit(compile_request, request)
             pending.add(future)
             future.add_done_callback(functools.partial(answer, number))
-
