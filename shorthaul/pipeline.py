@@ -133,7 +133,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if level >= 2 and options.target == "triton":  # a launch costs more than a small kernel
         apply_everywhere(program, choices.adjust([MergeEpilogue(_joins), BatchKernels()]))
     if level >= 4 and not choices.inside:  # it is a plan for the whole program
-        apply_everywhere(program, choices.adjust([ShareBuffers()]))
+        apply_everywhere(program, choices.adjust([ShareBuffers("step" if options.target == "triton" else "tight")]))
     choices.take(program, choices.last)
     if check:
         verify(program, Form.SCHEDULED)

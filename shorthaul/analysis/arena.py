@@ -1,14 +1,17 @@
 """Where in one arena each buffer of a phase lives: buffers that are never needed at the same time share memory.
 
-Two plans. "soon" goes by time and gives a free block away at once, so that the working set stays small and in the cache; gaps may stay
+Three plans. "soon" goes by time and gives a free block away at once, so that the working set stays small and in the cache; gaps may stay
 between blocks of different sizes. "tight" also places the largest buffers first, each in the smallest gap among those that live at the
-same time, which mostly needs no more than the buffers that live at once, and takes what is smaller.
+same time, which mostly needs no more than the buffers that live at once, and takes what is smaller. "step" places the values of both phases
+and those saved between them so, in one arena: what the backward phase needs goes where saved values were that it has used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from shorthaul.ir.launches import launched_together
 from shorthaul.ir.program import Program
@@ -17,7 +20,7 @@ from shorthaul.ir.sizes import container_sizes, runtime_sizes
 from .liveness import hints, lifetimes, value
 
 ALIGNMENT = 64
-PLANS = ("soon", "tight")
+PLANS = ("soon", "tight", "step")
 Block = tuple[str, int, int, int]  # name, bytes, first and last position
 
 
@@ -30,26 +33,30 @@ def plan_arena(blocks: Iterable[Block], plan: str = "soon") -> tuple[dict[str, i
     """Offsets in bytes for blocks, and the size of the arena. Blocks whose lifetimes overlap never share memory."""
     listed = list(blocks)
     found = _soon(listed)
-    if plan == "tight":
+    if plan != "soon":
         found = min(found, _tight(listed), key=lambda f: f[1])
     return found
 
 
 def arena_bytes(program: Program, plan: str, sizes: Mapping[Any, int] | None = None) -> dict[str, int]:
-    """Bytes of the arena of each phase of a scheduled program, at sizes (default: its size hints).
+    """Bytes of the arena of each phase of a scheduled program, and of what is saved between them, at sizes (default: its size hints).
 
-    Counted are all values that live in one phase and are not handed out; a library call that allocates its result itself needs no room
-    in the arena for it. What has a size that the program finds out as it runs is not planned.
+    With the plan "step" all of it is "saved". Counted are all values that are not handed out; a library call that allocates its result
+    itself needs no room in the arena for it. What has a size that the program finds out as it runs is not planned.
     """
     known = hints(program, sizes)
     results, late = program.results, runtime_sizes(program)
     found: dict[str, list[Block]] = {}
     starts, ends = _launches(program)
     for name, life in lifetimes(program).items():
-        if not life.is_saved and name not in results and late.isdisjoint(container_sizes(life.container)):
+        if name not in results and late.isdisjoint(container_sizes(life.container)):
             block = name, value(life.container.bytes, known), starts[life.first], ends[life.last]
-            found.setdefault(program.nodes[life.first].phase, []).append(block)
-    return {phase: plan_arena(blocks, plan)[1] for phase, blocks in found.items()}
+            found.setdefault("saved" if life.is_saved else program.nodes[life.first].phase, []).append(block)
+    if plan == "step" and "saved" in found:
+        return {"saved": plan_arena([b for blocks in found.values() for b in blocks], plan)[1]}
+    saved = found.pop("saved", [])
+    planned = {phase: plan_arena(blocks, plan)[1] for phase, blocks in found.items()}
+    return planned | ({"saved": sum(aligned(b[1]) for b in saved)} if saved else {})
 
 
 def _launches(program: Program) -> tuple[list[int], list[int]]:
@@ -96,17 +103,24 @@ def _soon(blocks: list[Block]) -> tuple[dict[str, int], int]:
 def _tight(blocks: list[Block]) -> tuple[dict[str, int], int]:
     """The largest first, each in the smallest gap between blocks that live at the same time."""
     offsets: dict[str, int] = {}
-    placed: list[tuple[int, int, int, int]] = []  # (offset, size, first, last)
+    # of what is placed, in the order of offsets: offset, end, first and last position
+    placed = np.empty((4, len(blocks)), dtype=np.int64)
     top = 0
-    for name, size, first, last in sorted(blocks, key=lambda b: (-b[1], b[2], b[0])):
+    for count, (name, size, first, last) in enumerate(sorted(blocks, key=lambda b: (-b[1], b[2], b[0]))):
         size = aligned(size)
-        at, best = 0, None
-        for offset, taken, _, _ in sorted(b for b in placed if b[2] <= last and first <= b[3]):
-            if offset - at >= size and (best is None or offset - at < best[1]):
-                best = (at, offset - at)
-            at = max(at, offset + taken)
-        at = at if best is None else best[0]
-        placed.append((at, size, first, last))
+        here = placed[:, :count]
+        begin, end = here[:2, (here[2] <= last) & (here[3] >= first)]
+        at = 0
+        if begin.size:
+            reached = np.maximum.accumulate(end)
+            low = np.concatenate(([0], reached[:-1]))  # where the gap below each of them begins
+            gap = begin - low
+            fits = np.where(gap >= size, gap, np.iinfo(np.int64).max)
+            best = int(fits.argmin())
+            at = int(low[best]) if gap[best] >= size else int(reached[-1])
+        place = int(np.searchsorted(here[0], at, side="right"))
+        placed[:, place + 1 : count + 1] = placed[:, place:count].copy()
+        placed[:, place] = at, at + size, first, last
         offsets[name] = at
         top = max(top, at + size)
     return offsets, top

@@ -256,7 +256,7 @@ class _Call:
     def start(self, saved: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None]) -> None:
         """Begin a backward pass."""
         graph = self.graph
-        if self.run is None:
+        if self.run is None or self.run.spent:
             raise graph.error(AGAIN)
         tensors = dict(self.copies)
         tensors.update(zip([*graph._saved_inputs, *graph._saved_outputs], saved, strict=True))
@@ -266,7 +266,7 @@ class _Call:
                 tensors[n] = with_strides(t, strides)
         tensors.update(graph.cotangents(self.layout, grads))
         self.silent = graph.silent(grads)
-        self.state = graph.executable.backward(self.run, tensors)
+        self.state = graph.executable.backward(self.run, tensors, again=_keeps_graph())
 
     def gradients(self, part: int) -> list[torch.Tensor | None]:
         """Run one part; gradients of its inputs in order. After the last one what was saved is freed, unless the graph is kept."""

@@ -1,7 +1,7 @@
 """Running a compiled program: pointer tables, arenas, kernels and library calls.
 
 A phase runs on a table of addresses, one per container. What does not change between calls (offsets in arenas, views for library calls,
-concrete sizes) is prepared once for each choice of sizes, in a `_Layout` with a `_Plan` for each phase. An executable may have several
+concrete sizes) is prepared once for each choice of sizes, in a `Layout` with a `_Plan` for each phase. An executable may have several
 forward runs in flight (the model called twice before backward): each has a `Run` that owns what its backward phase needs.
 """
 
@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from shorthaul.analysis.arena import plan_arena
 from shorthaul.codegen.host import ControlStep, HostProgram, LibraryStep, Segment
 from shorthaul.codegen.library import LIBRARY, writes_out
 from shorthaul.ir.containers import Container
@@ -30,6 +28,7 @@ from shorthaul.ir.sizes import attribute_sizes, container_sizes
 from shorthaul.symbolic import Expr, Symbol, evaluate
 
 from .control import Control
+from .layout import AGAIN, Layout, make_layout, number
 from .memory import ARENAS, Arena
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "int32": torch.int32, "int16": torch.int16, "int8": torch.int8, "uint8": torch.uint8, "bool": torch.bool,
 }  # fmt: skip
 
-WIDE = 2**31 - 65536  # elements of a container from which on a GPU's kernels need addresses of 64 bits
 LAYOUTS = 256  # choices of sizes that are kept prepared
 _serials = itertools.count()
 
@@ -98,53 +96,19 @@ class _Plan:
     saved_base: int = 0
 
 
-@dataclass
-class Binding:
-    """What kernels of a GPU are bound by: sizes by name, bytes of every container, whether one needs addresses of 64 bits, and which
-    begin where 16 bytes do not divide the address."""
+class Run:
+    """What one forward run leaves for its backward run: the arena of saved values, and saved tensors that a library allocated.
 
-    sizes: dict[str, int]
-    bytes: dict[str, int]
-    wide: bool
-    unaligned: frozenset[str]
-
-
-@dataclass
-class Layout:
-    """Concrete shapes and strides for one choice of sizes.
-
-    known: the sizes by symbol; `sizes` has them in the order of the program. Where steps define sizes, each call has a layout of its own,
-    into which `shapes` and `strides` of containers go as their sizes become known. watch: called whenever that happens.
+    spent: a backward run wrote over the saved values.
     """
 
-    shapes: dict[str, tuple[int, ...]]
-    strides: dict[str, tuple[int, ...]]
-    alias: dict[str, tuple[str, int]]
-    offsets: dict[str, dict[str, int]]
-    saved: dict[str, int]
-    saved_bytes: int
-    arena_bytes: dict[str, int]
-    sizes: Any
-    binding: Binding
-    plans: dict[str, _Plan] = field(default_factory=dict)
-    watch: Callable[[Layout], None] | None = None
-    checks: Any = None  # the bridge keeps what it compares inputs with here
-    known: dict[Symbol, int] = field(default_factory=dict)
-
-    def own(self) -> Layout:
-        """A copy for one call, which shares the plans."""
-        return replace(self, shapes=dict(self.shapes), strides=dict(self.strides), sizes=self.sizes.copy(), known=dict(self.known))
-
-
-class Run:
-    """What one forward run leaves for its backward run: the arena of saved values, and saved tensors that a library allocated."""
-
-    __slots__ = ("kept", "layout", "saved")
+    __slots__ = ("kept", "layout", "saved", "spent")
 
     def __init__(self, layout: Layout, saved: Arena | None, kept: dict[str, torch.Tensor]) -> None:
         self.layout = layout
         self.saved = saved
         self.kept = kept
+        self.spent = False
 
     def release(self) -> None:
         """Give the memory back; no backward run may follow."""
@@ -157,20 +121,21 @@ class Run:
 
 
 class Backward:
-    """A backward run in progress: it has an arena of its own until its last part ran."""
+    """A backward run in progress: it has its arena until its last part ran. plan: the layout's entry for the phase."""
 
-    __slots__ = ("arena", "next", "run", "tensors")
+    __slots__ = ("arena", "next", "plan", "run", "tensors")
 
-    def __init__(self, run: Run, tensors: dict[str, torch.Tensor], arena: Arena) -> None:
+    def __init__(self, run: Run, tensors: dict[str, torch.Tensor], arena: Arena, plan: str) -> None:
         self.run = run
         self.tensors = tensors
         self.arena: Arena | None = arena
+        self.plan = plan
         self.next = 0
 
     def release(self) -> None:
         arena, self.arena = self.arena, None
         self.tensors = {}
-        if arena is not None:
+        if arena is not None and arena is not self.run.saved:
             ARENAS.release(arena)
 
     def __del__(self) -> None:
@@ -229,8 +194,8 @@ class Executable:
         Returns the results (outputs and updates) by container, and the Run for `backward`.
         """
         tensors = dict(inputs)
-        arena = ARENAS.acquire(layout.arena_bytes["forward"], self.device)
         saved = ARENAS.acquire(layout.saved_bytes, self.device) if layout.saved_bytes else None
+        arena = saved if saved is not None and layout.shared else ARENAS.acquire(layout.arena_bytes["forward"], self.device)
         try:
             self._execute(layout, "forward", 0, tensors, arena, saved)
         except BaseException:
@@ -238,7 +203,8 @@ class Executable:
                 ARENAS.release(saved)
             raise
         finally:
-            ARENAS.release(arena)
+            if arena is not saved:
+                ARENAS.release(arena)
         results = {}
         for n in self._results["forward"]:
             results[n] = tensors[n] if n in tensors else self._constants[n].clone()
@@ -248,12 +214,19 @@ class Executable:
             ARENAS.release(saved)
         return results, None
 
-    def backward(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> Backward:
-        """Start the backward phase of a forward run; may be called again with the same run.
+    def backward(self, run: Run, tensors: Mapping[str, torch.Tensor], again: bool = True) -> Backward:
+        """Start the backward phase of a forward run.
 
-        tensors: the cotangents, and those inputs and results of the forward phase that the backward phase reads, by container.
+        tensors: the cotangents, and those inputs and results of the forward phase that the backward phase reads, by container. again:
+        whether it may be called again with the same run; otherwise saved values may be written over (`run.spent`).
         """
-        return Backward(run, {**run.kept, **tensors}, ARENAS.acquire(run.layout.arena_bytes["backward"], self.device))
+        given = {**run.kept, **tensors}
+        if run.layout.shared and not again:
+            assert run.saved is not None
+            run.spent = True
+            return Backward(run, given, run.saved, "backward")
+        plan = AGAIN if run.layout.shared else "backward"
+        return Backward(run, given, ARENAS.acquire(run.layout.arena_bytes[plan], self.device), plan)
 
     def part(self, state: Backward) -> dict[str, torch.Tensor]:
         """Run the next part of a backward phase; returns the gradients that it completes, by input."""
@@ -261,7 +234,7 @@ class Executable:
         if state.arena is None:
             raise RuntimeError(f"the backward phase of {self.host.phases['backward'].name} was ended")
         try:
-            self._execute(state.run.layout, "backward", state.next, state.tensors, state.arena, state.run.saved)
+            self._execute(state.run.layout, state.plan, state.next, state.tensors, state.arena, state.run.saved)
         except BaseException:
             state.release()
             raise
@@ -275,11 +248,13 @@ class Executable:
         return gradients
 
     # one phase --------------------------------------------------------------------------------------------------------
-    def _execute(self, layout: Layout, phase: str, part: int, tensors: dict[str, torch.Tensor], arena: Arena, saved: Arena | None) -> None:
+    def _execute(self, layout: Layout, entry: str, part: int, tensors: dict[str, torch.Tensor], arena: Arena, saved: Arena | None) -> None:
+        """One part of a phase, placed as that entry of the layout says."""
+        phase = "backward" if entry == AGAIN else entry
         with self._lock, torch.no_grad(), _current(self.device):
-            plan = layout.plans.get(phase)
+            plan = layout.plans.get(entry)
             if plan is None:
-                plan = layout.plans[phase] = self._prepare(layout, phase)
+                plan = layout.plans[entry] = self._prepare(layout, entry)
             for name, shape, strides, dtype in plan.allocate[part]:
                 if name in tensors:
                     continue  # the caller gave a place for the result
@@ -303,7 +278,7 @@ class Executable:
                 step = plan.steps[at]
                 shown = torch.profiler.record_function(self.host.phases[phase].labels[at]).__enter__() if profiled else None
                 if isinstance(step, (LibraryStep, ControlStep)):
-                    step = self._prepared(step, layout, phase)
+                    step = self._prepared(step, layout, entry)
                 if isinstance(step, _Call):
                     self._call(step, layout, plan, tensors, arena, saved)
                     if step.defines:
@@ -345,8 +320,8 @@ class Executable:
         for name in sorted(self.host.dynamic - layout.shapes.keys()):
             c = self.host.containers[name]
             if container_sizes(c) <= layout.known.keys():
-                layout.shapes[name] = tuple(_number(s, layout.known) for s in c.shape)
-                layout.strides[name] = tuple(_number(s, layout.known) for s in c.actual_strides)
+                layout.shapes[name] = tuple(number(s, layout.known) for s in c.shape)
+                layout.strides[name] = tuple(number(s, layout.known) for s in c.actual_strides)
         if layout.watch is not None:
             layout.watch(layout)
 
@@ -408,7 +383,7 @@ class Executable:
         if isinstance(step, ControlStep):
             fills = isinstance(step.control, Loop) and step.control.tile is not None
         else:
-            fills = writes_out(step.function)
+            fills = writes_out(step.function, self.device, step.attributes)
         return not fills and kind in ("transient", "saved", "result")
 
     # preparation ------------------------------------------------------------------------------------------------------
@@ -418,59 +393,21 @@ class Executable:
         found = self._layouts.get(key)
         if found is None:
             with self._lock:
-                found = self._layouts[key] = self._make_layout(sizes)
+                found = self._layouts[key] = make_layout(self.host, sizes, self._owned, self._saved_names, self.target)
                 while len(self._layouts) > LAYOUTS:
                     self._layouts.popitem(last=False)
         return found.own() if self.host.late else found
 
-    def _make_layout(self, sizes: Mapping[Symbol, int]) -> Layout:
-        host = self.host
-        sizes = {s: sizes[s] for s in host.symbols if s not in host.late}
-
-        def number(e: Any) -> int:
-            return _number(e, sizes)
-
-        static = {n: c for n, c in host.containers.items() if n not in host.dynamic}
-        shapes = {n: tuple(number(s) for s in c.shape) for n, c in static.items()}
-        strides = {n: tuple(number(s) for s in c.actual_strides) for n, c in static.items()}
-        alias: dict[str, tuple[str, int]] = {}
-        for n, c in host.containers.items():
-            if c.alias is not None:
-                base, offset = c.alias.base, number(c.alias.offset)
-                while (further := host.containers[base].alias) is not None:
-                    base, offset = further.base, offset + number(further.offset)
-                alias[n] = (base, offset)
-        bytes_ = {n: (1 + sum((d - 1) * s for d, s in zip(shapes[n], strides[n], strict=True)) if all(shapes[n]) else 0) * c.dtype.itemsize
-                  for n, c in static.items()}  # fmt: skip
-        offsets: dict[str, dict[str, int]] = {}
-        arena_bytes: dict[str, int] = {}
-        named = {s.name: int(n) for s, n in sizes.items()}
-        wide = any(math.prod(shape) >= WIDE for shape in shapes.values())
-        unaligned = frozenset(n for n, (_, offset) in alias.items() if offset * host.containers[n].dtype.itemsize % 16)
-        if self.target is not None:
-            segments = [s for phase in host.phases.values() for s in phase.steps if isinstance(s, Segment)]
-            self.target.compile_all(segments, named, wide, unaligned)
-        for name, phase in host.phases.items():
-            blocks = [(n, bytes_[n], first, last) for n, (first, last) in phase.spans.items()
-                      if host.kinds.get(n) == "transient" and n not in self._owned[name] and n in static]  # fmt: skip
-            if self.target is not None:
-                blocks += [(n, size, at, at) for at, s in enumerate(phase.steps) if isinstance(s, Segment)
-                           for n, size in self.target.scratch(s, named)]  # fmt: skip
-            offsets[name], arena_bytes[name] = plan_arena(blocks, host.memory_plan)
-        saved, saved_bytes = plan_arena((n, bytes_[n], 0, 0) for n in self._saved_names)
-        table = np.array([sizes.get(s, 0) for s in host.symbols] or [0], dtype=np.int64)
-        binding = Binding(named, bytes_, wide, unaligned)
-        return Layout(shapes, strides, alias, offsets, saved, saved_bytes, arena_bytes, table, binding, known=dict(sizes))
-
-    def _prepare(self, layout: Layout, name: str) -> _Plan:
-        host, phase = self.host, self.host.phases[name]
+    def _prepare(self, layout: Layout, entry: str) -> _Plan:
+        host, name = self.host, "backward" if entry == AGAIN else entry
+        phase = host.phases[name]
         arena_slots, saved_slots = [], []
         slots: dict[str, list[tuple[int, int]]] = {}
         for c, slot in host.pointers.items():
             base, offset = layout.alias.get(c, (c, 0))
             at = offset * host.containers[c].dtype.itemsize
-            if base in layout.offsets[name]:
-                arena_slots.append((slot, layout.offsets[name][base] + at))
+            if base in layout.offsets[entry]:
+                arena_slots.append((slot, layout.offsets[entry][base] + at))
             elif base in layout.saved:
                 saved_slots.append((slot, layout.saved[base] + at))
             else:
@@ -479,7 +416,7 @@ class Executable:
         places = dict(host.pointers)
         if self._checks:
             places[""] = len(places)  # behind the containers: where kernels report an index out of range
-        for n, offset in layout.offsets[name].items():  # partial results of kernels
+        for n, offset in layout.offsets[entry].items():  # partial results of kernels
             if n not in places:
                 places[n] = len(places)
                 arena_slots.append((places[n], offset))
@@ -492,7 +429,7 @@ class Executable:
         steps: list[Any] = []
         for s in phase.steps:
             if not isinstance(s, Segment):
-                steps.append(s if self._waits(s) else self._prepared(s, layout, name))
+                steps.append(s if self._waits(s) else self._prepared(s, layout, entry))
             elif self.target is not None:
                 steps.append(self.target.prepare(s, layout.binding, table, places))
             else:
@@ -510,7 +447,7 @@ class Executable:
                     rows.append((c, layout.shapes[c], layout.strides[c], torch_dtype(host.containers[c].dtype)))
             allocate.append(rows)
         return _Plan(table, table.data, table.ctypes.data, _columns(arena_slots), _columns(saved_slots), slots, steps, allocate,
-                     layout.offsets[name], ends, faults.data)  # fmt: skip
+                     layout.offsets[entry], ends, faults.data)  # fmt: skip
 
     def _waits(self, step: LibraryStep | ControlStep) -> bool:
         """Whether a step can be prepared only when sizes are known that earlier steps define."""
@@ -520,7 +457,7 @@ class Executable:
             return True
         return not attribute_sizes(step.attributes).isdisjoint(self.host.late)
 
-    def _prepared(self, step: LibraryStep | ControlStep, layout: Layout, phase: str) -> _Call:
+    def _prepared(self, step: LibraryStep | ControlStep, layout: Layout, place: str) -> _Call:
         def concrete(value: Any) -> Any:
             if isinstance(value, Expr):
                 return evaluate(value, layout.known)
@@ -530,7 +467,7 @@ class Executable:
 
         def entry(k: str, c: str) -> tuple[str, str, int]:
             base = layout.alias.get(c, (c, 0))[0]
-            if base in layout.offsets[phase]:
+            if base in layout.offsets[place]:
                 return k, c, 1
             if base in layout.saved:
                 return k, c, 2
@@ -547,10 +484,6 @@ class Executable:
         writes = [entry(k, c) for k, c in step.writes if (k, c) not in owned]
         results = [(k, c, None if c in self.host.dynamic else layout.strides[c]) for k, c in owned]
         return _Call(function, attributes, reads, writes, results, step.origin, step.defines)
-
-
-def _number(e: Any, sizes: Mapping[Symbol, int]) -> int:
-    return e if isinstance(e, int) else evaluate(e, sizes)
 
 
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

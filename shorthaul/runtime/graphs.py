@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from .compile import Compiled
-from .executable import Backward, Executable, Layout, Run, copy_all
+from .executable import Backward, Executable, Run, copy_all
+from .layout import AGAIN, Layout
 from .lending import Lent, Watch
 
 WARM_UP = 2  # calls with the same sizes that run ungraphed first: libraries choose their algorithms
@@ -27,8 +28,16 @@ RECAPTURES = 4  # captures of one program because its parameters moved
 LAYOUTS = 4  # choices of sizes that are captured
 
 
+@dataclasses.dataclass
+class _Captured:
+    """The backward phase of a capture: state of its run, and for each part its graph and its gradients."""
+
+    state: Backward | None = None
+    parts: list[tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], Lent]] = dataclasses.field(default_factory=list)
+
+
 class _Slot:
-    """One capture. busy: a forward run has it."""
+    """One capture. busy: a forward run has it. backward: by whether the phase leaves saved values as they are, to run again."""
 
     def __init__(self, fixed: dict[str, torch.Tensor]) -> None:
         self.busy = False
@@ -39,18 +48,18 @@ class _Slot:
         self.results: dict[str, torch.Tensor] = {}
         self.run: Run | None = None
         self.cotangents: dict[str, torch.Tensor] = {}
-        self.state: Backward | None = None
-        self.parts: list[tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], Lent]] = []
+        self.backward = {False: _Captured(), True: _Captured()}
 
 
 class GraphedRun:
-    """A forward run that a slot made; gives the slot back when it is released."""
+    """A forward run that a slot made; gives the slot back when it is released. spent: see `Run`."""
 
-    __slots__ = ("layout", "slot")
+    __slots__ = ("layout", "slot", "spent")
 
     def __init__(self, slot: _Slot, layout: Layout) -> None:
         self.slot: _Slot | None = slot
         self.layout = layout
+        self.spent = False
 
     def release(self) -> None:
         slot, self.slot = self.slot, None
@@ -62,12 +71,12 @@ class GraphedRun:
 
 
 class GraphedBackward:
-    """A backward run in progress."""
+    """A backward run in progress. again: the forward run may have another one."""
 
-    __slots__ = ("next", "run", "slot", "tensors")
+    __slots__ = ("again", "next", "run", "slot", "tensors")
 
-    def __init__(self, run: GraphedRun, slot: _Slot, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.run, self.slot, self.tensors, self.next = run, slot, tensors, 0
+    def __init__(self, run: GraphedRun, slot: _Slot, tensors: Mapping[str, torch.Tensor], again: bool) -> None:
+        self.run, self.slot, self.tensors, self.again, self.next = run, slot, tensors, again, 0
 
     def release(self) -> None:
         self.tensors = {}
@@ -168,13 +177,13 @@ class GraphedExecutable:
         torch.cuda.synchronize(self.device)
 
     # backward ---------------------------------------------------------------------------------------------------------
-    def backward(self, run: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    def backward(self, run: Any, tensors: Mapping[str, torch.Tensor], again: bool = True) -> Any:
         """See `Executable.backward`."""
         if self._watch.in_use():
             self._keeps_gradients = True
         self._watch.forget()
         if not isinstance(run, GraphedRun):
-            return self.inner.backward(run, tensors)
+            return self.inner.backward(run, tensors, again)
         slot = run.slot
         assert slot is not None
         known = {**slot.fixed, **slot.copied, **slot.results}
@@ -184,7 +193,9 @@ class GraphedExecutable:
             if n not in slot.cotangents:
                 slot.cotangents[n] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
             slot.cotangents[n].copy_(t)
-        return GraphedBackward(run, slot, {n: known.get(n, slot.cotangents.get(n)) for n in tensors})  # type: ignore[misc]
+        again = again or not run.layout.shared
+        run.spent = not again
+        return GraphedBackward(run, slot, {n: known.get(n, slot.cotangents.get(n)) for n in tensors}, again)  # type: ignore[misc]
 
     def part(self, state: Any) -> dict[str, torch.Tensor]:
         """See `Executable.part`."""
@@ -192,11 +203,11 @@ class GraphedExecutable:
             found = self.inner.part(state)
             self._watch.give(found.values())
             return found
-        slot = state.slot
+        captured = state.slot.backward[state.again]
         with self._lock:
-            if state.next == len(slot.parts):
-                self._capture_part(slot, state)
-        graph, gradients, lent = slot.parts[state.next]
+            if state.next == len(captured.parts):
+                self._capture_part(state.slot, captured, state)
+        graph, gradients, lent = captured.parts[state.next]
         state.next += 1
         used = {n: lent.tensors[n] for n in lent.in_use()}
         if used:
@@ -207,24 +218,24 @@ class GraphedExecutable:
         copy_all(list(used.values()), [kept[n] for n in used])
         return {n: copied[n] if n in copied else lent.out(n) for n in gradients}
 
-    def _capture_part(self, slot: _Slot, state: GraphedBackward) -> None:
+    def _capture_part(self, slot: _Slot, captured: _Captured, state: GraphedBackward) -> None:
         """Gradients that are lent get memory that no graph uses for anything else: it is not from the graphs' pool."""
         graph, layout = torch.cuda.CUDAGraph(), state.run.layout
-        names = self.inner.parts[len(slot.parts)]
-        plan, places = layout.plans.get("backward"), {}
+        names = self.inner.parts[len(captured.parts)]
+        plan, places = layout.plans.get(AGAIN if state.again and layout.shared else "backward"), {}
         if plan is not None and not self._keeps_gradients:
             own = {g: i for i, g in self.signature.gradients if i in names}
-            for g, shape, strides, dtype in plan.allocate[len(slot.parts)]:
+            for g, shape, strides, dtype in plan.allocate[len(captured.parts)]:
                 if g in own:
                     places[g] = torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
         with self._capturing(graph):
-            if slot.state is None:
+            if captured.state is None:
                 assert slot.run is not None
-                slot.state = self.inner.backward(slot.run, state.tensors)
-            slot.state.tensors.update(places)
-            gradients = self.inner.part(slot.state)
+                captured.state = self.inner.backward(slot.run, state.tensors, state.again)
+            captured.state.tensors.update(places)
+            gradients = self.inner.part(captured.state)
         made = {t.data_ptr() for t in places.values()}
-        slot.parts.append((graph, gradients, Lent({n: t for n, t in gradients.items() if t.data_ptr() in made})))
+        captured.parts.append((graph, gradients, Lent({n: t for n, t in gradients.items() if t.data_ptr() in made})))
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

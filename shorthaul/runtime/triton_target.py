@@ -21,7 +21,7 @@ from shorthaul.codegen.triton.worker import Answer, Request
 from shorthaul.errors import DeviceError
 
 from .compile_pool import compile_requests
-from .executable import Binding
+from .layout import Binding
 from .gpu_launch import Binary, Launched, Step, bind, in_turn
 
 LEAST_CAPABILITY = (8, 0)

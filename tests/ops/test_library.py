@@ -100,7 +100,7 @@ def test_contract_fills_planned_memory(equation: str) -> None:
     planned = operand(of_y)
     y = LIBRARY["contract"]({"a": operand(of_a), "b": operand(of_b)}, {"equation": equation}, {"y": planned})["y"]
     assert y is planned
-    assert writes_out("contract")
+    assert writes_out("contract", y.device, {"equation": equation})
 
 
 def test_contraction_of_contiguous_operands_copies_nothing() -> None:

@@ -82,13 +82,38 @@ def _as_images(arguments: list[Any]) -> list[Any]:
     return [[1, *stride], [0, *padding], [1, *dilation], transposed, [0, *output_padding], groups]
 
 
-@library("aten::convolution")
+def _fills(device: torch.device, attributes: Mapping[str, Any]) -> bool:
+    """cuDNN is the only library that PyTorch lets write into memory that is there."""
+    return device.type == "cuda" and not attributes["transposed"]
+
+
+def _convolve_into(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, attributes: Mapping[str, Any]) -> bool:
+    """As PyTorch does it where it chooses cuDNN, with the result in `y`; False where it chooses something else."""
+    arguments = _arguments(attributes, w.dim() - 2)
+    if _is_row(x, w):
+        y, x, w, arguments = y.unsqueeze(2), x.unsqueeze(2), w.unsqueeze(2), _as_images(arguments)
+    stride, padding, dilation, transposed, output_padding, groups = arguments
+    backend = torch._C._select_conv_backend(x, w, bias, stride, padding, dilation, transposed, output_padding, groups, None)
+    if backend != torch._C._ConvBackend.Cudnn:
+        return False
+    cudnn = torch.backends.cudnn
+    fixed = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    tf32 = cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    torch.ops.aten.cudnn_convolution.out(x, w, padding, stride, dilation, groups, cudnn.benchmark, fixed, tf32, out=y)
+    if bias is not None:
+        y.add_(bias.reshape(1, -1, *[1] * (y.dim() - 2)))
+    return True
+
+
+@library("aten::convolution", writes_out=_fills)
 def convolution(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """The convolution, plain or transposed, with its bias."""
-    x, w = reads["x"], reads["weight"]
+    x, w, bias = reads["x"], reads["weight"], reads.get("bias")
     if _heavy(w.shape, x):
         x = x.contiguous()
-    return {"y": _convolve(x, w, reads.get("bias"), attributes)}
+    if "y" in out and _fills(x.device, attributes) and _convolve_into(out["y"], x, w, bias, attributes):
+        return {"y": out["y"]}
+    return {"y": _convolve(x, w, bias, attributes)}
 
 
 @library("aten::conv_grad_input")

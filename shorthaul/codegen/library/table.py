@@ -16,23 +16,30 @@ class LibraryError(RuntimeError):
 
 
 LIBRARY: dict[str, LibraryFunction] = {}
-_WRITES_OUT: set[str] = set()
+WritesOut = Callable[[torch.device, Mapping[str, Any]], bool]
+_WRITES_OUT: dict[str, WritesOut] = {}
 
 
-def library(name: str, *, writes_out: bool = False) -> Callable[[LibraryFunction], LibraryFunction]:
-    """Register the function of that name. `writes_out`: it fills the tensors of `out` instead of allocating."""
+def library(name: str, *, writes_out: bool | WritesOut = False) -> Callable[[LibraryFunction], LibraryFunction]:
+    """Register the function of that name. `writes_out`: it fills the tensors of `out` instead of allocating; may depend on the device and
+    the call's attributes."""
 
     def add(function: LibraryFunction) -> LibraryFunction:
         if name in LIBRARY:
             raise ValueError(f"library function {name} is registered already")
         LIBRARY[name] = function
         if writes_out:
-            _WRITES_OUT.add(name)
+            _WRITES_OUT[name] = writes_out if callable(writes_out) else _always
         return function
 
     return add
 
 
-def writes_out(name: str) -> bool:
+def _always(device: torch.device, attributes: Mapping[str, Any]) -> bool:
+    return True
+
+
+def writes_out(name: str, device: torch.device, attributes: Mapping[str, Any]) -> bool:
     """Whether the function fills planned memory (otherwise it allocates its results)."""
-    return name in _WRITES_OUT
+    decide = _WRITES_OUT.get(name)
+    return decide is not None and decide(device, attributes)

@@ -23,8 +23,10 @@ class ShareBuffers(Transformation):
 
     Bytes moved stay the same; the peak of memory falls by what the rewrite's note "memory" says, at the program's size hints. The plan
     "soon", which programs have otherwise, goes by time and reuses a free block at once; "tight" (the default here) places the largest
-    buffers first, and is used where it needs less. Values in place of an operand are `InPlace`'s business, values between the phases
-    are kept apart, because the backward phase may run twice.
+    buffers first, and is used where it needs less; values between the phases are kept apart. "step" (the pipeline's choice for GPUs,
+    whose caches hold little of either) has one arena for the forward phase, the backward phase and what is saved between them: the
+    backward phase writes where saved values were that nothing needs any more. A backward phase that may run again (`retain_graph`)
+    gets memory of its own instead. Values in place of an operand are `InPlace`'s business.
     """
 
     level = 4
@@ -46,7 +48,7 @@ class ShareBuffers(Transformation):
         require(not unknown, f"sizes have no hint: {', '.join(unknown)}")
         before, after = (arena_bytes(p, plan) for plan in (now, self.plan))
         m.derived["memory"] = sum(before.values()) - sum(after.values())
-        require(self.plan != "tight" or m.memory > 0, "buffers share memory as tightly already")
+        require(self.plan == "soon" or m.memory > 0, "buffers share memory as tightly already")
 
     def apply(self, m: Match, edit: Edit) -> None:
         edit.set_attribute(ATTRIBUTE, self.plan)
