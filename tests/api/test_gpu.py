@@ -98,6 +98,8 @@ def test_retained_graph() -> None:
             y = net(batch(i)).square().mean()
             y.backward(retain_graph=True)
             y.backward()
+            with pytest.raises(RuntimeError, match="a second time"):
+                y.backward()
     close(eager, ours)
 
 

@@ -9,10 +9,12 @@ import pytest
 from compiled import assert_compiled
 from transform_nets import apply_checked, assert_refuses, assert_same, kernels, matches, network, only, results, values
 
+from shorthaul.analysis.liveness import liveness
 from shorthaul.analysis.movement import movement
 from shorthaul.ir.dtypes import int64
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar import walk
+from shorthaul.pipeline import STAGES
 from shorthaul.symbolic import Symbol
 from shorthaul.transforms.fuse import fuse
 from shorthaul.transforms.level2_fusion.map_fusion import MapFusion
@@ -306,3 +308,28 @@ def test_refuses_a_cycle_through_a_third_node() -> None:
 
     p = network(build, train=False, x=(4, 6))
     assert_refuses(MapFusion("keep"), only(matches(MapFusion("keep"), p, first="tanh", second="mul")), "through a node between them")
+
+
+@pytest.mark.parametrize("most", [4, 100])
+def test_results_of_many_layers_do_not_wait_for_their_sum(most: int) -> None:
+    """Each layer's result is added to what there is; a sum of all of them would keep every one in memory until the last is there."""
+
+    def build(b: Any, x: Any, w: Any) -> Any:
+        total = None
+        for _ in range(12):
+            x = b.op("contract", {"equation": "ij,jk->ik"}, a=x, b=w)
+            total = x if total is None else b.op("add", a=total, b=x)
+        return b.op("tanh", x=total)
+
+    p = network(build, train=False, maps=False, x=(64, 16), parameters={"w": (16, 16)})
+    inputs = values(p)
+    expected = results(p, inputs)
+    STAGES["Expand"](p)
+    fuse(p, [MapFusion("keep", max_held=most)])
+    reads = sorted(len(p.reads_of(k)) for k in kernels(p))
+    assert sum(reads) == 12 + len(reads) - 1 and reads[-1] == min(most + 1, 12)
+    assert liveness(p).peak["forward"] <= (min(most, 11) + 3) * 64 * 16 * 8
+    assert_same(p, inputs, expected)
+    if most == 4:
+        waits = next(m for m in matches(MapFusion("keep"), p) if len(p.reads_of(m.first)) == most + 1)
+        assert_refuses(MapFusion("keep"), waits, "would stay in memory while library calls run")

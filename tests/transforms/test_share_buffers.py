@@ -20,7 +20,7 @@ from shorthaul.transforms.base import Refusal
 from shorthaul.workbench import apply
 
 
-@pytest.mark.parametrize("plan", ["soon", "tight"])
+@pytest.mark.parametrize("plan", ["soon", "tight", "step"])
 @pytest.mark.parametrize("seed", range(6))
 def test_blocks_that_live_at_the_same_time_lie_apart(plan: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -95,3 +95,25 @@ def test_kernels_that_run_one_after_the_other_share_memory() -> None:
     compiled = compile_program(p).executable
     assert len(compiled.host.phases["forward"].steps) == 1
     assert compiled.layout({}).arena_bytes["forward"] == 2 * 64 * 16 * torch.float64.itemsize
+
+
+def chain(b: Any, x: Any) -> Any:
+    for _ in range(5):
+        x = b.op("cumsum", {"dim": 0}, x=b.op("tanh", x=x))
+    return b.op("mul", a=x, b=x)
+
+
+def test_the_backward_phase_writes_over_saved_values() -> None:
+    """Its gradients are those of a backward phase with memory of its own (`assert_compiled` runs both)."""
+    p = network(chain, x=(64, 16))
+    STAGES["Schedule"](p)
+    inputs = values(p)
+    expected = results(p, inputs)
+    apart = arena_bytes(p, "tight")
+    apply(p, "ShareBuffers", plan="step")
+    assert sum(apart.values()) > arena_bytes(p, "step")["saved"] >= apart["saved"]
+    layout = compile_program(p).executable.layout({})
+    assert layout.shared and layout.saved_bytes == arena_bytes(p, "step")["saved"]
+    assert_compiled(p, inputs, expected)
+    p.undo()
+    assert not compile_program(p).executable.layout({}).shared

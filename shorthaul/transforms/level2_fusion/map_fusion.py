@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Union
 
 from shorthaul.ir.edit import Edit
-from shorthaul.ir.nodes import Map, Node
+from shorthaul.ir.nodes import LibraryCall, Map, Node
 from shorthaul.ir.program import Program
 from shorthaul.ir.scalar import reads_of, substitute_indices
 from shorthaul.symbolic import Expr, prove_le
@@ -35,18 +35,21 @@ class MapFusion(Transformation):
     several: what happens where something else still needs `mid` (another reader, the caller):
       "refuse": nothing; "recompute": the consumer evaluates the producer's code itself, where that reads no more than `mid` is large, and
       the producer stays for the others; "keep": the fused map writes `mid` too, if it visits each of its elements once.
-    max_recompute: the cost (in adds an element) up to which a producer may be evaluated again.
+    max_recompute: the cost (in adds an element) up to which a producer may be evaluated again. max_held: how many times the bytes of `mid`
+    the operands of the producer may have that would wait in memory for a consumer behind library calls (a sum of results of many layers).
     """
 
     level = 2
-    allowed = {"several": ("refuse", "recompute", "keep"), "max_recompute": range(1 << 20), "max_repeat": range(1 << 20)}
-    tunable = {"max_recompute": (0, 16, 256), "max_repeat": (1, 9)}
+    allowed = {"several": ("refuse", "recompute", "keep"), "max_recompute": range(1 << 20), "max_repeat": range(1 << 20),
+               "max_held": range(1, 1 << 20)}  # fmt: skip
+    tunable = {"max_recompute": (0, 16, 256), "max_repeat": (1, 9), "max_held": (4, 1 << 16)}
     pattern = Path(MapNode("first"), Data("mid"), MapNode("second"))
 
-    def __init__(self, several: str = "keep", max_recompute: int = 64, max_repeat: int = 3) -> None:
+    def __init__(self, several: str = "keep", max_recompute: int = 64, max_repeat: int = 3, max_held: int = 4) -> None:
         self.several = several
         self.max_recompute = max_recompute
         self.max_repeat = max_repeat
+        self.max_held = max_held
 
     def plan(self, m: Match) -> tuple[Map, bool]:
         """The fused map, and whether the producer stays. Raises Refusal."""
@@ -99,6 +102,19 @@ class MapFusion(Transformation):
         read = sum(hint_value(p, p.containers[c].bytes) for c in p.reads_of(m.first))
         require(read <= hint_value(p, p.containers[m.mid].bytes) * 1.01, f"{reason}, and recomputing reads more than it saves")
 
+    def _require_little_waits(self, m: Match) -> None:
+        """Operands that only the producer needs live until the consumer runs; `mid` would live instead of them."""
+        p, a, b = m.program, m.first, m.second
+        most = self.max_held * hint_value(p, p.containers[m.mid].bytes)
+        mine = {c: hint_value(p, p.containers[c].bytes) for c in p.reads_of(a) if not p.containers[c].is_external}
+        if sum(mine.values()) <= most:
+            return
+        begin, end = p.position(a), p.position(b)
+        if not any(isinstance(n, LibraryCall) for n in p.nodes[begin:end]):
+            return
+        held = sum(size for c, size in mine.items() if all(p.position(r) <= begin for r in p.readers(c)))
+        require(held <= most, f"its operands, {held} bytes, would stay in memory while library calls run; the intermediate takes {most // self.max_held}")
+
     def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
         """Pairs of which the node is one."""
         yield from pairs_around(program, node)
@@ -107,6 +123,7 @@ class MapFusion(Transformation):
         m.derived["plan"] = self.plan(m)
         if not m.plan[1]:
             require_no_cycle(m.program, [m.first, m.second])
+        self._require_little_waits(m)
 
     def saves(self, m: Match) -> IntLike:
         """The consumer's read of `mid`, its write if that disappears, what the producer read for other elements than the consumer needs or
