@@ -21,8 +21,8 @@ from shorthaul.codegen.triton.worker import Answer, Request
 from shorthaul.errors import DeviceError
 
 from .compile_pool import compile_requests
-from .layout import Binding
 from .gpu_launch import Binary, Launched, Step, bind, in_turn
+from .layout import Binding
 
 LEAST_CAPABILITY = (8, 0)
 # the interpreter takes as long for a large block as for a small one

@@ -331,5 +331,5 @@ def test_results_of_many_layers_do_not_wait_for_their_sum(most: int) -> None:
     assert liveness(p).peak["forward"] <= (min(most, 11) + 3) * 64 * 16 * 8
     assert_same(p, inputs, expected)
     if most == 4:
-        waits = next(m for m in matches(MapFusion("keep"), p) if len(p.reads_of(m.first)) == most + 1)
-        assert_refuses(MapFusion("keep"), waits, "would stay in memory while library calls run")
+        for m in matches(MapFusion("keep"), p):
+            assert_refuses(MapFusion("keep"), m, "bytes would wait in memory for it while library calls run")

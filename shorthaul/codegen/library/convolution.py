@@ -94,7 +94,7 @@ def _convolve_into(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torc
         y, x, w, arguments = y.unsqueeze(2), x.unsqueeze(2), w.unsqueeze(2), _as_images(arguments)
     stride, padding, dilation, transposed, output_padding, groups = arguments
     backend = torch._C._select_conv_backend(x, w, bias, stride, padding, dilation, transposed, output_padding, groups, None)
-    if backend != torch._C._ConvBackend.Cudnn:
+    if backend != torch._C._ConvBackend.Cudnn:  # type: ignore[attr-defined]
         return False
     cudnn = torch.backends.cudnn
     fixed = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()

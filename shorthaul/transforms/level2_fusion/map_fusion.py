@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Union
 
 from shorthaul.ir.edit import Edit
@@ -36,7 +36,7 @@ class MapFusion(Transformation):
       "refuse": nothing; "recompute": the consumer evaluates the producer's code itself, where that reads no more than `mid` is large, and
       the producer stays for the others; "keep": the fused map writes `mid` too, if it visits each of its elements once.
     max_recompute: the cost (in adds an element) up to which a producer may be evaluated again. max_held: how many times the bytes of `mid`
-    the operands of the producer may have that would wait in memory for a consumer behind library calls (a sum of results of many layers).
+    may wait in memory for the fused map while library calls run, where more waits than before (a sum of results of many layers).
     """
 
     level = 2
@@ -103,17 +103,22 @@ class MapFusion(Transformation):
         require(read <= hint_value(p, p.containers[m.mid].bytes) * 1.01, f"{reason}, and recomputing reads more than it saves")
 
     def _require_little_waits(self, m: Match) -> None:
-        """Operands that only the producer needs live until the consumer runs; `mid` would live instead of them."""
-        p, a, b = m.program, m.first, m.second
-        most = self.max_held * hint_value(p, p.containers[m.mid].bytes)
-        mine = {c: hint_value(p, p.containers[c].bytes) for c in p.reads_of(a) if not p.containers[c].is_external}
-        if sum(mine.values()) <= most:
+        """What only the fused map needs lives until it runs: not much more than now may wait so while library calls run."""
+        p, b = m.program, m.second
+        most = self.max_held * hint_value(p, p.containers[m.mid].bytes) * 1.01  # small operands (per channel) count for little
+        after = {c for c in (p.reads_of(m.first) | p.reads_of(b)) - {m.mid} if not p.containers[c].is_external}
+        if sum(hint_value(p, p.containers[c].bytes) for c in after) <= most:
             return
-        begin, end = p.position(a), p.position(b)
-        if not any(isinstance(n, LibraryCall) for n in p.nodes[begin:end]):
-            return
-        held = sum(size for c, size in mine.items() if all(p.position(r) <= begin for r in p.readers(c)))
-        require(held <= most, f"its operands, {held} bytes, would stay in memory while library calls run; the intermediate takes {most // self.max_held}")
+        end = p.position(b)
+        call = next((i for i in range(end - 1, -1, -1) if isinstance(p.nodes[i], LibraryCall)), -1)
+
+        def waiting(containers: Iterable[str]) -> int:
+            return sum(hint_value(p, p.containers[c].bytes) for c in containers
+                       if all(p.position(w) < call for w in p.writers(c)) and all(p.position(r) <= end for r in p.readers(c)))  # fmt: skip
+
+        held = waiting(after)
+        require(held <= most or held <= waiting(p.reads_of(b) & (after | {m.mid})),
+                f"{held} bytes would wait in memory for it while library calls run")  # fmt: skip
 
     def matches_from(self, program: Program, node: Node) -> Iterator[Match]:
         """Pairs of which the node is one."""
