@@ -5,7 +5,8 @@ forward call until its backward phase is over. A second forward call before that
 
 What the graph reads lies at fixed addresses: parameters and buffers in place (their addresses are compared before every replay; a slot
 whose parameters moved is captured anew), everything else in copies that each call fills. What the caller gets is never changed by a later
-replay: outputs are copies; gradients are lent where the loop lets go of them before the next backward phase (see `lending`), else copies.
+replay: outputs and gradients are lent where the loop lets go of them before the next replay (see `lending`), else they are copies, and so
+are outputs that the backward phase reads.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .compile import Compiled
 from .executable import Backward, Executable, Run, copy_all
 from .layout import AGAIN, Layout
 from .lending import Lent, Watch
+from .memory import ARENAS
 
 WARM_UP = 2  # calls with the same sizes that run ungraphed first: libraries choose their algorithms
 SLOTS = 2
@@ -46,6 +48,7 @@ class _Slot:
         self.copied: dict[str, torch.Tensor] = {}
         self.forward: torch.cuda.CUDAGraph | None = None
         self.results: dict[str, torch.Tensor] = {}
+        self.lent = Lent({})  # outputs
         self.run: Run | None = None
         self.cotangents: dict[str, torch.Tensor] = {}
         self.backward = {False: _Captured(), True: _Captured()}
@@ -100,6 +103,7 @@ class GraphedExecutable:
         self._captures = 0
         self._off = False
         self._keeps_gradients = False  # a gradient was still in use when the next backward phase began
+        self._keeps_outputs = False  # and an output when the next forward phase did
         self._watch = Watch()
         self._pool: Any = None
         self._lock = threading.RLock()
@@ -121,9 +125,15 @@ class GraphedExecutable:
             slot.busy = True
         copy_all(list(slot.copied.values()), [inputs[n].detach() for n in slot.copied])
         assert slot.forward is not None
+        used = {n: slot.lent.tensors[n] for n in slot.lent.in_use()}
+        self._keeps_outputs |= bool(used)
+        kept = _copies(used)
         slot.forward.replay()
         # updates are written back before anything else can replay; outputs are the caller's to keep
-        results = {**slot.results, **_copies({n: slot.results[n] for n in self._handed_out})}
+        lent = {n for n in self._handed_out if n in slot.lent and not self._keeps_outputs}
+        results = {**slot.results, **_copies({n: slot.results[n] for n in self._handed_out if n not in lent})}
+        results.update({n: slot.lent.out(n) for n in lent})
+        copy_all(list(used.values()), [kept[n] for n in used])
         results.update({n: inputs[n] for n in self.signature.outputs if n in inputs})
         if not keep:
             slot.busy = False
@@ -152,6 +162,7 @@ class GraphedExecutable:
         return made
 
     def _capture_forward(self, layout: Layout, inputs: Mapping[str, torch.Tensor], keep: bool) -> _Slot | None:
+        ARENAS.trim(self.device)  # of the calls before: the graph has an arena of its own
         slot = _Slot({n: t.detach() for n, t in inputs.items() if n in self.in_place})
         slot.copied = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t.detach())
                        for n, t in inputs.items() if n not in self.in_place}  # fmt: skip
@@ -163,6 +174,8 @@ class GraphedExecutable:
             self._give_up(e)
             return None
         slot.forward = graph
+        slot.lent = Lent({n: slot.results[n] for n in self._handed_out if n not in self.host.phases["backward"].lifetimes
+                          and _is_alone(slot.results[n])})  # fmt: skip
         self.status = "forward and backward phase"
         return slot
 
@@ -236,6 +249,11 @@ class GraphedExecutable:
             gradients = self.inner.part(captured.state)
         made = {t.data_ptr() for t in places.values()}
         captured.parts.append((graph, gradients, Lent({n: t for n, t in gradients.items() if t.data_ptr() in made})))
+
+
+def _is_alone(t: torch.Tensor) -> bool:
+    """Whether nothing else has memory of that tensor."""
+    return torch._C._storage_Use_Count(t.untyped_storage()._cdata) <= 2  # the tensor's, and the one asked here
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
-"""Gradients that are lent: memory that a CUDA graph writes at every replay, and that the caller uses between replays without a copy.
+"""Results that are lent: memory that a CUDA graph writes at every replay, and that the caller uses between replays without a copy.
 
-Who has a tensor of it (`.grad`, mostly) shares its storage, so that the storage's count of users says when it is free again. A training
+Who has a tensor of it (`.grad`, an output) shares its storage, so that the storage's count of users says when it is free again. A training
 loop that sets gradients to None before the next backward phase never meets a replay; where one is still in use, what it holds is kept
-aside during the replay, and put back (see `GraphedExecutable.part`).
+aside during the replay, and put back (see `GraphedExecutable`). A tensor that another stream still reads has to be held until then.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class Lent:
         return name in self.tensors
 
     def out(self, name: str) -> torch.Tensor:
-        """A tensor of the memory of that name, for the caller."""
-        return self.tensors[name].detach()
+        """A tensor of the memory of that name, for the caller, who may change it in place: it is no view."""
+        t = self.tensors[name]
+        return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), t.shape, t.stride())
 
     def in_use(self) -> list[str]:
         """The names whose memory somebody still has."""

@@ -90,6 +90,29 @@ def test_gradients_are_lent_and_kept_where_somebody_keeps_them() -> None:
     torch.testing.assert_close(held[0], held[2], rtol=1e-3, atol=1e-5)
 
 
+def test_outputs_are_lent_and_kept_where_somebody_keeps_them() -> None:
+    """First nobody has an output when the next one is made, and all are the same memory, which may be changed in place."""
+    eager, ours = pair()
+    addresses, kept = [], []
+    for i in range(3 * CALLS):
+        results = []
+        for net in (eager, ours):
+            net.zero_grad()
+            y = net(batch(i))
+            results.append(y.detach().clone())
+            if net is ours and CALLS <= i < 2 * CALLS:
+                addresses.append(y.data_ptr())
+            if net is ours and i >= 2 * CALLS:
+                kept.append((y, results[-1]))
+            torch.relu_(y).square().mean().backward()
+            del y
+        torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    assert len(set(addresses)) == 1, "no copies: the same memory at every step"
+    for y, as_it_was in kept:
+        torch.testing.assert_close(y, torch.relu(as_it_was), rtol=0, atol=0)
+    close(eager, ours)
+
+
 def test_retained_graph() -> None:
     eager, ours = pair()
     for net in (eager, ours):

@@ -100,7 +100,7 @@ def test_contract_fills_planned_memory(equation: str) -> None:
     planned = operand(of_y)
     y = LIBRARY["contract"]({"a": operand(of_a), "b": operand(of_b)}, {"equation": equation}, {"y": planned})["y"]
     assert y is planned
-    assert writes_out("contract", y.device, {"equation": equation})
+    assert writes_out("contract", y.device, {"equation": equation}, {})
 
 
 def test_contraction_of_contiguous_operands_copies_nothing() -> None:
@@ -151,6 +151,39 @@ def test_convolution_gradients_in_both_layouts(transposed: bool, groups: int, la
     if layout is torch.channels_last:
         assert y.is_contiguous(memory_format=layout)
         assert gx.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rank", "kernel", "stride", "groups"), [(2, 1, 1, 1), (2, 3, 1, 1), (2, 1, 2, 1), (2, 3, 2, 2), (1, 1, 1, 1), (1, 2, 1, 1), (3, 3, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize("last", [True, False])
+def test_convolutions_fill_planned_memory_on_a_gpu(rank: int, kernel: int, stride: int, groups: int, last: bool, dtype: Any) -> None:
+    """Forward with bias, and the gradient by the operand, into memory in channels-last or not, against float64."""
+
+    def laid_out(t: torch.Tensor) -> torch.Tensor:
+        return (t.movedim(1, -1).contiguous().movedim(-1, 1) if last else t.contiguous()).cuda()
+
+    generator = torch.Generator().manual_seed(0)
+    x, w, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in
+                  ((4, 16, *[9] * rank), (32, 16 // groups, *[kernel] * rank), (32,)))  # fmt: skip
+    arguments = [[stride] * rank, [kernel // 2] * rank, [1] * rank, False, [0] * rank, groups]
+    expected = torch.ops.aten.convolution.default(x, w, bias, *arguments)
+    g = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    wanted = torch.ops.aten.convolution_backward.default(g, x, w, None, *arguments, [True, False, False])[0]
+    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in zip(names, arguments, strict=True)}
+    narrow = {k: laid_out(t.to(dtype)) for k, t in (("x", x), ("weight", w), ("g", g))}
+    tolerance = {"rtol": 2e-2, "atol": 0.1} if dtype is torch.bfloat16 else {"rtol": 1e-2, "atol": 2e-2}  # TF32
+    y = laid_out(torch.full(expected.shape, torch.nan, dtype=dtype))
+    found = LIBRARY["aten::convolution"]({"x": narrow["x"], "weight": narrow["weight"], "bias": bias.to(dtype).cuda()}, attributes, {"y": y})
+    assert found["y"] is y
+    torch.testing.assert_close(y.double().cpu(), expected, **tolerance)
+    dx = laid_out(torch.full(wanted.shape, torch.nan, dtype=dtype))
+    found = LIBRARY["aten::conv_grad_input"](
+        {"g": narrow["g"], "weight": narrow["weight"]}, {**attributes, "size": tuple(x.shape[2:])}, {"y": dx})  # fmt: skip
+    is_product = kernel == stride == 1 and last and dtype is torch.bfloat16
+    assert (found["y"] is dx) == is_product
+    torch.testing.assert_close(found["y"].double().cpu(), wanted, **tolerance)
 
 
 def test_call_of_any_operator() -> None:
