@@ -155,7 +155,10 @@ def test_convolution_gradients_in_both_layouts(transposed: bool, groups: int, la
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("rank", "kernel", "stride", "groups"), [(2, 1, 1, 1), (2, 3, 1, 1), (2, 1, 2, 1), (2, 3, 2, 2), (1, 1, 1, 1), (1, 2, 1, 1), (3, 3, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rank", "kernel", "stride", "groups"),
+    [(2, 1, 1, 1), (2, 3, 1, 1), (2, 1, 2, 1), (2, 3, 2, 2), (1, 1, 1, 1), (1, 2, 1, 1), (3, 3, 1, 1)],
+)
 @pytest.mark.parametrize("last", [True, False])
 def test_convolutions_fill_planned_memory_on_a_gpu(rank: int, kernel: int, stride: int, groups: int, last: bool, dtype: Any) -> None:
     """Forward with bias, and the gradient by the operand, into memory in channels-last or not, against float64."""
@@ -175,7 +178,8 @@ def test_convolutions_fill_planned_memory_on_a_gpu(rank: int, kernel: int, strid
     narrow = {k: laid_out(t.to(dtype)) for k, t in (("x", x), ("weight", w), ("g", g))}
     tolerance = {"rtol": 2e-2, "atol": 0.1} if dtype is torch.bfloat16 else {"rtol": 1e-2, "atol": 2e-2}  # TF32
     y = laid_out(torch.full(expected.shape, torch.nan, dtype=dtype))
-    found = LIBRARY["aten::convolution"]({"x": narrow["x"], "weight": narrow["weight"], "bias": bias.to(dtype).cuda()}, attributes, {"y": y})
+    operands = {"x": narrow["x"], "weight": narrow["weight"], "bias": bias.to(dtype).cuda()}
+    found = LIBRARY["aten::convolution"](operands, attributes, {"y": y})
     assert found["y"] is y
     torch.testing.assert_close(y.double().cpu(), expected, **tolerance)
     dx = laid_out(torch.full(wanted.shape, torch.nan, dtype=dtype))
