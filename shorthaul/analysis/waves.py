@@ -3,7 +3,9 @@
 As many tiles of the result run at once as there are multiprocessors, in an arrangement that is about square. Together they read the rows
 and the columns that they need; the cache gives each byte to all of them. The next wave goes on along the columns. Its rows are in the cache
 still, if they take no more than half of it; the columns of the whole operand are read anew for every further band of rows, unless they
-stay in the cache as a whole. Checked against an H100's counters of DRAM traffic (`benchmarks/dram.py`).
+stay in the cache as a whole. The tiles of the first band begin together and go along in step; later ones begin when a multiprocessor is
+free. Where what a band works on does not fit half of the cache, one half of those that share rows finds them gone, and reads them again.
+Checked against an H100's counters of DRAM traffic (`benchmarks/dram.py`), which the half was chosen by.
 """
 
 from __future__ import annotations
@@ -45,8 +47,11 @@ def product_rereads(node: LibraryCall, program: Program, machine: Machine, sizes
     bands, steps = -(-tiles[0] // high), -(-tiles[1] // wide)
     itemsize = first.dtype.itemsize
     again: dict[str, int] = {}
-    if steps > 1 and high * TILE[0] * terms * itemsize > machine.cache // 2:
-        again[first.name] = (steps - 1) * value(first.bytes, sizes)
+    band = high * TILE[0] * terms * itemsize
+    if band > machine.cache // 2:
+        drifting = value(first.bytes, sizes) * (bands - 1) // (2 * bands) if wide > 1 else 0
+        if drifting or steps > 1:
+            again[first.name] = (steps - 1) * value(first.bytes, sizes) + drifting
     if bands > 1 and columns * terms * itemsize > machine.cache // 2:
         again[second.name] = again.get(second.name, 0) + (bands - 1) * value(second.bytes, sizes)
     return again
