@@ -215,10 +215,13 @@ def fusing_order(p: Program, nodes: Sequence[Node]) -> tuple[int, int, list[Node
     behind: list[Node] = []
     has_runtime_sizes = any(n.defines for n in p.nodes[lo : hi + 1])
     for n in p.nodes[lo : hi + 1]:
-        reads, writes = (p.roots(names) for names in p._uses[n.id])
-        # a size that a node defines is a value like any other
-        needs: frozenset[Any] = reads | node_sizes(n, p.containers) if has_runtime_sizes else reads
-        gives: frozenset[Any] = writes | {d.symbol for d in n.defines}
+        needs: frozenset[Any]
+        gives: frozenset[Any]
+        needs, gives = p._uses[n.id]
+        if p._has_aliases:
+            needs, gives = p.roots(needs), p.roots(gives)
+        if has_runtime_sizes:  # a size that a node defines is a value like any other
+            needs, gives = needs | node_sizes(n, p.containers), gives | {d.symbol for d in n.defines}
         depends = not tainted.isdisjoint(needs)
         if n.id in gone:
             if depends and any(not (p.roots(p._uses[d.id][1]) | {s.symbol for s in d.defines}).isdisjoint(needs) for d in behind):

@@ -168,10 +168,35 @@ def conv_grad_input(reads: Tensors, attributes: Mapping[str, Any], out: Tensors)
     return {"y": _gradient(g, x, w, attributes, [True, False, False])}
 
 
-@library("aten::conv_grad_weight")
+def _is_product_of_images(device: torch.device, attributes: Mapping[str, Any], reads: Mapping[str, Container]) -> bool:
+    """Whether the gradient by the weight is one product of matrices."""
+    g, x = reads["g"], reads["x"]
+    last = g.actual_strides[1] == 1 and x.actual_strides[1] == 1
+    return device.type == "cuda" and g.dtype.itemsize == 2 and last and _mixes_channels(attributes, attributes["size"])
+
+
+def _multiply_images_into(y: torch.Tensor, g: torch.Tensor, x: torch.Tensor) -> bool:
+    """y = gᵀ x, summed over all positions, like cuDNN with parts in float32; False where that is no product of matrices as they lie."""
+    left, right = _rows(g), _rows(x)
+    if g.dtype not in (torch.bfloat16, torch.float16) or left is None or right is None or not y.is_contiguous():
+        return False
+    flags = torch.backends.cuda.matmul
+    half, brain = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
+    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        torch.mm(left.t(), right, out=y.flatten(1))
+    finally:
+        flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = half, brain
+    return True
+
+
+@library("aten::conv_grad_weight", writes_out=_is_product_of_images)
 def conv_grad_weight(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """The gradient by the weight."""
     g, x = reads["g"], reads["x"]
+    y = out.get("y")
+    if y is not None and y.is_cuda and _mixes_channels(attributes, attributes["size"]) and _multiply_images_into(y, g, x):
+        return {"y": y}
     first, second = (x, g) if attributes["transposed"] else (g, x)
     shape = [first.shape[1], second.shape[1] // attributes["groups"], *attributes["size"]]
     if _heavy(shape, x):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import CodeType
 from typing import Any, Union
 
 from shorthaul.ir.builder import at, make_map
@@ -65,22 +65,13 @@ class TritonKernel:
     @cached_property
     def structure(self) -> str:
         """A hash that is equal for kernels which differ only in names and comments, as those of repeated blocks do."""
-        names: dict[str, str] = {}
-        tree = ast.parse(self.source)
-        for f in ast.walk(tree):
-            if isinstance(f, ast.FunctionDef):
-                if f.name == self.name:
-                    f.name = "kernel"
-                if isinstance(f.body[0], ast.Expr) and isinstance(f.body[0].value, ast.Constant):
-                    f.body = f.body[1:]  # the docstring
-                f.decorator_list = []  # names of sizes
-                for a in f.args.args:
-                    a.arg = names.setdefault(a.arg, f"v{len(names)}")
-        stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and (node.id in names or node.id in stored):
-                node.id = names.setdefault(node.id, f"v{len(names)}")
-        return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:24]
+        module = compile(self.source, self.name, "exec")
+        functions = [c for c in module.co_consts if isinstance(c, CodeType)]
+        return hashlib.sha256(repr([(_nameless(f), self._constexprs(f)) for f in functions]).encode()).hexdigest()[:24]
+
+    def _constexprs(self, function: CodeType) -> list[bool]:
+        """Of the arguments of a function in the source, which are known to the compiler."""
+        return [f"{a}: tl.constexpr" in self.source for a in function.co_varnames[: function.co_argcount]]
 
     def grid(self, sizes: Mapping[str, int], tiles: Mapping[str, Any]) -> int:
         """Number of programs."""
@@ -89,6 +80,15 @@ class TritonKernel:
             size = evaluate(axis.size, sizes)
             n *= tiles["CHUNKS"] if kind == "chunk" else size if kind == "program" else -(-size // tiles[axis.block])
         return n
+
+
+def _nameless(code: CodeType) -> tuple[Any, ...]:
+    """What a function does: its byte code knows variables by number, and has neither comments nor places."""
+    constants = code.co_consts
+    if constants and isinstance(constants[0], str):  # the documentation
+        constants = constants[1:]
+    inner = [_nameless(c) if isinstance(c, CodeType) else (type(c).__name__, c) for c in constants]
+    return code.co_code, code.co_names, code.co_argcount, inner
 
 
 PARTS = Symbol("PARTS", 1)
