@@ -86,5 +86,5 @@ def compile_requests(requests: Sequence[Request]) -> list[Answer]:
 
 def _send_all(stream: BinaryIO, requests: Sequence[Request]) -> None:
     with contextlib.suppress(OSError, ValueError):  # the reader sees that the worker is gone
-        for i, request in enumerate(requests):
-            send(stream, (i, request))
+        for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].source)):  # else the longest may be what all wait for
+            send(stream, (i, requests[i]))
