@@ -2,6 +2,7 @@
 
     python benchmarks/cpu.py                        # the basic networks, all engines
     python benchmarks/cpu.py --networks mbconv chain --steps 30
+    python benchmarks/cpu.py --networks ten --no-compile --steps 15     # the ten benchmark networks: an hour
     python benchmarks/cpu.py --quick                # small networks, few steps: does everything run?
 
 What is measured, for every network:
@@ -81,9 +82,10 @@ class Trainee:
     def __init__(self, name: str, small: bool, engine: str) -> None:
         import torch
 
-        from benchmarks.networks import entry, network
+        from benchmarks.networks import ON_CPU, entry, network
 
-        self.module, self.inputs, self.targets, self.loss_fn = network(name, small)
+        found = network(name, small, size=None if small else ON_CPU.get(name))
+        self.module, self.inputs, self.targets, self.loss_fn = found
         self.cotangent = entry(name).cotangent
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.01, momentum=0.9)
         self.engine = engine
@@ -310,9 +312,9 @@ def markdown(results: dict[str, dict[str, Measured]], about: dict[str, Any], thr
             if result.median is None:
                 lines.append(f"| {name} | {engine} | failed: {result.error} | | | | | |")
                 continue
-            peers = [m for e, r in engines.items() if e != engine and not e.startswith("shorthaul") and (m := r.median) is not None]
+            ratio = against_peers(engine, engines)
             versus = f"{eager / result.median:.2f}×" if eager and engine != "eager" else ""
-            best = f"{min(peers) / result.median:.2f}×" if peers and engine.startswith("shorthaul") else ""
+            best = f"{ratio:.2f}×" if ratio is not None else ""
             cold = f"{result.cold:.1f} s" if result.cold is not None and engine != "eager" else ""
             warm = f"{result.warm:.1f} s" if result.warm is not None else ""
             lines.append(
@@ -322,12 +324,31 @@ def markdown(results: dict[str, dict[str, Measured]], about: dict[str, Any], thr
             )
     lines += [
         "",
+        *means(results),
         *starts_table(results),
         "Above 1× is faster. Warm start leaves out importing torch and making the network.",
         f"{about['cpu']}, {threads} of {about['cores']} cores, {about['vector']}; torch {about['torch']}, "
         f"Python {about['python']}; load average before: {about['load_before']:.2f}.",
     ]
     return "\n".join(lines)
+
+
+def against_peers(engine: str, engines: dict[str, Measured]) -> float | None:
+    """How many times as fast as the better of eager mode and torch.compile one of our engines is."""
+    mine = engines[engine].median
+    peers = [m for e, r in engines.items() if not e.startswith("shorthaul") and (m := r.median) is not None]
+    return min(peers) / mine if engine.startswith("shorthaul") and peers and mine else None
+
+
+def means(results: dict[str, dict[str, Measured]]) -> list[str]:
+    """Of each of our engines: the geometric mean of its ratios to the better peer, and the least."""
+    lines = []
+    for engine in dict.fromkeys(e for engines in results.values() for e in engines):
+        ratios = [r for engines in results.values() if engine in engines and (r := against_peers(engine, engines)) is not None]
+        if len(ratios) > 1:
+            lines.append(f"{engine} against the better peer, {len(ratios)} networks: geometric mean "
+                         f"{statistics.geometric_mean(ratios):.2f}×, least {min(ratios):.2f}×.")  # fmt: skip
+    return [*lines, ""] if lines else []
 
 
 def starts_table(results: dict[str, dict[str, Measured]]) -> list[str]:
@@ -359,8 +380,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="shorthaul bench", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--networks", nargs="+", choices=list(networks.REGISTRY), default=list(networks.BASIC), metavar="NAME"
-    )
+        "--networks", nargs="+", choices=["ten", *networks.REGISTRY], default=list(networks.BASIC), metavar="NAME",
+        help="networks, or 'ten': the ten benchmark networks at batches for a CPU (default: the basic ones)",
+    )  # fmt: skip
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME")
     parser.add_argument("--steps", type=int, default=60, help="measured steps of every engine (default: 60)")
     parser.add_argument(
@@ -375,6 +397,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder for JSON and Markdown"
     )
     arguments = parser.parse_args(argv)
+    arguments.networks = [n for name in arguments.networks for n in (networks.ON_CPU if name == "ten" else [name])]
     arguments.small = arguments.quick
     if arguments.quick:
         arguments.steps, arguments.no_compile = min(arguments.steps, 6), True

@@ -7,7 +7,8 @@ Each network is one file with a module class; this file lists them with their si
 `small=True` gives the same structure at a size for tests (a step in milliseconds).
 
 BASIC are small enough to time on a CPU at full size. TEN are the benchmark networks, at the sizes and batches usual on one large
-GPU; `device="meta"` gives them without memory. FURTHER have structures that the ten lack. REGISTRY is all of them.
+GPU; `device="meta"` gives them without memory. FURTHER have structures that the ten lack. REGISTRY is all of them. ON_CPU are the ten at
+batches for a CPU.
 """
 
 from __future__ import annotations
@@ -130,9 +131,17 @@ FURTHER: dict[str, Entry] = {
     "mixture_of_experts": Entry(
         "4 blocks of 8 experts, of which each token visits 2", moe.build, moe.batch, _cross_entropy
     ),
-}
+    "dlrm_3m": Entry("DLRM with a tenth of the rows", dlrm.build_tenth, dlrm.batch_tenth,
+                     nn.functional.binary_cross_entropy_with_logits),
+}  # fmt: skip
 
 REGISTRY: dict[str, Entry] = {**BASIC, **TEN, **FURTHER}
+
+# Samples a batch with which the ten take a second or so a step on two cores; DLRM with fewer rows, to fit the memory several times.
+ON_CPU: dict[str, int] = {
+    "resnet50": 4, "wide_resnet50_2": 2, "mobilenet_v2": 8, "efficientnet_b0": 8, "mlp_mixer_b16": 4, "fcn8s_vgg16": 1, "wavenet": 1,
+    "bert_large": 1, "dlrm_3m": 8192, "yolov4": 1,
+}  # fmt: skip
 
 
 def entry(name: str) -> Entry:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 CRITEO = (1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10, 5652,
           2173, 4, 7046547, 18, 15, 286181, 105, 142572)  # fmt: skip
 SMALL = tuple(min(rows, 50) for rows in CRITEO)
+TENTH = tuple(-(-rows // 10) for rows in CRITEO)
 DENSE = 13  # numerical features
 
 
@@ -48,9 +49,22 @@ def build(small: bool, dropout: float | None) -> DLRM:
     return DLRM(SMALL, 4, (16, 8), (16, 8)) if small else DLRM()
 
 
+def build_tenth(small: bool, dropout: float | None) -> DLRM:
+    """With a tenth of the rows of every table."""
+    return build(True, dropout) if small else DLRM(TENTH)
+
+
 def batch(size: int | None, small: bool, generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
     """Features and clicks. As in real logs a few rows of each table are asked for far more often than the others."""
-    count, rows = size or (16 if small else 8192), SMALL if small else CRITEO
+    return _batch(size or (16 if small else 8192), SMALL if small else CRITEO, generator)
+
+
+def batch_tenth(size: int | None, small: bool, generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
+    """As `batch`, for the tables of `build_tenth`."""
+    return _batch(size or (16 if small else 8192), SMALL if small else TENTH, generator)
+
+
+def _batch(count: int, rows: tuple[int, ...], generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
     dense = torch.rand(count, DENSE, generator=generator)
     skewed = torch.rand(len(rows), count, generator=generator, dtype=torch.float64) ** 4
     limits = torch.tensor(rows).unsqueeze(1)
