@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from shorthaul.analysis.movement import IN_PLACE
+from shorthaul.ir.nodes import LibraryCall, Map
 from shorthaul.ir.program import Program
 
+from . import pages
 from .bridge import CompiledGraph, Interface
 from .executable import Executable
 
@@ -42,18 +45,38 @@ class Scalars:
 
 class StepGraph(CompiledGraph):
     """A compiled whole step. written: places among the inputs of tensors that it changes: their versions advance, as by an operation of
-    PyTorch, so that autograd notices."""
+    PyTorch, so that autograd notices. Of those the ones of which it touches single rows, large tables, get huge pages on a CPU."""
 
     def __init__(self, name: str, program: Program, interface: Interface, executable: Executable, written: Sequence[int]) -> None:
         super().__init__(name, program, interface, executable)
         self.written = list(written)
+        tables = rows_touched(program) if executable.device.type == "cpu" else frozenset()
+        self._tables = {i: 0 for i in self.written if interface.inputs[i] in tables}
 
     def __call__(self, *inputs: Any) -> list[Any]:
+        for i, address in self._tables.items():
+            if inputs[i].data_ptr() != address:
+                self._tables[i] = inputs[i].data_ptr()
+                pages.gather(inputs[i], f"table {self.interface.inputs[i]}")
         # casts are in the program; an autocast region around the call must not cast operands of its library calls again
         with torch.no_grad(), torch._C._DisableAutocast():
             results = super().__call__(*inputs)
             torch.autograd.graph.increment_version([inputs[i] for i in self.written])
         return results
+
+
+def rows_touched(program: Program) -> frozenset[str]:
+    """Inputs that are only read and written at addresses which are data."""
+    found: set[str] = set()
+    elsewhere: set[str] = set()
+    for node in program.nodes:
+        if not isinstance(node, Map) and not (isinstance(node, LibraryCall) and node.function in IN_PLACE):
+            elsewhere |= program.roots(program.reads_of(node) | program.writes_of(node))
+        for a in node.accesses() if isinstance(node, Map) else ():
+            if not a.is_local:
+                (root,) = program.roots(frozenset([a.memlet.container]))
+                (found if a.memlet.is_indirect else elsewhere).add(root)
+    return frozenset(n for n in program.signature.inputs if n in found - elsewhere)
 
 
 def in_place_updates(program: Program) -> frozenset[str]:
