@@ -106,8 +106,8 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         eliminate_dead_code(program)
     if program.attributes.get("whole_step"):
         merge_phases(program)
-    if level >= 1 and options.target != "triton":
-        apply_everywhere(program, choices.adjust([PointwiseProduct()]))
+    if level >= 1:
+        apply_everywhere(program, choices.adjust([PointwiseProduct("16-bit" if options.target == "triton" else "all")]))
     result = Result()
     if level >= 2:
         result = fuse(program, choices.adjust(default_fusions(options.target)))

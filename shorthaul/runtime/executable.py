@@ -383,8 +383,7 @@ class Executable:
         if isinstance(step, ControlStep):
             fills = isinstance(step.control, Loop) and step.control.tile is not None
         else:
-            operands = {k: self.host.containers[c] for k, c in step.reads if c in self.host.containers}
-            fills = writes_out(step.function, self.device, step.attributes, operands)
+            fills = writes_out(step.function, self.device, step.attributes)
         return not fills and kind in ("transient", "saved", "result")
 
     # preparation ------------------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from shorthaul.ir.containers import Container
-
 from .table import Tensors, library
 
 _ARGUMENTS = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
@@ -84,48 +82,13 @@ def _as_images(arguments: list[Any]) -> list[Any]:
     return [[1, *stride], [0, *padding], [1, *dilation], transposed, [0, *output_padding], groups]
 
 
-def _on_gpu(device: torch.device, attributes: Mapping[str, Any], reads: Mapping[str, Container]) -> bool:
+def _on_gpu(device: torch.device, attributes: Mapping[str, Any]) -> bool:
     """PyTorch lets cuDNN's forward convolution write into memory that is there."""
     return device.type == "cuda" and not attributes["transposed"]
 
 
-def _is_product(device: torch.device, attributes: Mapping[str, Any], reads: Mapping[str, Container]) -> bool:
-    """Whether the gradient by the operand is one product of matrices, which may write into memory that is there."""
-    g, w = reads["g"], reads["weight"]
-    return device.type == "cuda" and g.dtype.itemsize == 2 and g.actual_strides[1] == 1 and _mixes_channels(attributes, w.shape[2:])
-
-
-def _mixes_channels(attributes: Mapping[str, Any], kernel: Sequence[Any]) -> bool:
-    """Whether every result comes from the channels of one position."""
-    if attributes["transposed"] or attributes["groups"] != 1:
-        return False
-    return all(n == 1 for n in (*kernel, *attributes["stride"])) and not any((*attributes["padding"], *attributes["output_padding"]))
-
-
-def _rows(t: torch.Tensor) -> torch.Tensor | None:
-    """A matrix (positions, channels) in the same memory, where that is in order."""
-    t = t.movedim(1, -1)
-    return t.view(-1, t.shape[-1]) if t.is_contiguous() else None
-
-
-def _multiply_into(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """y = x w + bias over the channels of each position; False where that is no product of matrices as they lie. Measured on an H100, for
-    the layers of ResNet-50 and EfficientNet-B0 in bfloat16: as fast as cuDNN, which searches first. (In float32 PyTorch has one
-    precision for convolutions and another one for products.)"""
-    rows, results = _rows(x), _rows(y)
-    if x.dtype not in (torch.bfloat16, torch.float16) or rows is None or results is None:
-        return False
-    if bias is None:
-        torch.mm(rows, w, out=results)
-    else:
-        torch.addmm(bias, rows, w, out=results)
-    return True
-
-
 def _convolve_into(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, attributes: Mapping[str, Any]) -> bool:
     """The convolution with its result in `y`, as PyTorch does it where it chooses cuDNN; False where it chooses something else."""
-    if _mixes_channels(attributes, w.shape[2:]) and _multiply_into(y, x, w.flatten(1).t(), bias):
-        return True
     arguments = _arguments(attributes, w.dim() - 2)
     if _is_row(x, w):
         y, x, w, arguments = y.unsqueeze(2), x.unsqueeze(2), w.unsqueeze(2), _as_images(arguments)
@@ -154,13 +117,10 @@ def convolution(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> 
     return {"y": _convolve(x, w, bias, attributes)}
 
 
-@library("aten::conv_grad_input", writes_out=_is_product)
+@library("aten::conv_grad_input")
 def conv_grad_input(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """The gradient by the operand."""
     g, w = reads["g"], reads["weight"]
-    y = out.get("y")
-    if y is not None and y.is_cuda and _mixes_channels(attributes, w.shape[2:]) and _multiply_into(y, g, w.flatten(1), None):
-        return {"y": y}
     if _heavy(w.shape, g):
         g = g.contiguous()
     channels = w.shape[0] if attributes["transposed"] else w.shape[1] * attributes["groups"]
@@ -168,35 +128,10 @@ def conv_grad_input(reads: Tensors, attributes: Mapping[str, Any], out: Tensors)
     return {"y": _gradient(g, x, w, attributes, [True, False, False])}
 
 
-def _is_product_of_images(device: torch.device, attributes: Mapping[str, Any], reads: Mapping[str, Container]) -> bool:
-    """Whether the gradient by the weight is one product of matrices."""
-    g, x = reads["g"], reads["x"]
-    last = g.actual_strides[1] == 1 and x.actual_strides[1] == 1
-    return device.type == "cuda" and g.dtype.itemsize == 2 and last and _mixes_channels(attributes, attributes["size"])
-
-
-def _multiply_images_into(y: torch.Tensor, g: torch.Tensor, x: torch.Tensor) -> bool:
-    """y = gᵀ x, summed over all positions, like cuDNN with parts in float32; False where that is no product of matrices as they lie."""
-    left, right = _rows(g), _rows(x)
-    if g.dtype not in (torch.bfloat16, torch.float16) or left is None or right is None or not y.is_contiguous():
-        return False
-    flags = torch.backends.cuda.matmul
-    half, brain = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
-    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
-    try:
-        torch.mm(left.t(), right, out=y.flatten(1))
-    finally:
-        flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = half, brain
-    return True
-
-
-@library("aten::conv_grad_weight", writes_out=_is_product_of_images)
+@library("aten::conv_grad_weight")
 def conv_grad_weight(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """The gradient by the weight."""
     g, x = reads["g"], reads["x"]
-    y = out.get("y")
-    if y is not None and y.is_cuda and _mixes_channels(attributes, attributes["size"]) and _multiply_images_into(y, g, x):
-        return {"y": y}
     first, second = (x, g) if attributes["transposed"] else (g, x)
     shape = [first.shape[1], second.shape[1] // attributes["groups"], *attributes["size"]]
     if _heavy(shape, x):

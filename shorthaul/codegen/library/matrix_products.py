@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +97,31 @@ def _bias_inside(p: Plan, reads: Tensors, right: torch.Tensor) -> bool:
 def contract(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """alpha * contraction of a and b + beta * bias; see the operator `contract`.
 
-    attribute along: the result's dimension along which a bias of one dimension goes, if it is not the last.
+    attribute along: the result's dimension along which a bias of one dimension goes, if it is not the last. attribute sums: "float32",
+    where a product of 16-bit matrices on a GPU may not add up parts in 16 bits, whatever PyTorch's flags say of products.
     """
+    if attributes.get("sums") == "float32" and _is_narrow_on_gpu(reads["a"]):
+        with _exact_sums():
+            return _contracted(reads, attributes, out)
+    return _contracted(reads, attributes, out)
+
+
+def _is_narrow_on_gpu(t: torch.Tensor) -> bool:
+    return t.is_cuda and t.dtype in (torch.bfloat16, torch.float16)
+
+
+@contextlib.contextmanager
+def _exact_sums() -> Iterator[None]:
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
+    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
+
+
+def _contracted(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     equation = attributes["equation"]
     a, b, bias, y = reads["a"], reads["b"], reads.get("bias"), out.get("y")
     alpha, beta = attributes.get("alpha", 1), attributes.get("beta", 1)

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from shorthaul.ir.containers import Container
-
 Tensors = Mapping[str, torch.Tensor]
 LibraryFunction = Callable[[Tensors, Mapping[str, Any], Tensors], dict[str, torch.Tensor]]
 
@@ -18,13 +16,13 @@ class LibraryError(RuntimeError):
 
 
 LIBRARY: dict[str, LibraryFunction] = {}
-WritesOut = Callable[[torch.device, Mapping[str, Any], Mapping[str, Container]], bool]
+WritesOut = Callable[[torch.device, Mapping[str, Any]], bool]
 _WRITES_OUT: dict[str, WritesOut] = {}
 
 
 def library(name: str, *, writes_out: bool | WritesOut = False) -> Callable[[LibraryFunction], LibraryFunction]:
-    """Register the function of that name. `writes_out`: it fills the tensors of `out` instead of allocating; may depend on the device, the
-    call's attributes and its operands. Where it does so for most calls of a kind, it may decide otherwise in a call: that is copied."""
+    """Register the function of that name. `writes_out`: it fills the tensors of `out` instead of allocating; may depend on the device and
+    the call's attributes. Where it does so for most calls of a kind, it may decide otherwise in a call: that is copied."""
 
     def add(function: LibraryFunction) -> LibraryFunction:
         if name in LIBRARY:
@@ -37,11 +35,11 @@ def library(name: str, *, writes_out: bool | WritesOut = False) -> Callable[[Lib
     return add
 
 
-def _always(device: torch.device, attributes: Mapping[str, Any], reads: Mapping[str, Container]) -> bool:
+def _always(device: torch.device, attributes: Mapping[str, Any]) -> bool:
     return True
 
 
-def writes_out(name: str, device: torch.device, attributes: Mapping[str, Any], reads: Mapping[str, Container]) -> bool:
-    """Whether the function fills planned memory (otherwise it allocates its results). reads: the operands by connector."""
+def writes_out(name: str, device: torch.device, attributes: Mapping[str, Any]) -> bool:
+    """Whether the function fills planned memory (otherwise it allocates its results)."""
     decide = _WRITES_OUT.get(name)
-    return decide is not None and decide(device, attributes, reads)
+    return decide is not None and decide(device, attributes)
