@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shorthaul.analysis.processor import processor_info
+
 # Instruction-set levels for x86-64, widest first: the CPU flags each needs and the compiler flags that select it.
 # Named instead of -march=native: the cache key must say for what a library was built. Single -m flags instead of
 # -march=x86-64-v4: compilers older than that name take them too.
@@ -78,7 +80,7 @@ def threads() -> int:
 def machine() -> Machine:
     """Describe this machine. ``SHORTHAUL_ISA`` (avx512, avx2, baseline) lowers the instruction set, ``CXX`` names the
     compiler; both are read once."""
-    info = _cpu_info()
+    info = processor_info()
     flags = frozenset(info.get("flags", "").split())
     isa = next(level for level, (needs, _) in _LEVELS.items() if flags.issuperset(needs))
     wanted = os.environ.get("SHORTHAUL_ISA")
@@ -99,20 +101,6 @@ def machine() -> Machine:
         caches=_cache_sizes(),
         compiler=find_compiler(),
     )
-
-
-def _cpu_info() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {}
-    entries: dict[str, str] = {}
-    for line in text.partition("\n\n")[0].splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            entries[name.strip()] = value.strip()
-    return entries
 
 
 def usable_cores() -> int:

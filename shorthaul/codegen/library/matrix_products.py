@@ -11,6 +11,7 @@ import torch
 
 from shorthaul.analysis.products import Plan, plan
 
+from .onednn import multiply
 from .table import Tensors, library
 
 
@@ -183,6 +184,10 @@ def _product(
         if alpha == 1:
             return torch.bmm(left, right, out=target)
         return torch.baddbmm(left.new_zeros(()), left, right, beta=0, alpha=alpha, out=target)
+    if alpha == 1 and (bias is None or beta == 1):
+        found = multiply(left, right, None if bias is None else bias.reshape(-1), target)
+        if found is not None:
+            return found
     if bias is not None:
         return torch.addmm(bias.reshape(-1), left, right, beta=beta, alpha=alpha, out=target)
     if alpha == 1:
