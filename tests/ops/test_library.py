@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shorthaul.analysis.products import plan
-from shorthaul.codegen.library import LIBRARY, LibraryError, library, writes_out
+from shorthaul.codegen.library import LIBRARY, LibraryError, library, onednn, writes_out
 
 EQUATIONS = [
     ("mk,nk->mn", "mk", "nk"),
@@ -151,6 +151,53 @@ def test_convolution_gradients_in_both_layouts(transposed: bool, groups: int, la
     if layout is torch.channels_last:
         assert y.is_contiguous(memory_format=layout)
         assert gx.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(
+    ("x", "kernel", "stride", "padding", "dilation"),
+    [((2, 256, 5, 4), (3, 2), (2, 1), (1, 0), (1, 2)), ((3, 512, 6), (4,), (1,), (3,), (1,)),
+     ((1, 128, 3, 4, 3), (2, 2, 2), (1,), (0,), (1,)), ((2, 64, 9000), (3,), (1,), (4,), (5,)), ((1, 64, 9000), (2,), (1,), (0,), (512,))],
+)  # fmt: skip
+def test_gradients_of_large_weights_and_of_weights_over_long_rows(
+    x: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], last: bool
+) -> None:
+    """They are products with columns, or one for each tap: nothing but rounding tells them from PyTorch's."""
+    torch.manual_seed(0)
+    images = torch.rand(x, dtype=torch.float64) - 0.5
+    weight = torch.rand(256 if len(x) == 3 else 1024, x[1], *kernel, dtype=torch.float64, requires_grad=True)
+    arguments = [list(v) * (len(kernel) // len(v)) for v in (stride, padding, dilation)]
+    y = torch.ops.aten.convolution.default(images, weight, None, *arguments, False, [0] * len(kernel), 1)
+    g = torch.rand_like(y) - 0.5
+    y.backward(g)
+    if last:
+        images, g = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (images, g))
+    attributes = {"stride": stride, "padding": padding, "dilation": dilation, "transposed": False, "output_padding": (0,), "groups": 1}
+    found = LIBRARY["aten::conv_grad_weight"]({"g": g, "x": images}, {**attributes, "size": kernel}, {})["y"]
+    torch.testing.assert_close(found, weight.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("order", ["mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->mn"])
+def test_products_by_onednn(order: str, planned: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MKL uses half of the processor's vectors. Whether it does, or oneDNN is turned off, changes no more than rounding."""
+    torch.manual_seed(0)
+    sizes = {"m": 192, "n": 256, "k": 320}
+    of_a, of_b = order.split("->")[0].split(",")
+    a, b = (torch.rand([sizes[c] for c in w]) - 0.5 for w in (of_a, of_b))
+    added = {"bias": torch.rand(sizes["n"])} if bias else {}
+    exact = torch.einsum(order, a.double(), b.double()) + (added["bias"].double() if bias else 0)
+    used = []
+    linear = torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(onednn.torch.ops.mkldnn, "_linear_pointwise", lambda *given: used.append(1) or linear(*given))
+    for narrow in (True, False):
+        monkeypatch.setattr(onednn, "narrow_mkl", lambda narrow=narrow: narrow)
+        out = {"y": torch.full((sizes["m"], sizes["n"]), torch.nan)} if planned else {}
+        y = LIBRARY["contract"]({"a": a, "b": b, **added}, {"equation": order}, out)["y"]
+        assert not planned or y is out["y"]
+        torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-4)
+    assert len(used) == 1
 
 
 @pytest.mark.gpu

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from .onednn import multiply
 from .table import Tensors, library
 
+LARGE = 1 << 20  # elements of weights whose gradient over few positions is a product with columns
+LONG = 1 << 27  # products for each tap from which on the gradient of weights over rows is taken tap by tap
 _ARGUMENTS = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
 
@@ -128,12 +132,48 @@ def conv_grad_input(reads: Tensors, attributes: Mapping[str, Any], out: Tensors)
     return {"y": _gradient(g, x, w, attributes, [True, False, False])}
 
 
+def _by_columns(g: torch.Tensor, x: torch.Tensor, shape: Sequence[int], attributes: Mapping[str, Any]) -> torch.Tensor:
+    """The gradient of large weights over few positions, as a product with the images' columns. A library's convolution parallelizes over
+    positions. Measured on 2 cores of a Zen 4, 512 channels, 3×3, 4 images of 7×7: 337 GF/s, 80 by convolutions in either layout."""
+    stride, padding, dilation = _arguments(attributes, len(shape) - 2)[:3]
+    window = torch.nn.functional.pad(x.movedim(1, -1), [0, 0, *(p for n in reversed(padding) for p in (n, n))])
+    for d, (k, s, gap) in enumerate(zip(shape[2:], stride, dilation, strict=True), start=1):
+        window = window.unfold(d, (k - 1) * gap + 1, s)[..., ::gap]
+    columns = window.reshape(-1, math.prod(shape[1:]))
+    rows = g.movedim(1, -1).reshape(-1, shape[0]).t()
+    found = multiply(rows, columns, None, None)
+    return (torch.mm(rows, columns) if found is None else found).view(*shape)
+
+
+def _by_taps(g: torch.Tensor, x: torch.Tensor, shape: Sequence[int], attributes: Mapping[str, Any]) -> torch.Tensor:
+    """The gradient of weights over long rows in channels-last, one tap after the other, each as that of a 1×1 convolution. Measured on 2
+    cores of a Zen 4, 128 and 256 channels, 2 taps, 16384 positions: 420 GF/s; 118 by one convolution, 310 in the other layout."""
+    (padding,), (dilation,) = (_arguments(attributes, 1)[i] for i in (1, 2))
+    y = x.new_zeros(shape)
+    weight = x.new_empty((*shape[:2], 1, 1))
+    for tap in range(shape[2]):
+        behind = tap * dilation - padding
+        low, high = max(0, -behind), min(g.shape[2], x.shape[2] - behind)
+        if low < high:
+            of_g, of_x = g[:, :, low:high].unsqueeze(2), x[:, :, low + behind : high + behind].unsqueeze(2)
+            ones, zeros = [1, 1], [0, 0]
+            y[:, :, tap] = torch.ops.aten.convolution_backward.default(
+                of_g, of_x, weight, None, ones, zeros, ones, False, zeros, 1, [False, True, False])[1].flatten(1)  # fmt: skip
+    return y
+
+
 @library("aten::conv_grad_weight")
 def conv_grad_weight(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """The gradient by the weight."""
     g, x = reads["g"], reads["x"]
     first, second = (x, g) if attributes["transposed"] else (g, x)
     shape = [first.shape[1], second.shape[1] // attributes["groups"], *attributes["size"]]
+    if g.device.type == "cpu" and not attributes["transposed"] and attributes["groups"] == 1 and math.prod(attributes["size"]) > 1:
+        if _heavy(shape, x) and math.prod(shape) >= LARGE:
+            return {"y": _by_columns(g, x, shape, attributes)}
+        is_row = x.dim() == 3 and x.stride(1) == 1 and tuple(attributes["stride"]) == (1,)
+        if is_row and x.shape[0] * x.shape[2] * shape[0] * shape[1] >= LONG:
+            return {"y": _by_taps(g, x, shape, attributes)}
     if _heavy(shape, x):
         g, x = g.contiguous(), x.contiguous()
     w = _shaped_like(shape, x)
