@@ -483,6 +483,7 @@ class Executable:
         reads = [entry(k, c) for k, c in step.reads]
         writes = [entry(k, c) for k, c in step.writes if (k, c) not in owned]
         results = [(k, c, None if c in self.host.dynamic else layout.strides[c]) for k, c in owned]
+        attributes["strides"] = {k: strides for k, _, strides in results if strides is not None}
         return _Call(function, attributes, reads, writes, results, step.origin, step.defines)
 
 

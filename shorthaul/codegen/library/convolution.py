@@ -139,10 +139,15 @@ def _by_columns(g: torch.Tensor, x: torch.Tensor, shape: Sequence[int], attribut
     window = torch.nn.functional.pad(x.movedim(1, -1), [0, 0, *(p for n in reversed(padding) for p in (n, n))])
     for d, (k, s, gap) in enumerate(zip(shape[2:], stride, dilation, strict=True), start=1):
         window = window.unfold(d, (k - 1) * gap + 1, s)[..., ::gap]
+    wanted = attributes.get("strides", {}).get("y")
+    last = wanted is not None and wanted[1] == 1
+    if last:
+        window = window.movedim(len(shape) - 1, -1)
     columns = window.reshape(-1, math.prod(shape[1:]))
     rows = g.movedim(1, -1).reshape(-1, shape[0]).t()
     found = multiply(rows, columns, None, None)
-    return (torch.mm(rows, columns) if found is None else found).view(*shape)
+    y = torch.mm(rows, columns) if found is None else found
+    return y.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1) if last else y.view(*shape)
 
 
 def _by_taps(g: torch.Tensor, x: torch.Tensor, shape: Sequence[int], attributes: Mapping[str, Any]) -> torch.Tensor:
@@ -164,7 +169,7 @@ def _by_taps(g: torch.Tensor, x: torch.Tensor, shape: Sequence[int], attributes:
 
 @library("aten::conv_grad_weight")
 def conv_grad_weight(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
-    """The gradient by the weight."""
+    """The gradient by the weight. attribute strides: those that the caller wants results to have, by name; others are copied."""
     g, x = reads["g"], reads["x"]
     first, second = (x, g) if attributes["transposed"] else (g, x)
     shape = [first.shape[1], second.shape[1] // attributes["groups"], *attributes["size"]]
