@@ -95,7 +95,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
         verify(program, Form.MAPS)
     if level >= 3:
         apply_everywhere(program, choices.adjust([ConstantFolding()]))
-        assign_channels_last(program)
+        assign_channels_last(program, keep=0 if options.target == "triton" else 1 << 20)
         apply_everywhere(program, choices.adjust([FoldTranspose()]))
     if level >= 4:
         if choices.inside:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transform_nets import apply_checked, assert_refuses, kernels, matches, network, only
+import pytest
+from transform_nets import apply_checked, assert_refuses, assert_same, kernels, matches, network, only, results, values
 
+from shorthaul.ir.nodes import LibraryCall
 from shorthaul.ir.program import Program
+from shorthaul.pipeline import STAGES
 from shorthaul.transforms.level3_layout.channels_last import ChannelsLast, assign_channels_last, channels_last_strides
 
 CONV = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1, "transposed": False, "output_padding": 0}
@@ -65,3 +68,21 @@ def test_refuses_to_do_it_twice() -> None:
 
 def test_strides() -> None:
     assert channels_last_strides((2, 3, 4, 5)) == (60, 1, 15, 3)
+
+
+@pytest.mark.parametrize(("keep", "last"), [(0, True), (1152, False), (1153, True)])
+def test_gradients_of_large_weights_may_keep_the_layout_of_the_weights(keep: int, last: bool) -> None:
+    def build(b, x, w):  # type: ignore[no-untyped-def]
+        y = b.op("convolution", CONV, x=x, weight=w)
+        gradient = b.op("conv_grad_weight", {**CONV, "size": (3, 3)}, g=y, x=x)
+        return b.op("tanh", x=gradient)
+
+    p = network(build, parameters={"w": (16, 8, 3, 3)}, train=False, maps=False, x=(1, 8, 5, 5))
+    inputs = values(p)
+    expected = results(p, inputs)
+    STAGES["Expand"](p)
+    t = ChannelsLast(keep)
+    assert t.try_apply(only(t.matches(p)))
+    (call,) = (n for n in p.nodes if isinstance(n, LibraryCall) and n.function == "aten::conv_grad_weight")
+    assert is_channels_last(p, call.writes["y"].container) == last
+    assert_same(p, inputs, expected)

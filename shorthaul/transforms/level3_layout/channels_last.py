@@ -12,9 +12,9 @@ from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import AUTO, LibraryCall, Map
 from shorthaul.ir.program import Program
 from shorthaul.ir.rewrite import rename
-from shorthaul.symbolic import Expr, Symbol
+from shorthaul.symbolic import Expr, Symbol, product
 
-from ..base import Match, Transformation, require
+from ..base import Match, Transformation, hint_value, require
 
 IntLike = Union[int, Expr]
 _SPATIAL = ("conv", "pool")
@@ -43,25 +43,43 @@ class ChannelsLast(Transformation):
     Channels innermost make 1x1 convolutions matrix products without a reorder and depthwise windows and per-channel maps vectors over
     channels. The layout spreads from convolutions along maps that access both containers at the same point; what only meets
     the caller's tensors keeps their layout. Depthwise weights are packed to match.
+
+    keep: elements from which on the gradient of weights keeps their layout, if the images have not even a quarter of them. On a CPU such
+    a gradient is a product that gives either layout (`codegen/library/convolution.py`), and its reader is the weights' update.
     """
 
     level = 3
+    allowed = {"keep": range(1 << 40)}
+
+    def __init__(self, keep: int = 0) -> None:
+        self.keep = keep
 
     def matches(self, program: Program) -> Iterator[Match]:
         """One place: the program."""
         yield Match(program, {})
 
     def check(self, m: Match) -> None:
-        seeds = _seeds(m.program)
+        kept = self._kept(m.program)
+        seeds = _seeds(m.program) - kept
         require(bool(seeds), "there is no convolution or pooling of images whose layout is ours")
         chosen = _spread(m.program, seeds)
         weights = {w for _, w in _windows(m.program, chosen)}
         m.derived["chosen"] = frozenset(
             c
-            for c in chosen - weights
+            for c in chosen - weights - kept
             if m.program.containers[c].actual_strides != channels_last_strides(m.program.containers[c].shape)
         )
         require(bool(m.chosen), "the images are laid out channels-last already")
+
+    def _kept(self, program: Program) -> set[str]:
+        found = set()
+        for node in program.nodes:
+            if self.keep and isinstance(node, LibraryCall) and node.function == "aten::conv_grad_weight":
+                result = node.writes["y"].container
+                x, y = (hint_value(program, product(program.containers[c].shape)) for c in (node.reads["x"].container, result))
+                if y >= self.keep and y > 4 * x:
+                    found.add(result)
+        return found
 
     def saves(self, m: Match) -> IntLike:
         """Each container moves as a whole in either layout, but convolutions by library need not reorder it any more; packing reads and
@@ -93,10 +111,11 @@ class ChannelsLast(Transformation):
         _pack_inputs(m.program, edit)
 
 
-def assign_channels_last(program: Program) -> int:
+def assign_channels_last(program: Program, keep: int = 0) -> int:
     """Apply ChannelsLast. Returns how many containers changed."""
-    m = next(ChannelsLast().matches(program))
-    return len(m.chosen) if ChannelsLast().try_apply(m) else 0
+    t = ChannelsLast(keep)
+    m = next(t.matches(program))
+    return len(m.chosen) if t.try_apply(m) else 0
 
 
 def _seeds(program: Program) -> set[str]:
