@@ -73,8 +73,9 @@ def test_strides() -> None:
 @pytest.mark.parametrize(("keep", "last"), [(0, True), (1152, False), (1153, True)])
 def test_gradients_of_large_weights_may_keep_the_layout_of_the_weights(keep: int, last: bool) -> None:
     def build(b, x, w):  # type: ignore[no-untyped-def]
-        y = b.op("convolution", CONV, x=x, weight=w)
-        gradient = b.op("conv_grad_weight", {**CONV, "size": (3, 3)}, g=y, x=x)
+        how = {k: (v,) if isinstance(v, int) and k in ("stride", "padding", "dilation", "output_padding") else v for k, v in CONV.items()}
+        y = b.op("convolution", how, x=x, weight=w)
+        gradient = b.op("conv_grad_weight", {**how, "size": (3, 3)}, g=y, x=x)
         return b.op("tanh", x=gradient)
 
     p = network(build, parameters={"w": (16, 8, 3, 3)}, train=False, maps=False, x=(1, 8, 5, 5))
