@@ -248,13 +248,18 @@ class Executable:
         return gradients
 
     # one phase --------------------------------------------------------------------------------------------------------
+    def plan(self, layout: Layout, entry: str) -> _Plan:
+        """A phase as that entry of the layout places it, prepared at the first call."""
+        found = layout.plans.get(entry)
+        if found is None:
+            found = layout.plans[entry] = self._prepare(layout, entry)
+        return found
+
     def _execute(self, layout: Layout, entry: str, part: int, tensors: dict[str, torch.Tensor], arena: Arena, saved: Arena | None) -> None:
         """One part of a phase, placed as that entry of the layout says."""
         phase = "backward" if entry == AGAIN else entry
         with self._lock, torch.no_grad(), _current(self.device):
-            plan = layout.plans.get(entry)
-            if plan is None:
-                plan = layout.plans[entry] = self._prepare(layout, entry)
+            plan = self.plan(layout, entry)
             for name, shape, strides, dtype in plan.allocate[part]:
                 if name in tensors:
                     continue  # the caller gave a place for the result

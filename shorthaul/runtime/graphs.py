@@ -235,8 +235,9 @@ class GraphedExecutable:
         """Gradients that are lent get memory that no graph uses for anything else: it is not from the graphs' pool."""
         graph, layout = torch.cuda.CUDAGraph(), state.run.layout
         names = self.inner.parts[len(captured.parts)]
-        plan, places = layout.plans.get(AGAIN if state.again and layout.shared else "backward"), {}
-        if plan is not None and not self._keeps_gradients:
+        plan = self.inner.plan(layout, AGAIN if state.again and layout.shared else "backward")  # loads kernels, which a capture may not
+        places = {}
+        if not self._keeps_gradients:
             own = {g: i for i, g in self.signature.gradients if i in names}
             for g, shape, strides, dtype in plan.allocate[len(captured.parts)]:
                 if g in own:

@@ -16,7 +16,8 @@ def multiply(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None,
     """left @ right + bias of matrices, in the target if there is one; None where MKL is as fast, or oneDNN is not there."""
     if left.dtype is not torch.float32 or left.device.type != "cpu" or not narrow_mkl() or not _pays(left, right, target is not None):
         return None
-    if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch._C._get_mkldnn_enabled()):  # type: ignore[attr-defined]
+    there = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch._C._get_mkldnn_enabled()  # type: ignore[attr-defined]
+    if not (there and torch.backends.mkl.is_available()):
         return None
     y = torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
     return y if target is None else target.copy_(y)
