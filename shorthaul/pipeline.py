@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 
 from shorthaul.analysis.eager import eager_bytes
-from shorthaul.analysis.processor import narrow_mkl
 from shorthaul.config import Options
 from shorthaul.ir.collection import uncollected
 from shorthaul.ir.containers import Container
@@ -108,7 +107,7 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     if program.attributes.get("whole_step"):
         merge_phases(program)
     if level >= 1:
-        apply_everywhere(program, choices.adjust([_products(options.target)]))
+        apply_everywhere(program, choices.adjust([PointwiseProduct("16-bit" if options.target == "triton" else "all")]))
     result = Result()
     if level >= 2:
         result = fuse(program, choices.adjust(default_fusions(options.target)))
@@ -141,11 +140,6 @@ def optimize(program: Program, options: Options | None = None, *, check: bool = 
     result = Result(result.applied + sparse.applied, [*sparse.refused, *result.refused])
     program.attributes["refusals"] = result.refused
     return result
-
-
-def _products(target: str) -> Transformation:
-    """Of 32 MiB on the C library gives memory back at once, and new pages cost more than a product."""
-    return PointwiseProduct("16-bit") if target == "triton" else PointwiseProduct(least=(32 << 20) if narrow_mkl() else 0)
 
 
 def _tiles() -> list[Transformation]:

@@ -388,7 +388,8 @@ class Executable:
         if isinstance(step, ControlStep):
             fills = isinstance(step.control, Loop) and step.control.tile is not None
         else:
-            fills = writes_out(step.function, self.device, step.attributes)
+            around = {k: self.host.containers[c] for k, c in (*step.reads, *step.writes) if c in self.host.containers}
+            fills = writes_out(step.function, self.device, step.attributes, around)
         return not fills and kind in ("transient", "saved", "result")
 
     # preparation ------------------------------------------------------------------------------------------------------

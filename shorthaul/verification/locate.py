@@ -94,10 +94,10 @@ def _listen(region: Region, calls: list[Recorded]) -> None:
             by_run[id(run)] = call
         return results, run
 
-    def noted_backward(run: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    def noted_backward(run: Any, tensors: Mapping[str, torch.Tensor], again: bool = True) -> Any:
         names = {c for _, c in executable.signature.cotangents}
         by_run[id(run)].cotangents.update((n, to_numpy(t)) for n, t in tensors.items() if n in names)
-        return backward(run, tensors)
+        return backward(run, tensors, again)
 
     def noted_part(state: Any) -> Any:
         call = by_run[id(state.run)]

@@ -100,7 +100,7 @@ def test_contract_fills_planned_memory(equation: str) -> None:
     planned = operand(of_y)
     y = LIBRARY["contract"]({"a": operand(of_a), "b": operand(of_b)}, {"equation": equation}, {"y": planned})["y"]
     assert y is planned
-    assert writes_out("contract", y.device, {"equation": equation})
+    assert writes_out("contract", y.device, {"equation": equation}, {})
 
 
 def test_contraction_of_contiguous_operands_copies_nothing() -> None:
@@ -183,10 +183,11 @@ def test_gradients_of_large_weights_and_of_weights_over_long_rows(
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("planned", [True, False])
 @pytest.mark.parametrize("order", ["mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->mn"])
-def test_products_by_onednn(order: str, planned: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terms", [320, 5000])
+def test_products_by_onednn(terms: int, order: str, planned: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where MKL uses half of the processor's vectors. Whether it does, or oneDNN is turned off, changes no more than rounding."""
     torch.manual_seed(0)
-    sizes = {"m": 192, "n": 256, "k": 320}
+    sizes = {"m": 192, "n": 256, "k": terms}
     of_a, of_b = order.split("->")[0].split(",")
     a, b = (torch.rand([sizes[c] for c in w]) - 0.5 for w in (of_a, of_b))
     added = {"bias": torch.rand(sizes["n"])} if bias else {}
@@ -199,8 +200,8 @@ def test_products_by_onednn(order: str, planned: bool, bias: bool, monkeypatch: 
         out = {"y": torch.full((sizes["m"], sizes["n"]), torch.nan)} if planned else {}
         y = LIBRARY["contract"]({"a": a, "b": b, **added}, {"equation": order}, out)["y"]
         assert not planned or y is out["y"]
-        torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-4)
-    assert len(used) == 1
+        torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-3)
+    assert len(used) == (0 if (terms, order, bias) == (5000, "km,kn->mn", False) else 1)  # a long sum is a convolution's gradient
 
 
 @pytest.mark.gpu

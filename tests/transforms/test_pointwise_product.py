@@ -16,12 +16,6 @@ from shorthaul.ir.nodes import LibraryCall
 from shorthaul.transforms.level1_operator.pointwise_product import PointwiseProduct
 
 
-@pytest.fixture(autouse=True)
-def _products_are_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the pipeline does must not depend on the machine of the tests."""
-    monkeypatch.setattr("shorthaul.pipeline.narrow_mkl", lambda: False)
-
-
 def lowered(module: nn.Module, *shape: int, dtype: torch.dtype = torch.float64, memory_format: Any = torch.channels_last) -> Any:
     """Everything but this transformation, of a network whose images are channels-last from the start."""
     x = torch.randn(shape, dtype=dtype).to(memory_format=memory_format).requires_grad_()
@@ -144,26 +138,3 @@ def test_a_long_sum_is_the_same_on_several_threads() -> None:
             torch.testing.assert_close(y[:, :, 0, 0], torch.einsum("nkhw,nchw->kc", g, x), rtol=1e-12, atol=1e-12)
     finally:
         torch.set_num_threads(threads)
-
-
-def test_small_results_stay_with_the_convolution_where_it_is_faster() -> None:
-    """In float32, where the pipeline says so."""
-    for dtype in (torch.float32, torch.float64):
-        p = lowered(pointwise(2), 5, 6, 1, 1, dtype=dtype)
-        size = 5 * 4 * 4
-        for least in (size + 1, size):
-            t = PointwiseProduct(least=least)
-            second = next(m for m in t.matches(p) if p.containers[m.call.writes["y"].container].shape == (5, 4, 1, 1))
-            if least > size and dtype is torch.float32:
-                assert_refuses(t, second, "convolutions are the faster ones here")
-            else:
-                t.check(second)
-
-
-@pytest.mark.parametrize("narrow", [True, False])
-def test_the_pipeline_asks_which_library_is_faster(narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shorthaul.pipeline.narrow_mkl", lambda: narrow)
-    x = torch.randn(3, 6, 5, 7).to(memory_format=torch.channels_last).requires_grad_()
-    program = sh.capture(pointwise(2), (x,), train=True)
-    program.optimize()
-    assert ("contract" in [n.function for n in calls(program)]) != narrow

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from shorthaul.ir.containers import Container
+
 from .onednn import multiply
 from .table import Tensors, library
 
@@ -86,7 +88,7 @@ def _as_images(arguments: list[Any]) -> list[Any]:
     return [[1, *stride], [0, *padding], [1, *dilation], transposed, [0, *output_padding], groups]
 
 
-def _on_gpu(device: torch.device, attributes: Mapping[str, Any]) -> bool:
+def _on_gpu(device: torch.device, attributes: Mapping[str, Any], containers: Mapping[str, Container]) -> bool:
     """PyTorch lets cuDNN's forward convolution write into memory that is there."""
     return device.type == "cuda" and not attributes["transposed"]
 

@@ -11,7 +11,7 @@ import torch
 
 from shorthaul.analysis.products import Plan, plan
 
-from .onednn import multiply
+from .onednn import fills, multiply
 from .table import Tensors, library
 
 
@@ -94,7 +94,7 @@ def _bias_inside(p: Plan, reads: Tensors, right: torch.Tensor) -> bool:
     )
 
 
-@library("contract", writes_out=True)
+@library("contract", writes_out=fills)
 def contract(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> dict[str, torch.Tensor]:
     """alpha * contraction of a and b + beta * bias; see the operator `contract`.
 
@@ -131,8 +131,12 @@ def _contracted(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> 
         if attributes["along"] != rank - 1:
             reads = {**reads, "bias": bias.reshape(-1, *[1] * (rank - 1 - attributes["along"]))}
             bias = reads["bias"]
-    if y is None:
+    wanted = attributes.get("strides", {}).get("y")
+    if y is None and wanted is None:
         return {"y": _contract(plan(equation), reads, alpha, beta, None)}
+    owned = y is None
+    if y is None:  # of the library's choice, in the layout that the caller wants
+        y = torch.empty_strided(_shape_of_result(equation, a, b), wanted, dtype=a.dtype, device=a.device)
     key = (
         equation,
         a.shape,
@@ -153,10 +157,24 @@ def _contracted(reads: Tensors, attributes: Mapping[str, Any], out: Tensors) -> 
     if ready.swap:
         a, b = b, a
     left, right, target = a.as_strided(*ready.left), b.as_strided(*ready.right), y.as_strided(*ready.target)
+    if owned and bias is None and alpha == 1 and left.dim() == 2:
+        found = None
+        if target.is_contiguous():
+            found = multiply(left, right, None, None)
+        elif target.t().is_contiguous():
+            found = multiply(right.t(), left.t(), None, None)
+        if found is not None:
+            return {"y": found.as_strided(y.shape, y.stride())}
     _product(left, right, bias if ready.bias_inside else None, alpha, beta, target)
     if bias is not None and not ready.bias_inside:
         y.add_(bias, alpha=beta)
     return {"y": y}
+
+
+def _shape_of_result(equation: str, a: torch.Tensor, b: torch.Tensor) -> list[int]:
+    operands, _, of_y = equation.rpartition("->")
+    sizes = dict(zip(operands.replace(",", ""), (*a.shape, *b.shape), strict=True))
+    return [1 if c == "1" else sizes[c] for c in of_y]
 
 
 def _parts(left: torch.Tensor, right: torch.Tensor) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from shorthaul.ir.containers import Container
+
 Tensors = Mapping[str, torch.Tensor]
 LibraryFunction = Callable[[Tensors, Mapping[str, Any], Tensors], dict[str, torch.Tensor]]
 
@@ -16,13 +18,13 @@ class LibraryError(RuntimeError):
 
 
 LIBRARY: dict[str, LibraryFunction] = {}
-WritesOut = Callable[[torch.device, Mapping[str, Any]], bool]
+WritesOut = Callable[[torch.device, Mapping[str, Any], Mapping[str, Container]], bool]
 _WRITES_OUT: dict[str, WritesOut] = {}
 
 
 def library(name: str, *, writes_out: bool | WritesOut = False) -> Callable[[LibraryFunction], LibraryFunction]:
-    """Register the function of that name. `writes_out`: it fills the tensors of `out` instead of allocating; may depend on the device and
-    the call's attributes. Where it does so for most calls of a kind, it may decide otherwise in a call: that is copied."""
+    """Register the function of that name. `writes_out`: it fills the tensors of `out` instead of allocating; may depend on the
+    device, the call's attributes and its containers. Where it does so mostly, it may decide otherwise in a call: that is copied."""
 
     def add(function: LibraryFunction) -> LibraryFunction:
         if name in LIBRARY:
@@ -35,11 +37,11 @@ def library(name: str, *, writes_out: bool | WritesOut = False) -> Callable[[Lib
     return add
 
 
-def _always(device: torch.device, attributes: Mapping[str, Any]) -> bool:
+def _always(device: torch.device, attributes: Mapping[str, Any], containers: Mapping[str, Container]) -> bool:
     return True
 
 
-def writes_out(name: str, device: torch.device, attributes: Mapping[str, Any]) -> bool:
-    """Whether the function fills planned memory (otherwise it allocates its results)."""
+def writes_out(name: str, device: torch.device, attributes: Mapping[str, Any], containers: Mapping[str, Container]) -> bool:
+    """Whether the function fills planned memory (otherwise it allocates its results). containers: by connector."""
     decide = _WRITES_OUT.get(name)
-    return decide is not None and decide(device, attributes)
+    return decide is not None and decide(device, attributes, containers)

@@ -7,7 +7,6 @@ from typing import Any, Union
 
 from shorthaul.analysis.reorders import CONVOLUTIONS, channels_last_strides
 from shorthaul.ir.containers import Container
-from shorthaul.ir.dtypes import float32
 from shorthaul.ir.edit import Edit
 from shorthaul.ir.nodes import LibraryCall
 from shorthaul.ir.program import Program
@@ -39,17 +38,14 @@ class PointwiseProduct(Transformation):
     EfficientNet-B0 at 128×128, batch 8) products take 0.66 of the convolutions' time, forward and backward; with AVX2 0.76 forward.
 
     types: "16-bit" for GPUs, on which PyTorch has one precision for convolutions in float32 and another one for products. In bfloat16 on
-    an H100, the layers of ResNet-50 and EfficientNet-B0 take the same time by both (the gradients of weights 3 % less by products). least:
-    bytes of a float32 result up to which the convolution stays, on processors where its library is the faster one (by 2 on an AMD EPYC
-    with AVX-512) but has to allocate the result.
+    an H100, the layers of ResNet-50 and EfficientNet-B0 take the same time by both (the gradients of weights 3 % less by products).
     """
 
     level = 1
-    allowed = {"types": ("all", "16-bit"), "least": range(1 << 40)}
+    allowed = {"types": ("all", "16-bit")}
 
-    def __init__(self, types: str = "all", least: int = 0) -> None:
+    def __init__(self, types: str = "all") -> None:
         self.types = types
-        self.least = least
 
     def matches(self, program: Program) -> Iterator[Match]:
         for node in list(program.nodes):
@@ -65,8 +61,6 @@ class PointwiseProduct(Transformation):
         weight = result if gradient else p.containers[call.reads["weight"].container]
         images += [] if gradient else [result]
         _require_pointwise(call.attributes, weight)
-        large = result.dtype is not float32 or hint_value(p, result.bytes) >= self.least
-        require(large, f"convolutions are the faster ones here, and {result.name} is small enough to be allocated")
         require(self.types == "all" or result.dtype.itemsize == 2, f"{result.name} is of {result.dtype}, not of 16 bits")
         for c in images:
             require(_is_matrix(c), f"{c.name} is not in channels-last, so its positions and channels are no matrix")
