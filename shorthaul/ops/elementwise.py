@@ -106,7 +106,10 @@ class Pointwise(OperatorDefinition):
             shape = broadcast_shapes(self.name, [gy.shape, *(c.shape for c in operands.values())])
             value = cast(value, x.dtype)
             # a sum passes its gradient on as it is: one container for all of its operands
-            full_grad = gy if value is read(gname, gy.dtype) else g.op("pointwise", {"code": value}, **operands, **{gname: gy})
+            if value is read(gname, gy.dtype) and gy.role == "transient":
+                full_grad = gy
+            else:
+                full_grad = g.op("pointwise", {"code": value}, **operands, **{gname: gy})
             assert tuple(full_grad.shape) == tuple(shape)
             result[k] = g.sum_to(full_grad, x.shape)
         return result
