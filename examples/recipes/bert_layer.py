@@ -5,6 +5,8 @@ from shorthaul.transforms.recipe import Recipe, at, stage
 recipe = Recipe('Bert', version=1, steps=[
     stage('Expand'),
     stage('DeadCode'),
+    at('CommonSubexpressions', {'first': 'layers.1.feed_forward: pointwise [backward]', 'second': 'layers.1.feed_forward: pointwise [backward] #2'}),  # saves 4608 bytes
+    at('CommonSubexpressions', {'first': 'layers.1.attention: pointwise [backward]', 'second': 'layers.1.attention: pointwise [backward] #2'}),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.attention: reshape', 'second': 'layers.1.attention: permute', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.attention: reshape', 'second': 'layers.1.attention: permute', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.attention: reshape', 'second': 'layers.1.attention: permute', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
@@ -13,10 +15,13 @@ recipe = Recipe('Bert', version=1, steps=[
     at('MapFusion', {'first': 'layers.1.attention.dropout: dropout', 'second': 'layers.1.attention: add', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.feed_forward.dropout: dropout', 'second': 'layers.1.feed_forward: add', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.feed_forward.norm: pointwise [backward] #3', 'second': 'layers.1.feed_forward.norm: sum [backward] #2', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
-    at('MapFusion', {'first': 'layers.1.feed_forward.norm: pointwise [backward] #4', 'second': 'layers.1.feed_forward.norm: sum_to [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
+    at('MapFusion', {'first': 'layers.1.feed_forward.norm: pointwise [backward] #3', 'second': 'layers.1.feed_forward: pointwise [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
+    at('MapFusion', {'first': 'layers.1.feed_forward.norm: pointwise [backward] #3', 'second': 'layers.1.feed_forward.norm: sum_to [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.attention.norm: pointwise [backward] #3', 'second': 'layers.1.attention.norm: sum [backward] #2', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
-    at('MapFusion', {'first': 'layers.1.attention.norm: pointwise [backward] #4', 'second': 'layers.1.attention.norm: sum_to [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
-    at('MapFusion', {'first': 'layers.1.attention: reshape [backward]', 'second': 'layers.1.attention: permute [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
+    at('MapFusion', {'first': 'layers.1.attention.norm: pointwise [backward] #3', 'second': 'layers.1.attention: pointwise [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
+    at('MapFusion', {'first': 'layers.1.attention.norm: pointwise [backward] #3', 'second': 'layers.1.attention.norm: sum_to [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
+    at('MapFusion', {'first': 'layers.1.attention: reshape [backward]', 'second': 'layers.1.attention: pointwise [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
+    at('MapFusion', {'first': 'layers.1.attention: reshape+pointwise [backward]', 'second': 'layers.1.attention: permute [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.attention: permute [backward]', 'second': 'layers.1.attention: reshape [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.attention: permute [backward]', 'second': 'layers.1.attention: reshape [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
     at('MapFusion', {'first': 'layers.1.attention: permute [backward]', 'second': 'layers.1.attention: reshape [backward]', 'mid': 'first>0'}, several='refuse'),  # saves 4608 bytes
@@ -57,6 +62,6 @@ recipe = Recipe('Bert', version=1, steps=[
     at('AliasViews', {'copy': 'layers.1.attention: reshape+permute', 'mid': 'copy>0'}),  # saves 4608 bytes
     at('AliasViews', {'copy': 'layers.1.attention: reshape+permute', 'mid': 'copy>0'}),  # saves 4608 bytes
     at('AliasViews', {'copy': 'layers.1.attention: reshape+permute', 'mid': 'copy>0'}),  # saves 4608 bytes
-    at('AliasViews', {'copy': 'layers.1.attention: reshape+permute [backward]', 'mid': 'copy>0'}),  # saves 4608 bytes
+    at('AliasViews', {'copy': 'layers.1.attention: reshape+pointwise+permute [backward]', 'mid': 'copy>0'}),  # saves 4608 bytes
     stage('Schedule'),
 ])

@@ -6,6 +6,7 @@ recipe = Recipe('MBConvNet', version=1, steps=[
     stage('Expand'),
     stage('DeadCode'),
     at('ChannelsLast', {}, keep=1048576),  # saves 13623744 bytes
+    at('CommonSubexpressions', {'first': 'blocks.2: pointwise [backward]', 'second': 'blocks.2: pointwise [backward] #2'}),  # saves 110592 bytes
     at('Recompute', {'producer': 'blocks.2: silu #2', 'mid': 'producer>0'}),  # saves -442368 bytes
     at('Recompute', {'producer': 'blocks.2.depthwise_bn: bn_apply', 'mid': 'producer>0'}),  # saves -443136 bytes
     at('Recompute', {'producer': 'blocks.2.depthwise_conv: pack', 'mid': 'producer>0'}),  # saves -3456 bytes
@@ -48,9 +49,10 @@ recipe = Recipe('MBConvNet', version=1, steps=[
     at('SiblingFusion', {'first': 'blocks.2.expand_bn: sum_to [backward]', 'second': 'blocks.2.expand_bn: pointwise+sum_to [backward]', 'mid': 'first<0'}, reductions_only=True),  # saves 221184 bytes
     at('MapFusion', {'first': 'blocks.2.depthwise_bn: bn_apply+silu', 'second': 'blocks.2.squeeze_excite: mean', 'mid': 'first>0'}, several='recompute'),  # saves -768 bytes
     at('MapFusion', {'first': 'blocks.2.depthwise_bn: bn_apply+silu', 'second': 'blocks.2.squeeze_excite: mul', 'mid': 'first>0'}, several='recompute'),  # saves 442368 bytes
-    at('MapFusion', {'first': 'blocks.2: pointwise [backward]', 'second': 'blocks.2.project_bn: pointwise [backward] #4', 'mid': 'first>0'}, several='recompute'),  # saves -32 bytes
+    at('MapFusion', {'first': 'blocks.2: pointwise [backward]', 'second': 'blocks.2: pointwise [backward] #2', 'mid': 'first>0'}, several='recompute'),
     at('MapFusion', {'first': 'blocks.2.project_bn: reshape [backward] #2', 'second': 'blocks.2.project_bn: pointwise [backward] #3', 'mid': 'first>0'}, several='recompute'),
-    at('MapFusion', {'first': 'blocks.2.project_bn: pointwise [backward]', 'second': 'blocks.2.project_bn: sum_to+pointwise [backward]', 'mid': 'first>0'}, several='recompute'),  # saves -48 bytes
+    at('MapFusion', {'first': 'blocks.2.project_bn: pointwise [backward]', 'second': 'blocks.2.project_bn: pointwise [backward] #3', 'mid': 'first>0'}, several='recompute'),  # saves -48 bytes
+    at('MapFusion', {'first': 'blocks.2: pointwise [backward] #2', 'second': 'blocks.2.project_bn: sum_to+pointwise [backward]', 'mid': 'first>0'}, several='recompute'),  # saves -32 bytes
     at('MapFusion', {'first': 'blocks.2.project_bn: reshape [backward] #2', 'second': 'blocks.2.project_bn: reshape+pointwise [backward]', 'mid': 'first>0'}, several='recompute'),
     at('MapFusion', {'first': 'blocks.2.project_bn: reshape [backward] #2', 'second': 'blocks.2.project_bn: pointwise+reshape [backward]', 'mid': 'first>0'}, several='recompute'),  # saves 96 bytes
     at('MapFusion', {'first': 'blocks.2.depthwise_bn: bn_apply [backward]', 'second': 'blocks.2: pointwise [backward] #3', 'mid': 'first>0'}, several='recompute'),  # saves -768 bytes
@@ -67,8 +69,8 @@ recipe = Recipe('MBConvNet', version=1, steps=[
     at('MapFusion', {'first': 'blocks.2.expand_bn: pointwise [backward]', 'second': 'blocks.2.expand_bn: sum_to+pointwise [backward]', 'mid': 'first>0'}, several='recompute'),  # saves 442368 bytes
     at('MapFusion', {'first': 'blocks.2.expand_bn: reshape [backward] #2', 'second': 'blocks.2.expand_bn: reshape+pointwise [backward]', 'mid': 'first>0'}, several='recompute'),
     at('MapFusion', {'first': 'blocks.2.expand_bn: reshape [backward] #2', 'second': 'blocks.2.expand_bn: pointwise+reshape [backward]', 'mid': 'first>0'}, several='recompute'),  # saves 384 bytes
-    at('MapFusion', {'first': 'blocks.2.project_bn: pointwise [backward]', 'second': 'blocks.2: pointwise [backward] #2', 'mid': 'first>0'}, several='recompute'),  # saves 110592 bytes
-    at('MapFusion', {'first': 'blocks.2: pointwise [backward]', 'second': 'blocks.2.project_bn: pointwise+sum_to [backward]', 'mid': 'first>0'}, several='recompute'),  # saves 110592 bytes
+    at('MapFusion', {'first': 'blocks.2: pointwise [backward] #2', 'second': 'blocks.2.project_bn: pointwise [backward] #3', 'mid': 'first>0'}, several='recompute'),  # saves 110592 bytes
+    at('MapFusion', {'first': 'blocks.2.project_bn: pointwise [backward]', 'second': 'blocks.2: pointwise+sum_to [backward]', 'mid': 'first>0'}, several='recompute'),  # saves 110592 bytes
     at('MapFusion', {'first': 'blocks.2.depthwise_bn: bn_apply+pointwise [backward]', 'second': 'blocks.2.depthwise_bn: pointwise [backward] #2', 'mid': 'first>0'}, several='recompute'),  # saves -768 bytes
     at('MapFusion', {'first': 'blocks.2.depthwise_bn: bn_apply+pointwise [backward]', 'second': 'blocks.2.depthwise_bn: pointwise+sum_to [backward]', 'mid': 'first>0'}, several='recompute'),  # saves 663552 bytes
     at('MapFusion', {'first': 'blocks.2.expand_bn: bn_apply+pointwise [backward]', 'second': 'blocks.2.expand_bn: pointwise [backward] #2', 'mid': 'first>0'}, several='recompute'),  # saves -768 bytes
@@ -80,6 +82,7 @@ recipe = Recipe('MBConvNet', version=1, steps=[
     at('ImageFusion', {'first': 'blocks.2.expand_bn: bn_apply+silu [backward]', 'second': 'blocks.2.depthwise_conv: conv_grad_weight [backward]', 'mid': 'first>0'}),  # saves 442368 bytes
     at('ImageFusion', {'first': 'blocks.2.depthwise_bn: bn_apply+pointwise+conv_grad_input [backward]', 'second': 'blocks.2.expand_bn: bn_apply+pointwise+sum_to [backward]', 'mid': 'first>1'}),  # saves 221184 bytes
     at('ImageFusion', {'first': 'blocks.2.depthwise_bn: bn_apply+pointwise+conv_grad_input+sum_to [backward]', 'second': 'blocks.2.expand_bn: bn_apply+silu+conv_grad_weight [backward]', 'mid': 'first>0'}),  # saves 664320 bytes
+    at('SiblingFusion', {'first': 'blocks.2: pointwise [backward]', 'second': 'blocks.2: pointwise [backward] #2', 'mid': 'first<0'}),  # saves 55296 bytes
     at('SiblingFusion', {'first': 'blocks.2.project_bn: reshape+pointwise [backward]', 'second': 'blocks.2.project_bn: reshape+pointwise [backward] #2', 'mid': 'first<0'}),  # saves 48 bytes
     at('SiblingFusion', {'first': 'blocks.2.project_bn: pointwise [backward]', 'second': 'blocks.2.project_bn: reshape [backward] #2', 'mid': 'first<0'}),  # saves 48 bytes
     at('SiblingFusion', {'first': 'blocks.2.project_bn: reshape+pointwise [backward] #2', 'second': 'blocks.2.project_bn: reshape+pointwise [backward]', 'mid': 'first<0'}),  # saves 96 bytes

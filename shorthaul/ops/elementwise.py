@@ -104,12 +104,7 @@ class Pointwise(OperatorDefinition):
             gname = f"x{len(names)}"
             value = scaled(substitute_reads(d, rename), cast(read(gname, gy.dtype), d.dtype))
             shape = broadcast_shapes(self.name, [gy.shape, *(c.shape for c in operands.values())])
-            value = cast(value, x.dtype)
-            # a sum passes its gradient on as it is: one container for all of its operands
-            if value is read(gname, gy.dtype) and gy.role == "transient":
-                full_grad = gy
-            else:
-                full_grad = g.op("pointwise", {"code": value}, **operands, **{gname: gy})
+            full_grad = g.op("pointwise", {"code": cast(value, x.dtype)}, **operands, **{gname: gy})
             assert tuple(full_grad.shape) == tuple(shape)
             result[k] = g.sum_to(full_grad, x.shape)
         return result
