@@ -121,15 +121,15 @@ class Run:
 
 
 class Backward:
-    """A backward run in progress: it has its arena until its last part ran. plan: the layout's entry for the phase."""
+    """A backward run in progress: it has its arena until its last part ran. entry: that of the layout, which places its values."""
 
-    __slots__ = ("arena", "next", "plan", "run", "tensors")
+    __slots__ = ("arena", "entry", "next", "run", "tensors")
 
-    def __init__(self, run: Run, tensors: dict[str, torch.Tensor], arena: Arena, plan: str) -> None:
+    def __init__(self, run: Run, tensors: dict[str, torch.Tensor], arena: Arena, entry: str) -> None:
         self.run = run
         self.tensors = tensors
         self.arena: Arena | None = arena
-        self.plan = plan
+        self.entry = entry
         self.next = 0
 
     def release(self) -> None:
@@ -225,8 +225,8 @@ class Executable:
             assert run.saved is not None
             run.spent = True
             return Backward(run, given, run.saved, "backward")
-        plan = AGAIN if run.layout.shared else "backward"
-        return Backward(run, given, ARENAS.acquire(run.layout.arena_bytes[plan], self.device), plan)
+        entry = AGAIN if run.layout.shared else "backward"
+        return Backward(run, given, ARENAS.acquire(run.layout.arena_bytes[entry], self.device), entry)
 
     def part(self, state: Backward) -> dict[str, torch.Tensor]:
         """Run the next part of a backward phase; returns the gradients that it completes, by input."""
@@ -234,7 +234,7 @@ class Executable:
         if state.arena is None:
             raise RuntimeError(f"the backward phase of {self.host.phases['backward'].name} was ended")
         try:
-            self._execute(state.run.layout, state.plan, state.next, state.tensors, state.arena, state.run.saved)
+            self._execute(state.run.layout, state.entry, state.next, state.tensors, state.arena, state.run.saved)
         except BaseException:
             state.release()
             raise

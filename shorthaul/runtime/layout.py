@@ -116,7 +116,7 @@ def _places(
         kept, top = plan_arena((n, size, 0, 0) for n, size in saved.items())
         return {p: o for p, (o, _) in planned.items()}, {p: size for p, (_, size) in planned.items()}, kept, top
     forward, backward = (host.phases[p].spans for p in ("forward", "backward"))
-    begin = 1 + max(last for spans in (forward, {"": (0, len(host.phases["forward"].steps))}) for _, last in spans.values())
+    begin = 1 + max([len(host.phases["forward"].steps), *(last for _, last in forward.values())])
     together: list[Block] = [(n, size, forward[n][0], begin + backward[n][1]) for n, size in saved.items()]
     together += blocks["forward"]
     together += [(n, size, begin + first, begin + last) for n, size, first, last in blocks["backward"]]

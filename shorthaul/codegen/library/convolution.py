@@ -157,15 +157,14 @@ def _by_taps(g: torch.Tensor, x: torch.Tensor, shape: Sequence[int], attributes:
     cores of a Zen 4, 128 and 256 channels, 2 taps, 16384 positions: 420 GF/s; 118 by one convolution, 310 in the other layout."""
     (padding,), (dilation,) = (_arguments(attributes, 1)[i] for i in (1, 2))
     y = x.new_zeros(shape)
-    weight = x.new_empty((*shape[:2], 1, 1))
+    of_tap = {**attributes, "padding": (0,), "dilation": (1,)}
     for tap in range(shape[2]):
         behind = tap * dilation - padding
         low, high = max(0, -behind), min(g.shape[2], x.shape[2] - behind)
         if low < high:
-            of_g, of_x = g[:, :, low:high].unsqueeze(2), x[:, :, low + behind : high + behind].unsqueeze(2)
-            ones, zeros = [1, 1], [0, 0]
-            y[:, :, tap] = torch.ops.aten.convolution_backward.default(
-                of_g, of_x, weight, None, ones, zeros, ones, False, zeros, 1, [False, True, False])[1].flatten(1)  # fmt: skip
+            weight = x.new_empty((*shape[:2], 1))
+            of_g, of_x = g[:, :, low:high], x[:, :, low + behind : high + behind]
+            y[:, :, tap] = _gradient(of_g, of_x, weight, of_tap, [False, True, False]).squeeze(2)
     return y
 
 
